@@ -1,0 +1,1 @@
+"""Ray core, storage, ledger and registry: what moves things about. No torch, no onnxruntime."""

@@ -1,0 +1,1 @@
+"""What learns: training, search, comparison and export. Never imports serving."""

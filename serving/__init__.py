@@ -1,0 +1,1 @@
+"""What answers: the Ray Serve app. Never imports jobs, never torch."""
