@@ -110,6 +110,22 @@ def _as_class(value: Any) -> Any:
     return {"fleet": value} if isinstance(value, str) else value
 
 
+class Shares(Config):
+    """Which part of the lots each role gets."""
+
+    train: float = 0.6
+    select: float = 0.1
+    decide: float = 0.1
+    test: float = 0.2
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        values = (self.train, self.select, self.decide, self.test)
+        if min(values) <= 0 or abs(sum(values) - 1) > 1e-6:
+            raise ValueError("shares must be positive and sum to 1")
+        return self
+
+
 class Plant(Config):
     """One factory: where its frames lie, what its classes mean, what its errors cost."""
 
@@ -127,6 +143,8 @@ class Plant(Config):
     lot_pattern: str | None = None
     part_pattern: str | None = None
     costs: Costs = Costs()
+    shares: Shares | None = None
+    """Overrides the fleet's shares of lots by role."""
     may_train: bool = True
     may_leave: bool = True
     """Whether images of this plant may be stored outside it (probe, reference, pooled training)."""
@@ -197,22 +215,6 @@ class Trunk(Config):
     def name(self) -> str:
         """A short name for reports."""
         return f"{self.backbone}@{self.size_px}"
-
-
-class Shares(Config):
-    """Which part of the lots each role gets."""
-
-    train: float = 0.6
-    select: float = 0.1
-    decide: float = 0.1
-    test: float = 0.2
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> Self:
-        values = (self.train, self.select, self.decide, self.test)
-        if min(values) <= 0 or abs(sum(values) - 1) > 1e-6:
-            raise ValueError("shares must be positive and sum to 1")
-        return self
 
 
 class Fleet(Config):
