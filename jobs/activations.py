@@ -1,0 +1,285 @@
+"""What runs learn from: activations of the frozen trunk, cached on disk in several augmented views.
+
+The rows of a plant are its model inputs (frames, or tiles of frames) of the roles train and select, train first.
+An entry is named by (weights, cuts, input size, augmentation, view, pack): nothing that changes can hit an old entry,
+and deleting the cache loses nothing. Rows of `decide` and `test` are never cached: they meet the exported files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+from jobs.augment import augment
+from jobs.recipe import Augment
+from plants.plant import Plant, is_ok
+
+TILES_PER_GOOD_FRAME = 12
+"""Good tiles kept for training from one tiled frame; tiles that show a defect are all kept."""
+TILE_HIT = 0.5
+"""Share of a defect's box that a tile must hold to carry the defect's label; any less, and the tile is left out."""
+
+
+class PackLike(Protocol):
+    """Decoded inputs of a plant, as `cluster.packs.Pack` holds them."""
+
+    pixels: np.ndarray
+    frame_index: np.ndarray
+    tile_boxes: np.ndarray
+    frames: Sequence[str]
+
+
+class TrunkLike(Protocol):
+    """What is needed of `jobs.model.CutModel`: the frozen lower part."""
+
+    weights_digest: str
+
+    def trunk(self, images: torch.Tensor) -> Mapping[int, torch.Tensor]:
+        """Activations by cut of uint8 images [N, S, S, 3]."""
+
+
+@dataclass(frozen=True)
+class PlantData:
+    """One plant's rows with their cached activations."""
+
+    plant: Plant
+    rows: pd.DataFrame
+    """One a model input: frame, part_id, lot, environment, label, role, input (index into the pack)."""
+    num_train: int
+    folder: Path
+    cuts: tuple[int, ...]
+    views: int
+
+    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Activations float32 [len(ids), ...] at a cut, each row in the view asked for (0 is the plain image)."""
+        out: np.ndarray | None = None
+        for view in np.unique(views):
+            at = np.flatnonzero(views == view)
+            part = _map(self.folder / f"cut{cut}.view{view}.npy")[ids[at]]
+            if out is None:
+                out = np.empty((len(ids), *part.shape[1:]), dtype=np.float32)
+            out[at] = part
+        if out is None:
+            raise ValueError("no rows were asked for")
+        return out
+
+
+_MAPS: dict[Path, np.ndarray] = {}
+
+
+def _map(path: Path) -> np.ndarray:
+    if path not in _MAPS:
+        _MAPS[path] = np.load(path, mmap_mode="r")
+    return _MAPS[path]
+
+
+def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: PackLike, seed: int) -> pd.DataFrame:
+    """The model inputs that may be learned from (train, then select), each with the label it carries.
+
+    A tile carries its frame's defect when it holds enough of the defect's box, `ok` when it holds none of it. In a
+    part of several frames the boxes say which frames show the defect; without boxes every frame carries the label.
+    """
+    by_frame = labels.set_index("frame").to_dict("index")
+    boxed_parts = set(labels.loc[labels["box"].map(_has_box), "part_id"])
+    frames = list(pack.frames)
+    good = plant.ok[0] if plant.ok else None
+    rows: list[dict[str, Any]] = []
+    for i, (at, tile) in enumerate(zip(pack.frame_index, pack.tile_boxes, strict=True)):
+        row = by_frame.get(frames[at])
+        if row is None or row["role"] not in ("train", "select"):
+            continue
+        label = _tile_label(row, tile=tile, good=good, part_has_box=row["part_id"] in boxed_parts, plant=plant)
+        if label == "":
+            continue
+        rows.append(
+            {
+                "frame": frames[at],
+                "part_id": row["part_id"],
+                "lot": row["lot"],
+                "environment": row["environment"],
+                "label": label,
+                "truth": row["class"],
+                "role": row["role"],
+                "input": i,
+            }
+        )
+    table = pd.DataFrame(rows, columns=["frame", "part_id", "lot", "environment", "label", "truth", "role", "input"])
+    table = pd.concat(
+        [_thinned(table[table["role"] == "train"], plant=plant, seed=seed), table[table["role"] == "select"]]
+    )
+    return table.reset_index(drop=True)
+
+
+def _has_box(box: Any) -> bool:
+    return box is not None and not np.isscalar(box) and len(box) == 4
+
+
+def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, part_has_box: bool, plant: Plant) -> str:
+    label = row["class"] if isinstance(row["class"], str) else ""
+    if label == "":
+        return "?"
+    if good is None or label in plant.ok or not part_has_box:
+        return label
+    if not _has_box(row["box"]):
+        return good
+    x0, y0, x1, y1 = (float(v) for v in row["box"])
+    overlap = max(0.0, min(x1, tile[2]) - max(x0, tile[0])) * max(0.0, min(y1, tile[3]) - max(y0, tile[1]))
+    if overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0):
+        return label
+    return good if overlap == 0 else ""
+
+
+def _thinned(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:
+    """Training rows with at most TILES_PER_GOOD_FRAME good tiles a frame, picked at random."""
+    good = table["label"].isin(plant.ok)
+    order = np.random.default_rng(seed).permutation(len(table))
+    rank = table.assign(_order=order)[good].groupby("frame")["_order"].rank()
+    keep = ~good | (rank.reindex(table.index).fillna(0) <= TILES_PER_GOOD_FRAME)
+    return table[keep]
+
+
+def prepare(
+    plant: Plant,
+    *,
+    rows: pd.DataFrame,
+    pack: PackLike,
+    pack_digest: str,
+    model: TrunkLike,
+    cuts: Sequence[int],
+    policy: Augment,
+    views: int,
+    cache: Path,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> PlantData:
+    """The plant's activations are in the cache: view 0 of every row, views 1.. of the training rows."""
+    num_train = int((rows["role"] == "train").sum())
+    name = {
+        "weights": model.weights_digest,
+        "cuts": list(cuts),
+        "pack": pack_digest,
+        "inputs": hashlib.sha256(rows["input"].to_numpy(np.int64).tobytes()).hexdigest(),
+        "augment": policy.model_dump(mode="json"),
+        "forbid": {k: sorted(v.forbid) for k, v in plant.environments.items()},
+        "seed": seed,
+        "dtype": "float16",
+    }
+    key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / "activations" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    data = PlantData(plant=plant, rows=rows, num_train=num_train, folder=folder, cuts=tuple(cuts), views=views)
+    for view in range(views):
+        if all((folder / f"cut{cut}.view{view}.npy").exists() for cut in cuts):
+            continue
+        _run_view(data, view=view, pack=pack, model=model, policy=policy, seed=seed)
+        if progress:
+            progress(view + 1, views)
+    return data
+
+
+def _run_view(data: PlantData, *, view: int, pack: PackLike, model: TrunkLike, policy: Augment, seed: int) -> None:
+    rows = data.rows if view == 0 else data.rows.iloc[: data.num_train]
+    inputs, environments = rows["input"].to_numpy(), rows["environment"].to_numpy()
+    parts: dict[int, list[np.ndarray]] = {cut: [] for cut in data.cuts}
+    for start in range(0, len(rows), 64):
+        images = np.ascontiguousarray(pack.pixels[inputs[start : start + 64]])
+        if view:
+            images = _augmented(
+                images,
+                environments[start : start + 64],
+                plant=data.plant,
+                policy=policy,
+                seed=_seed(seed, view, data.folder.name, start),
+            )
+        with torch.inference_mode():
+            for cut, values in model.trunk(torch.from_numpy(images)).items():
+                if cut in parts:
+                    parts[cut].append(values.to(torch.float16).numpy())
+    for cut, blocks in parts.items():
+        _save(
+            data.folder / f"cut{cut}.view{view}.npy", np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float16)
+        )
+
+
+def _augmented(images: np.ndarray, environments: np.ndarray, *, plant: Plant, policy: Augment, seed: int) -> np.ndarray:
+    out = images.copy()
+    for i, name in enumerate(sorted(set(environments))):
+        at = np.flatnonzero(environments == name)
+        forbid = frozenset(plant.environments[name].forbid) if name in plant.environments else frozenset()
+        out[at] = augment(images[at], policy=policy, forbid=forbid, seed=seed + i)
+    return out
+
+
+def _seed(*parts: Any) -> int:
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:4], "big")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    np.save(part, array)
+    os.replace(part, path)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The rows of all plants that one run learns from, addressed by one running index."""
+
+    plants: tuple[PlantData, ...]
+
+    def __post_init__(self) -> None:
+        for data in self.plants:
+            unlabelled = data.rows[data.rows["label"] == "?"]
+            if len(unlabelled):
+                frames = ", ".join(unlabelled["frame"].head(3))
+                raise ValueError(f"plant {data.plant.name}: {len(unlabelled)} rows have no label (NaN), e.g. {frames}")
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Start of each plant's rows in the running index, and the end: [P + 1]."""
+        return np.cumsum([0, *[len(data.rows) for data in self.plants]])
+
+    @property
+    def train_ids(self) -> np.ndarray:
+        """Running indices of the training rows."""
+        starts = self.offsets
+        return np.concatenate([starts[i] + np.arange(data.num_train) for i, data in enumerate(self.plants)])
+
+    def select_ids(self, i: int) -> np.ndarray:
+        """Running indices of the select rows of plant i."""
+        return self.offsets[i] + np.arange(self.plants[i].num_train, len(self.plants[i].rows))
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all rows, in running order; `plant` is the plant's name."""
+        if name == "plant":
+            return np.concatenate([np.full(len(d.rows), d.plant.name, dtype=object) for d in self.plants])
+        return np.concatenate([data.rows[name].to_numpy(dtype=object) for data in self.plants])
+
+    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray | None = None) -> torch.Tensor:
+        """Activations float32 [len(ids), ...], rows in the order of ids."""
+        views = np.zeros(len(ids), dtype=np.int64) if views is None else views
+        starts = self.offsets
+        owner = np.searchsorted(starts, ids, side="right") - 1
+        out: np.ndarray | None = None
+        for i in np.unique(owner):
+            at = np.flatnonzero(owner == i)
+            part = self.plants[i].fetch(cut, ids=ids[at] - starts[i], views=views[at])
+            if out is None:
+                out = np.empty((len(ids), *part.shape[1:]), dtype=np.float32)
+            out[at] = part
+        if out is None:
+            raise ValueError("no rows were asked for")
+        return torch.from_numpy(out)
+
+
+def ok_mask(leaves: Sequence[str]) -> np.ndarray:
+    """Which leaves mean a good part, bool [L]."""
+    return np.array([is_ok(leaf) for leaf in leaves], dtype=bool)

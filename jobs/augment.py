@@ -1,0 +1,54 @@
+"""Augmented views of training images: uint8 in, uint8 out, so that a view meets the trunk as a real image does."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from jobs.recipe import Augment
+
+
+def augment(images: np.ndarray, *, policy: Augment, forbid: frozenset[str], seed: int) -> np.ndarray:
+    """One random view of each image, uint8 [N, S, S, 3]; the same seed gives the same view.
+
+    Flips, a small rotation with a little zoom that hides the corners, brightness and contrast by a table, noise.
+    What is in `forbid` (flip, rotate, brightness, contrast, noise) never happens.
+    """
+    rng = np.random.default_rng(seed)
+    out = np.empty_like(images)
+    for i, image in enumerate(images):
+        out[i] = _view(image, policy=policy, forbid=forbid, rng=rng)
+    return out
+
+
+def _view(image: np.ndarray, *, policy: Augment, forbid: frozenset[str], rng: np.random.Generator) -> np.ndarray:
+    draws = rng.uniform(-1, 1, size=6)
+    strength = policy.strength
+    if policy.flip and strength > 0 and "flip" not in forbid:
+        if draws[0] < 0:
+            image = image[:, ::-1]
+        if draws[1] < 0:
+            image = image[::-1]
+    angle = 0.0 if "rotate" in forbid else policy.rotate_deg * strength * draws[2]
+    if angle:
+        image = _rotate(image, angle_deg=angle)
+    gain = 1.0 if "contrast" in forbid else 1.0 + policy.contrast * strength * draws[3]
+    shift = 0.0 if "brightness" in forbid else 255 * policy.brightness * strength * draws[4]
+    table = np.clip((np.arange(256) - 127.5) * gain + 127.5 + shift, 0, 255)
+    image = np.rint(table).astype(np.uint8)[image]
+    sigma = 0.0 if "noise" in forbid else 255 * policy.noise * strength * abs(draws[5])
+    if sigma >= 0.5:
+        noisy = image + rng.normal(0, sigma, size=image.shape[:2])[..., None]
+        image = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return image
+
+
+def _rotate(image: np.ndarray, *, angle_deg: float) -> np.ndarray:
+    size = image.shape[0]
+    radians = np.deg2rad(angle_deg)
+    zoom = 1 / (np.cos(radians) + abs(np.sin(radians)))
+    a, b = np.cos(radians) * zoom, np.sin(radians) * zoom
+    centre = (size - 1) / 2
+    matrix = (a, b, centre - a * centre - b * centre, -b, a, centre + b * centre - a * centre)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))

@@ -1,0 +1,141 @@
+"""What is going to be trained: runs, their parents and their order. Pure: no clock, no storage, no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from jobs.recipe import Recipe
+from plants.plant import OK, Fleet, Plant
+
+Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister"]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One model to be fitted: what it learns from, from where it starts, by which recipe."""
+
+    run_id: str
+    kind: Kind
+    plants: tuple[str, ...]
+    seed: int
+    recipe: dict[str, Any]
+    parent: str | None = None
+    target: str | None = None
+    """The plant it is meant for; None for a model of several plants."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all workers fit it together before the lanes start."""
+        return len(self.plants) > 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a fleet on one state of its data."""
+
+    fleet: str
+    data_digest: str
+    runs: tuple[RunSpec, ...]
+    trunk: int = 0
+    plan_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        content = json.dumps([self.data_digest, self.trunk, [asdict(run) for run in self.runs]], sort_keys=True)
+        object.__setattr__(self, "plan_id", f"{self.fleet}-{hashlib.sha256(content.encode()).hexdigest()[:12]}")
+
+    def run(self, run_id: str) -> RunSpec:
+        """The run of that id. Raises KeyError."""
+        for run in self.runs:
+            if run.run_id == run_id:
+                return run
+        raise KeyError(run_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, for storage."""
+        return {
+            "plan_id": self.plan_id,
+            "fleet": self.fleet,
+            "data_digest": self.data_digest,
+            "trunk": self.trunk,
+            "runs": [asdict(run) for run in self.runs],
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote."""
+        runs = tuple(RunSpec(**{**run, "plants": tuple(run["plants"])}) for run in raw["runs"])
+        return cls(fleet=raw["fleet"], data_digest=raw["data_digest"], runs=runs, trunk=raw["trunk"])
+
+
+def make_plan(
+    fleet: Fleet,
+    *,
+    recipe: Recipe,
+    data_digest: str,
+    train_parts: Mapping[str, int],
+    seeds: Sequence[int] = (0,),
+    leave_out: Sequence[str] = (),
+    trunk: int = 0,
+) -> Plan:
+    """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed.
+
+    train_parts: training parts of each plant; a plant without any, or that may not train, learns nothing of its own.
+    leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect).
+    """
+    full = recipe.model_dump(mode="json")
+    frozen = {**full, "stages": []}
+    able = [p for p in fleet.plants if p.may_train and train_parts.get(p.name, 0) > 0]
+    groups = pooling_groups(fleet, plants=[p for p in able if p.may_leave])
+    runs: list[RunSpec] = []
+    for seed in seeds:
+        tail = f"-s{seed}"
+        for group in groups:
+            pooled = f"pooled-{group[0]}{tail}" if len(groups) > 1 else f"pooled{tail}"
+            runs.append(RunSpec(pooled, "pooled", group, seed, full))
+            for out in leave_out:
+                rest = tuple(name for name in group if name != out)
+                if out in group and len(rest) > 1:
+                    runs.append(RunSpec(f"without-{out}{tail}", "without", rest, seed, full, target=out))
+        for plant in able:
+            name = plant.name
+            group = next((g for g in groups if name in g), None)
+            runs.append(RunSpec(f"frozen-{name}{tail}", "frozen", (name,), seed, frozen, target=name))
+            runs.append(RunSpec(f"own-{name}{tail}", "own", (name,), seed, full, target=name))
+            if group is None:
+                continue
+            pooled = f"pooled-{group[0]}{tail}" if len(groups) > 1 else f"pooled{tail}"
+            sister = nearest_sister(fleet, plant=plant, among=group, train_parts=train_parts)
+            runs.append(RunSpec(f"warm-{name}{tail}", "warm", (name,), seed, full, parent=pooled, target=name))
+            runs.append(
+                RunSpec(
+                    f"sister-{name}{tail}", "sister", (name,), seed, full, parent=f"own-{sister}{tail}", target=name
+                )
+            )
+    return Plan(fleet=fleet.fleet, data_digest=data_digest, runs=tuple(runs), trunk=trunk)
+
+
+def pooling_groups(fleet: Fleet, *, plants: Sequence[Plant]) -> list[tuple[str, ...]]:
+    """Sets of two or more plants that share defect classes, directly or through others, in the fleet's order."""
+    names = {plant.name for plant in plants}
+    groups: list[tuple[str, ...]] = []
+    for plant in plants:
+        members = {plant.name, *(sister.name for sister in fleet.sisters(plant))} & names
+        group = tuple(p.name for p in fleet.plants if p.name in members)
+        if len(group) > 1 and group not in groups:
+            groups.append(group)
+    return groups
+
+
+def nearest_sister(fleet: Fleet, *, plant: Plant, among: Sequence[str], train_parts: Mapping[str, int]) -> str:
+    """The sister that shares most defect classes with the plant; of equals the one with most training parts."""
+
+    def defects(p: Plant) -> set[str]:
+        return {value.fleet for value in p.classes.values()} - {OK}
+
+    others = [name for name in among if name != plant.name]
+    own = defects(plant)
+    return max(others, key=lambda n: (len(own & defects(fleet.plant(n))), train_parts.get(n, 0), n))

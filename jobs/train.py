@@ -1,0 +1,323 @@
+"""The only epoch loop. Runs without Ray: data, time and storage come in as arguments.
+
+A run first fits its head on frozen (or its parent's) features, then unfreezes stage after stage; a stage that does not
+win on `select` is not kept. State is written every few seconds at the end of an epoch, and a run that is taken up
+again gives the same numbers as one that was never disturbed: all randomness is drawn from (seed, stage, epoch).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jobs.activations import RunData
+from jobs.head import Head, fit_head
+from jobs.losses import partial_cross_entropy
+from jobs.recipe import Recipe, Stage
+from jobs.schedule import overfitting, rate_factor, rate_groups
+from jobs.selection import Score
+from jobs.supervision import Supervision, forward
+
+
+class BranchFactory(Protocol):
+    """What is needed of `jobs.model.CutModel`: branches at a cut, with pretrained stages."""
+
+    def new_branch(
+        self, cut: int, leaves: Sequence[str], *, seed: int = 0, dropout: float = 0.3, freeze_norm: bool = False
+    ) -> Any:
+        """A branch: forward(activation) -> (logits [N, L], features [N, F])."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that fit one run together by DDP."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A fitted model that a run starts from."""
+
+    cut: int
+    leaves: tuple[str, ...]
+    state: Mapping[str, Tensor]
+
+
+@dataclass
+class Fitted:
+    """What a run learned: the branch at the cut that won, and how it got there."""
+
+    cut: int
+    leaves: tuple[str, ...]
+    state: dict[str, Tensor]
+    score: Score
+    history: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Checkpoints:
+    """Where a run keeps its state; the defaults keep none."""
+
+    load: Callable[[], bytes | None] = lambda: None
+    save: Callable[[bytes], None] = lambda data: None
+    every_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    model: BranchFactory
+    taught: Supervision
+    recipe: Recipe
+    seed: int
+    world: World
+
+
+def fit(
+    model: BranchFactory,
+    *,
+    data: RunData,
+    leaf_sets: Mapping[str, dict[str, tuple[str, ...]]],
+    leaves: Sequence[str],
+    recipe: Recipe,
+    seed: int,
+    parent: Parent | None = None,
+    world: World | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Fitted:
+    """The run's best branch on select.
+
+    Raises FloatingPointError where a loss is not finite, ValueError for rows that cannot be learned from.
+    """
+    checkpoints = checkpoints or Checkpoints()
+    on_epoch = on_epoch or (lambda metrics: None)
+    taught = Supervision(data, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
+    run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World())
+    state = _restored(checkpoints.load())
+    best = state.best if state else _with_head_fitted(run, parent=parent)
+    if state is None:
+        on_epoch({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
+    for index, stage in enumerate(recipe.stages):
+        if stage.cut < best.cut or (state and index < state.stage):
+            continue
+        resumed = state if state and state.stage == index else None
+        won = _unfreeze(
+            run, stage=stage, index=index, best=best, resumed=resumed, save=checkpoints, on_epoch=on_epoch, clock=clock
+        )
+        if not won:
+            break
+    return best
+
+
+def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
+    """The parent's branch, or the whole frozen backbone, with a head fitted to these rows."""
+    cut = parent.cut if parent else 0
+    branch = run.model.new_branch(cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
+    prior = None
+    if parent:
+        prior = load_parent(branch, parent=parent, leaves=run.taught.leaves)
+    ids = run.taught.train_ids
+    views = min(d.views for d in run.taught.data.plants)
+    features = torch.cat([forward(branch, run.taught.data, cut=cut, ids=ids, view=v)[1] for v in range(views)])
+    select = [run.taught.data.select_ids(i) for i in range(len(run.taught.sets))]
+    features_by_set = {i: forward(branch, run.taught.data, cut=cut, ids=s)[1] for i, s in enumerate(select) if len(s)}
+
+    def judge(head: Head) -> Score:
+        return run.taught.judge(lambda i: features_by_set[i] @ head.weight.T + head.bias)
+
+    at = torch.from_numpy(ids)
+    with torch.enable_grad():
+        head, found, strength = fit_head(
+            features.clone(),
+            targets=run.taught.targets[at].repeat(views, 1),
+            mask=run.taught.mask[at].repeat(views, 1),
+            weights=run.taught.weights[at].repeat(views),
+            judge=judge,
+            prior=prior,
+        )
+    branch.adopt_head(head.weight, head.bias, run.taught.leaves)
+    what = f"head fitted on {'the parent' if parent else 'frozen'} features, L2 {strength:g}"
+    return Fitted(cut=cut, leaves=run.taught.leaves, state=_copy(branch), score=found, notes=[what])
+
+
+def load_parent(branch: Any, *, parent: Parent, leaves: Sequence[str]) -> Head:
+    """The branch holds the parent's stages; returns the parent's head by leaf name, zero where it had no such leaf."""
+    own = branch.state_dict()
+    shared = {
+        k: v for k, v in parent.state.items() if k in own and own[k].shape == v.shape and not k.startswith("head.")
+    }
+    branch.load_state_dict({**own, **shared})
+    weight, bias = parent.state["head.weight"].float(), parent.state["head.bias"].float()
+    index = {leaf: i for i, leaf in enumerate(parent.leaves)}
+    rows = [index.get(leaf) for leaf in leaves]
+    zero = torch.zeros(weight.shape[1])
+    head = Head(
+        torch.stack([weight[i] if i is not None else zero for i in rows]),
+        torch.stack([bias[i] if i is not None else torch.zeros(()) for i in rows]),
+    )
+    branch.adopt_head(head.weight, head.bias, leaves)
+    return head
+
+
+@dataclass
+class _State:
+    best: Fitted
+    stage: int
+    epoch: int
+    stage_best: Score | None
+    stage_best_state: dict[str, Tensor] | None
+    branch: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    since_best: int
+    rate: float
+
+
+def _unfreeze(
+    run: _Run,
+    *,
+    stage: Stage,
+    index: int,
+    best: Fitted,
+    resumed: _State | None,
+    save: Checkpoints,
+    on_epoch: Callable[[dict[str, Any]], None],
+    clock: Callable[[], float],
+) -> bool:
+    """Train one stage from the best so far; `best` becomes its best epoch when that wins. Returns whether it won."""
+    branch = run.model.new_branch(
+        stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
+    )
+    load_parent(branch, parent=Parent(cut=best.cut, leaves=best.leaves, state=best.state), leaves=run.taught.leaves)
+    optimizer = torch.optim.AdamW(
+        rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay
+    )
+    at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0)
+    if resumed:
+        branch.load_state_dict(resumed.branch)
+        optimizer.load_state_dict(resumed.optimizer)
+    wrapped = nn.parallel.DistributedDataParallel(branch, broadcast_buffers=False) if run.world.size > 1 else branch
+    saved_at = clock()
+    for epoch in range(at.epoch, stage.epochs):
+        if at.since_best >= run.recipe.patience:
+            break
+        loss = _epoch(run, wrapped, optimizer, stage=stage, index=index, epoch=epoch, scale=at.rate)
+        _average_buffers(branch, world=run.world)
+        found = run.taught.judge_branch(branch, cut=stage.cut)
+        row = {"stage": index + 1, "epoch": epoch + 1, "loss": loss, "select": found.value, "select_nll": found.nll}
+        best.history.append(row)
+        on_epoch(row)
+        if found.beats(at.stage_best):
+            at.stage_best, at.stage_best_state, at.since_best = found, _copy(branch), 0
+        else:
+            at.since_best += 1
+            if run.recipe.schedule == "plateau" and at.since_best % 3 == 0:
+                at.rate /= 2
+                best.notes.append(f"stage {index + 1}, epoch {epoch + 1}: no gain for 3 epochs, rate halved")
+        at.epoch = epoch + 1
+        if clock() - saved_at >= save.every_s and run.world.rank == 0:
+            at.branch, at.optimizer = _copy(branch), optimizer.state_dict()
+            save.save(_frozen(at))
+            saved_at = clock()
+    best.notes.extend(overfitting(best.history, stage=index + 1))
+    if at.stage_best is None or at.stage_best_state is None or not at.stage_best.beats(best.score):
+        best.notes.append(f"stage {index + 1} (cut {stage.cut}) did not win on select and was not kept")
+        return False
+    best.cut, best.state, best.score = stage.cut, at.stage_best_state, at.stage_best
+    return True
+
+
+def _epoch(
+    run: _Run,
+    branch: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    stage: Stage,
+    index: int,
+    epoch: int,
+    scale: float,
+) -> float:
+    """One pass over the training rows, each in a random view; returns the mean loss of this process's share."""
+    seed = np.random.SeedSequence([run.seed, index, epoch])
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(int(seed.generate_state(1)[0]) + run.world.rank)
+    order = rng.permutation(run.taught.train_ids)
+    views = rng.integers(0, min(d.views for d in run.taught.data.plants), size=len(order))
+    per_step = run.recipe.batch
+    steps = max(1, math.ceil(len(order) / per_step))
+    branch.train()
+    total = 0.0
+    for step in range(steps):
+        take = np.arange(step * per_step, (step + 1) * per_step)[run.world.rank :: run.world.size] % len(order)
+        ids = order[take]
+        factor = rate_factor(
+            epoch * steps + step,
+            steps=stage.epochs * steps,
+            warmup=stage.warmup_epochs * steps,
+            schedule=run.recipe.schedule,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * factor * scale
+        at = torch.from_numpy(ids)
+        logits, _ = branch(run.taught.data.fetch(stage.cut, ids=ids, views=views[take]))
+        loss = partial_cross_entropy(logits, run.taught.targets[at], run.taught.mask[at], run.taught.weights[at])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
+        optimizer.step()
+        total += float(loss.detach())
+    return _finite(total / steps, run=run, epoch=epoch)
+
+
+def _finite(loss: float, *, run: _Run, epoch: int) -> float:
+    """The mean over processes; every one of them raises when it is not finite anywhere."""
+    if run.world.size > 1:
+        value = torch.tensor([loss])
+        dist.all_reduce(value)
+        loss = float(value) / run.world.size
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: lower the rates, or look for broken images")
+    return loss
+
+
+def _average_buffers(branch: nn.Module, *, world: World) -> None:
+    """BatchNorm statistics become the mean over processes."""
+    if world.size > 1:
+        for buffer in branch.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= world.size
+
+
+def _copy(branch: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in branch.state_dict().items()}
+
+
+def _frozen(state: _State) -> bytes:
+    raw = {k: v for k, v in asdict(state).items() if k not in ("best", "stage_best")}
+    raw["best"] = {**vars(state.best), "score": asdict(state.best.score)}
+    raw["stage_best"] = asdict(state.stage_best) if state.stage_best else None
+    buffer = io.BytesIO()
+    torch.save(raw, buffer)
+    return buffer.getvalue()
+
+
+def _restored(data: bytes | None) -> _State | None:
+    if not data:
+        return None
+    raw = torch.load(io.BytesIO(data), weights_only=True)
+    raw["best"] = Fitted(**{**raw["best"], "score": Score(**raw["best"]["score"])})
+    raw["stage_best"] = Score(**raw["stage_best"]) if raw["stage_best"] else None
+    return _State(**raw)
