@@ -1,0 +1,290 @@
+"""Makes the embedded fleet: six invented plants, so that everything runs on a machine without a single real image.
+
+Data sheet. Every frame is drawn by `plants.rendering`; nothing is photographed, and no figure measured here says
+anything about a real line. What is true of it: each plant has its own material, light, camera and words, so that one
+plant's model fails at another; defects cover a small part of a frame; the same defect looks otherwise under another
+light; harmless things (holes, printing, pores, dust, fixtures) look like defects of other plants.
+
+    arden   brushed covers, coaxial light, mono              six classes, the plain case
+    brno    the same covers, brushed across, bronze, blurred  few labels: 10 % of its lots may be learned from
+    cadiz   castings, grazing light, three frames a part     stains told apart as oil and rust; a defect shows in some
+    delft   woven cloth before a backlight                   every defect inverts: its own model is the right one
+    essen   glazed tiles, printed decor, two frames a part   three defect classes, a fourth checked and absent
+    fargo   moulded panels, 2048 x 1024                      defects of 20-30 px: needs tiles
+
+The same seed gives the same bytes, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from plants import rendering as draw
+from plants.factories import FACTORIES, Factory
+from plants.rendering import Box, Surface
+
+COLUMNS = (
+    "frame", "class", "part_id", "lot", "product", "pose", "environment", "captured_at", "box", "severity", "annotator",
+)  # fmt: skip
+GOOD_SHARE = 0.55
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part before it is drawn."""
+
+    index: int
+    label: str
+    lot: str
+    product: str
+    station: str
+    captured_at: datetime
+    severity: float | None
+    annotator: str
+    shown_in: tuple[bool, ...]
+
+
+def make_fleet(
+    folder: Path, *, seed: int = 0, scale: float = 1.0, progress: Callable[[int, int], None] | None = None,
+    processes: int = 2,
+) -> Path:  # fmt: skip
+    """Frames, one `labels.csv` a plant and `fleet.yaml` lie in `folder`; the path of `fleet.yaml` is returned.
+
+    `scale` multiplies the number of parts of every plant. `progress` is called with (frames done, frames in all).
+    With more than one process, call it from a module that guards its entry with `if __name__ == "__main__"`.
+    """
+    folder = Path(folder)
+    plans = {factory.name: plan_parts(factory, seed=seed, scale=scale) for factory in FACTORIES}
+    total = sum(len(parts) * len(f.poses) for f, parts in zip(FACTORIES, plans.values(), strict=True))
+    jobs = list(_jobs(folder, plans=plans, seed=seed))
+    for factory in FACTORIES:
+        (folder / factory.name / "frames").mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict[str, Any]]] = {factory.name: [] for factory in FACTORIES}
+    done = 0
+    for name, made in _results(jobs, processes=processes if total >= 200 else 1):
+        rows[name].extend(made)
+        done += len(made)
+        if progress is not None:
+            progress(done, total)
+    for factory in FACTORIES:
+        _write_labels(folder / factory.name / "labels.csv", rows=rows[factory.name])
+    path = folder / "fleet.yaml"
+    path.write_text(yaml.safe_dump(_fleet_yaml(seed), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+Job = tuple[Path, int, list[Part], int]
+
+
+def _jobs(folder: Path, *, plans: dict[str, list[Part]], seed: int) -> Iterator[Job]:
+    """Chunks of about equal work, the costly plant first."""
+    order = sorted(range(len(FACTORIES)), key=lambda i: -FACTORIES[i].tile_px)
+    for number in order:
+        parts = plans[FACTORIES[number].name]
+        size = max(math.ceil(len(parts) / 4), 1)
+        for start in range(0, len(parts), size):
+            yield folder, number, parts[start : start + size], seed
+
+
+def _results(jobs: list[Job], *, processes: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    if processes <= 1:
+        yield from map(_make, jobs)
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_make, job) for job in jobs]):
+            yield future.result()
+
+
+def plan_parts(factory: Factory, *, seed: int, scale: float) -> list[Part]:
+    """Every part of a plant: its class, lot, product, station and hour, before anything is drawn.
+
+    Classes have fixed counts, dealt at random over the parts. A lot is 2-4 parts of one product at one station.
+    """
+    number = FACTORIES.index(factory)
+    rng = np.random.default_rng((seed, number, 0))
+    labels = rng.permutation(_counts(factory, num_parts=max(round(factory.num_parts * scale), 2 + len(factory.kinds))))
+    products, stations = list(factory.products), list(factory.stations)
+    parts: list[Part] = []
+    clock, lot = datetime(2024, 3, 4, 6, 0), 0
+    while len(parts) < len(labels):
+        product, station = products[rng.integers(len(products))], stations[rng.integers(len(stations))]
+        clock += timedelta(minutes=float(rng.uniform(20, 400)))
+        for _ in range(min(int(rng.integers(2, 5)), len(labels) - len(parts))):
+            label = str(labels[len(parts)])
+            clock += timedelta(seconds=float(rng.uniform(20, 90)))
+            shown = rng.random(len(factory.poses)) < 0.55
+            shown[rng.integers(len(shown))] = True
+            parts.append(
+                Part(
+                    index=len(parts),
+                    label=label,
+                    lot=f"{factory.name}-L{lot:03d}",
+                    product=product,
+                    station=station,
+                    captured_at=clock.replace(microsecond=0),
+                    severity=None if label == factory.good else round(float(rng.uniform(0, 1)), 3),
+                    annotator=f"{factory.name}-{'ab'[int(rng.integers(2))]}",
+                    shown_in=tuple(bool(s) and label != factory.good for s in shown),
+                )
+            )
+        lot += 1
+    return parts
+
+
+def _counts(factory: Factory, *, num_parts: int) -> list[str]:
+    """Class names by count: 55 % good, the rest by weight, at least one of each."""
+    weight = sum(kind.weight for kind in factory.kinds.values())
+    defects = num_parts * (1 - GOOD_SHARE)
+    labels = [
+        name for name, kind in factory.kinds.items() for _ in range(max(round(defects * kind.weight / weight), 1))
+    ]
+    return labels + [factory.good] * (num_parts - len(labels))
+
+
+def _make(job: Job) -> tuple[str, list[dict[str, Any]]]:
+    """Draw a chunk of one plant's parts; its label rows."""
+    folder, number, parts, seed = job
+    factory = FACTORIES[number]
+    rng = np.random.default_rng((seed, number, 1))
+    material = draw.PRODUCTS[factory.material]
+    blanks = {name: material(rng, size=factory.tile_px, strength=value) for name, value in factory.products.items()}
+    grain = rng.standard_normal((factory.tile_px, factory.tile_px), dtype=np.float32)
+    rows = []
+    for part in parts:
+        rng = np.random.default_rng((seed, number, 2, part.index))
+        for turn, pose in enumerate(factory.poses):
+            pixels, box = draw_frame(factory, part, rng=rng, blanks=blanks, grain=grain, shown=part.shown_in[turn])
+            name = f"frames/{factory.name}-{part.index:04d}-{turn}.{factory.suffix}"
+            (folder / factory.name / name).write_bytes(draw.encode(pixels, suffix=factory.suffix))
+            rows.append(_row(factory, part, frame=name, pose=pose, box=box))
+    return factory.name, rows
+
+
+def draw_frame(
+    factory: Factory, part: Part, *, rng: draw.Rng, blanks: dict[str, Surface], grain: draw.Field, shown: bool
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Box | None]:
+    """One frame of a part and the box of its largest visible defect, None where none is to be seen."""
+    station = factory.stations[part.station]
+    x0, y0, x1, y1 = station.geometry.get("roi", (0, 0, station.shape[1], station.shape[0]))
+    blank = blanks[part.product]
+    top, left = rng.integers(factory.tile_px, size=2)
+    surface = blank.window(top=int(top), left=int(left), shape=(y1 - y0, x1 - x0))
+    factory.marks(surface, rng, variant=list(factory.products).index(part.product))
+    draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.tile_px < 512 else 60)))
+    box = _harm(factory, part, surface=surface, rng=rng) if shown else None
+    intensity = draw.shade(surface, light=station.light)
+    pixels = draw.expose(intensity, rng, camera=station.camera, grain=grain)
+    if station.camera.turns:
+        pixels = np.ascontiguousarray(np.rot90(pixels, station.camera.turns))
+        box = box and _turned(box, shape=intensity.shape, turns=station.camera.turns)
+    if pixels.shape[:2] != station.shape:
+        pixels = _in_fixture(pixels, rng, shape=station.shape, at=(y0, x0))
+        box = box and (box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0)
+    return pixels, box
+
+
+def _harm(factory: Factory, part: Part, *, surface: Surface, rng: draw.Rng) -> Box:
+    """Put the part's defect on the surface; the largest one's box."""
+    kind = factory.kinds[part.label].drawn
+    low, high = factory.sizes_px[kind]
+    boxes = []
+    for _ in range(int(rng.integers(1, factory.max_defects + 1))):
+        size = float(rng.uniform(low, high))
+        margin = 0.35 * size + 4
+        centre = tuple(float(rng.uniform(margin, n - margin)) for n in surface.height.shape)
+        force = factory.force[0] + (factory.force[1] - factory.force[0]) * (part.severity or 0.0)
+        boxes.append(draw.DEFECTS[kind](surface, rng, centre=centre, size=size, force=force, style=factory.style))
+    return max(boxes, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]))
+
+
+def _turned(box: Box, *, shape: tuple[int, ...], turns: int) -> Box:
+    """The box after `numpy.rot90` of a [H, W] frame."""
+    high, wide = shape[:2]
+    for _ in range(turns % 4):
+        x0, y0, x1, y1 = box
+        box = (y0, wide - x1, y1, wide - x0)
+        high, wide = wide, high
+    return box
+
+
+def _in_fixture(
+    pixels: np.ndarray[Any, np.dtype[np.uint8]], rng: draw.Rng, *, shape: tuple[int, int], at: tuple[int, int]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The frame with what the camera sees beside the region of interest: clamps, bright screws."""
+    frame = np.full((*shape, *pixels.shape[2:]), 38, dtype=np.uint8)
+    for _ in range(6):
+        y, x = int(rng.integers(0, shape[0] - 12)), int(rng.integers(0, shape[1] - 12))
+        frame[y : y + 12, x : x + 12] = int(rng.integers(60, 240))
+    frame[at[0] : at[0] + pixels.shape[0], at[1] : at[1] + pixels.shape[1]] = pixels
+    return frame
+
+
+def _row(factory: Factory, part: Part, *, frame: str, pose: str, box: Box | None) -> dict[str, Any]:
+    return {
+        "frame": frame,
+        "class": part.label,
+        "part_id": f"{factory.name}-P{part.index:04d}",
+        "lot": part.lot,
+        "product": part.product,
+        "pose": pose,
+        "environment": part.station,
+        "captured_at": part.captured_at.isoformat(),
+        "box": "" if box is None else " ".join(map(str, box)),
+        "severity": "" if part.severity is None else part.severity,
+        "annotator": part.annotator,
+    }
+
+
+def _write_labels(path: Path, *, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: row["frame"]))
+
+
+def _fleet_yaml(seed: int) -> dict[str, Any]:
+    """What `fleet.yaml` says."""
+    return {
+        "fleet": "embedded",
+        "store": "store",
+        "synthetic": True,
+        "seed": seed,
+        "trunks": [{"backbone": "test_resnet", "weights": "embedded", "size_px": 96, "cuts": [0, 1]}],
+        "shares": {"train": 0.5, "select": 0.1, "decide": 0.2, "test": 0.2},
+        "plants": [_plant_yaml(factory) for factory in FACTORIES],
+    }
+
+
+def _plant_yaml(factory: Factory) -> dict[str, Any]:
+    classes: dict[str, Any] = {factory.good: "ok"} | {name: kind.fleet for name, kind in factory.kinds.items()}
+    classes |= {name: {"fleet": fleet, "state": "absent"} for name, fleet in factory.absent.items()}
+    plant: dict[str, Any] = {
+        "name": factory.name,
+        "images": factory.name,
+        "labels": f"{factory.name}/labels.csv",
+        "classes": classes,
+        "ok": [factory.good],
+        "environments": {},
+        "costs": factory.costs,
+    }
+    for name, station in factory.stations.items():
+        entry: dict[str, Any] = {"geometry": station.geometry}
+        if station.photometry:
+            entry["photometry"] = station.photometry
+        if station.forbid:
+            entry["forbid"] = list(station.forbid)
+        plant["environments"][name] = entry
+    if factory.shares:
+        plant["shares"] = factory.shares
+    return plant
