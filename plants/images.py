@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from plants.errors import InputError
 from plants.plant import Geometry, Photometry
@@ -102,7 +102,7 @@ def _opened(data: bytes, *, source: str, max_pixels: int) -> Image.Image:
         raise _too_many_pixels("", source=source, max_pixels=max_pixels) from None
     except Exception as error:
         words = "a JPEG, PNG, TIFF, BMP, WebP or GIF"
-        broken = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({_words(error)})"
+        broken = "" if isinstance(error, UnidentifiedImageError) else f" ({_words(error)})"
         raise InputError(
             f"not a readable image{broken}, whatever its name says", file=source, remedy=f"Hand in {words}"
         ) from None
@@ -155,7 +155,7 @@ def _depth(data: bytes, image: Image.Image) -> int:
         return max(8, data[24])
     if image.format == "TIFF":
         bits = image.tag_v2.get(258, (1,))  # type: ignore[attr-defined]
-        return max(8, *(bits if isinstance(bits, tuple) else (bits,)))
+        return max(8, *(int(b) for b in (bits if isinstance(bits, tuple) else (bits,))))
     return 8
 
 

@@ -1,0 +1,144 @@
+"""What a customer hands over, as raw rows: class folders (with a `boxes.csv` at the top), a CSV or a Parquet table.
+
+Nothing is judged here but what is not a row at all; what a row means is decided in `plants.labels`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plants.errors import InputError
+from plants.plant import Plant
+
+BOXES_FILE = "boxes.csv"
+
+
+class Files(Protocol):
+    """Where a plant's frames lie: a folder, or a prefix in a bucket."""
+
+    def list(self, uri: str) -> Sequence[tuple[str, int]]:
+        """Relative path and size in bytes of every file below `uri`."""
+        ...
+
+    def read(self, uri: str, relpath: str) -> bytes:
+        """The bytes of one file. Raises InputError or OSError."""
+        ...
+
+
+class Rejected(NamedTuple):
+    """A row or file that was not taken, and why."""
+
+    frame: str
+    reason: str
+
+
+class RawRows(NamedTuple):
+    """Rows as written: `frame`, `class` and any other named cell that is not blank."""
+
+    rows: list[dict[str, Any]]
+    rejected: list[Rejected]
+    notes: list[str]
+
+
+def raw_rows(plant: Plant, *, sizes: Mapping[str, int], files: Files) -> RawRows:
+    """One dict a row as the customer wrote it. `sizes` holds every file of the plant's folder.
+
+    Raises:
+        InputError: when the table cannot be read or lacks a column.
+    """
+    return _from_table(plant, sizes=sizes, files=files) if plant.labels else _from_folders(plant, sizes, files=files)
+
+
+def _from_folders(plant: Plant, sizes: Mapping[str, int], *, files: Files) -> RawRows:
+    raw = RawRows([], [], [])
+    boxes = _boxes(plant, sizes=sizes, files=files, rejected=raw.rejected)
+    for path in sorted(sizes):
+        folder, slash, _ = path.partition("/")
+        if slash:
+            raw.rows.extend({"frame": path, "class": folder, **box} for box in boxes.get(path, [{}]))
+        elif path != BOXES_FILE:
+            raw.rejected.append(Rejected(path, "lies in no class folder; put frames into <class>/"))
+    return raw
+
+
+def _boxes(
+    plant: Plant, *, sizes: Mapping[str, int], files: Files, rejected: list[Rejected]
+) -> dict[str, list[dict[str, Any]]]:
+    if BOXES_FILE not in sizes:
+        return {}
+    table = _parsed(plant, data=files.read(plant.images, BOXES_FILE), address=f"{plant.images}/{BOXES_FILE}")
+    table = table.rename(columns={"image": "frame"})
+    columns = ["x0", "y0", "x1", "y1"]
+    if not {"frame", *columns} <= set(table.columns):
+        rejected.append(Rejected(BOXES_FILE, f"lacks one of the columns frame, {', '.join(columns)}"))
+        return {}
+    boxes: dict[str, list[dict[str, Any]]] = {}
+    for record in table.to_dict("records"):
+        frame = _path(record["frame"])
+        if frame in sizes:
+            boxes.setdefault(frame, []).append({"box": [record[column] for column in columns]})
+        else:
+            rejected.append(Rejected(f"{BOXES_FILE}: {frame}", "no such file in the plant's folder"))
+    return boxes
+
+
+def _from_table(plant: Plant, *, sizes: Mapping[str, int], files: Files) -> RawRows:
+    address = str(plant.labels)
+    folder, _, name = address.rpartition("/")
+    try:
+        data = files.read(folder, name)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({type(error).__name__})", plant=plant.name, file=address, field="labels"
+        ) from None
+    table = _parsed(plant, data=data, address=address)
+    missing = [column for column in ("frame", "class") if column not in table.columns]
+    if missing:
+        raise InputError(
+            f"lacks the column {' and '.join(missing)}; it has {', '.join(table.columns)}",
+            plant=plant.name,
+            file=address,
+            field="labels",
+            remedy="Rename the columns; `frame` is a path relative to `images`",
+        )
+    rows = []
+    for record in table.to_dict("records"):
+        row = {str(key): value for key, value in record.items() if not _is_blank(value)}
+        rows.append({**row, "frame": _path(row.get("frame", ""))})
+    unnamed = len(set(sizes) - {row["frame"] for row in rows} - {address.removeprefix(f"{plant.images}/")})
+    notes = [f"{unnamed} files in {plant.images} are not named in {address}"] if unnamed else []
+    return RawRows(rows, [], notes)
+
+
+def _parsed(plant: Plant, *, data: bytes, address: str) -> pd.DataFrame:
+    try:
+        if address.lower().endswith((".parquet", ".pq")):
+            table: pd.DataFrame = pq.read_table(io.BytesIO(data)).to_pandas()
+        else:
+            text = data.decode("utf-8-sig")
+            separator = max(",;\t", key=text.partition("\n")[0].count)
+            table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8", plant=plant.name, file=address, remedy="Save it as CSV UTF-8") from None
+    except (pa.ArrowInvalid, ValueError) as error:
+        words = str(error).strip().split("\n")[0]
+        raise InputError(f"is not a readable table ({words})", plant=plant.name, file=address) from None
+    return table.rename(columns=lambda name: re.sub(r"^([xy][01])_px$", r"\1", str(name).strip()))
+
+
+def _path(value: Any) -> str:
+    """A frame's path as the plant's folder is listed: forward slashes, no leading `./`."""
+    return str(value).replace("\\", "/").removeprefix("./")
+
+
+def _is_blank(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return bool(value is None or (pd.api.types.is_scalar(value) and pd.isna(value)))
