@@ -1,0 +1,259 @@
+"""Which lot plays which role, recorded once and never recomputed.
+
+Roles: `train` is learned from, `select` chooses epochs and recipes, `decide` calibrates, compares and promotes, `test`
+is sealed. The record is append-only and chained: each row's digest covers the one before, so that an earlier row
+cannot be changed unseen. A lot is dealt once for the whole fleet, whatever plants it is seen at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+
+from plants.errors import InputError
+from plants.hashing import unit_hash
+from plants.plant import Shares
+
+ROLES = ("train", "select", "decide", "test")
+REACHED_FIRST = ("train", "test", "decide", "select")
+"""The order in which the first lots of a class reach the roles: with one lot it is learned, with two also tested."""
+SEALED_COLUMNS = ["frame", "sha256", "class", "severity", "box"]
+ANSWERS = ["class", "severity", "box"]
+GENESIS = "0" * 64
+ASSIGNMENT_SCHEMA = pa.schema(
+    [
+        pa.field("lot", pa.string(), nullable=False),
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("generation", pa.int64(), nullable=False),
+        pa.field("dealt_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("plant", pa.string(), nullable=False),
+        pa.field("prev", pa.string(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+    ]
+)
+
+
+class Sealed(NamedTuple):
+    """Label rows whose test answers are blank, and the answers."""
+
+    open_rows: pd.DataFrame
+    sealed_rows: pd.DataFrame
+
+
+def no_assignments() -> pd.DataFrame:
+    """The record before the first import."""
+    empty: pd.DataFrame = ASSIGNMENT_SCHEMA.empty_table().to_pandas()
+    return empty
+
+
+def deal(
+    rows: pd.DataFrame,
+    *,
+    assignments: pd.DataFrame | None,
+    shares: Shares,
+    seed: int,
+    now: datetime,
+    plant: str | None = None,
+    generation: int | None = None,
+) -> pd.DataFrame:
+    """The record with every lot of `rows` in it; what was recorded before is unchanged and comes first.
+
+    Plant by plant, the lots of the rarest class are dealt first, each to the role that is furthest below its share of
+    that class. A class with four lots or more reaches every role. Independent of the order of `rows`.
+
+    Args:
+        rows: Label rows, those of lots dealt earlier included: they count towards the shares. A column `plant` tells
+            plants apart; without one, `plant` names the plant of all of them.
+        generation: Of the new lots; that of the plant's latest lots when absent, 1 at first.
+
+    Raises:
+        InputError: when the record was tampered with.
+    """
+    record = no_assignments() if assignments is None else assignments
+    verify(record)
+    roles = dict(zip(record["lot"], record["role"], strict=True))
+    latest = record.groupby("plant")["generation"].max().to_dict()
+    named = rows if "plant" in rows.columns else rows.assign(plant=plant or "")
+    new: list[tuple[str, str, int, str]] = []
+    for name, group in named.groupby("plant", sort=True):
+        counts = _class_counts(group)
+        dealt = _dealt(counts, roles=roles, shares=shares, seed=seed)
+        roles.update(dealt)
+        number = generation or int(latest.get(name, 1))
+        new.extend((lot, role, number, str(name)) for lot, role in dealt.items())
+    return _appended(record, new, now=now)
+
+
+def _class_counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Lot -> class -> rows, lots sorted by name. Rows without a class count as a class of their own."""
+    table = pd.DataFrame({"lot": rows["lot"], "class": rows["class"].fillna("")}).value_counts(sort=False).reset_index()
+    counts: dict[str, dict[str, int]] = {lot: {} for lot in sorted(table["lot"].unique())}
+    for lot, name, n in zip(table["lot"], table["class"], table["count"], strict=True):
+        counts[lot][name] = int(n)
+    return counts
+
+
+def _dealt(
+    counts: Mapping[str, Mapping[str, int]], *, roles: Mapping[str, str], shares: Shares, seed: int
+) -> dict[str, str]:
+    """Role of each lot of one plant that has none yet, in the order of dealing."""
+    lots_of: dict[str, list[str]] = {}
+    total: dict[str, int] = {}
+    for lot, classes in counts.items():
+        for name, n in classes.items():
+            lots_of.setdefault(name, []).append(lot)
+            total[name] = total.get(name, 0) + n
+    tally = _Tally(total, shares=shares)
+    for lot, classes in counts.items():
+        if lot in roles:
+            tally.add(classes, role=roles[lot])
+    dealt: dict[str, str] = {}
+    for name in sorted(lots_of, key=lambda name: (len(lots_of[name]), total[name], name)):
+        fresh = [lot for lot in lots_of[name] if lot not in roles and lot not in dealt]
+        fresh.sort(key=lambda lot: (-counts[lot][name], unit_hash("split", seed, lot), lot))
+        for lot in fresh:
+            dealt[lot] = tally.most_wanting(name)
+            tally.add(counts[lot], role=dealt[lot])
+    return dealt
+
+
+class _Tally:
+    """Rows and lots of each class that each role holds, against its share."""
+
+    def __init__(self, total: Mapping[str, int], *, shares: Shares) -> None:
+        self._share = {role: float(getattr(shares, role)) for role in ROLES}
+        self._total = total
+        self._all = sum(total.values())
+        self._held = {name: dict.fromkeys(ROLES, 0) for name in total}
+        self._held_of_all = dict.fromkeys(ROLES, 0)
+
+    def add(self, classes: Mapping[str, int], *, role: str) -> None:
+        for name, n in classes.items():
+            self._held[name][role] += n
+            self._held_of_all[role] += n
+
+    def most_wanting(self, name: str) -> str:
+        """A role that has none of the class, else the one furthest below its share of it."""
+        held, total = self._held[name], self._total[name]
+        for role in REACHED_FIRST:
+            if not held[role]:
+                return role
+        return max(
+            ROLES,
+            key=lambda role: (
+                round(self._share[role] * total - held[role], 6),
+                self._share[role] * self._all - self._held_of_all[role],
+            ),
+        )
+
+
+# --- the chain -----------------------------------------------------------------------------------------------------
+
+
+def _link(prev: str, *, lot: str, role: str, generation: int, plant: str) -> str:
+    text = f"{prev}|{lot}|{role}|{generation}|{plant}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _appended(record: pd.DataFrame, new: Iterable[tuple[str, str, int, str]], *, now: datetime) -> pd.DataFrame:
+    stamp = pd.Timestamp(now if now.tzinfo else now.replace(tzinfo=UTC)).tz_convert("UTC")
+    prev = digest(record)
+    added = []
+    for lot, role, generation, plant in new:
+        link = _link(prev, lot=lot, role=role, generation=generation, plant=plant)
+        added.append((lot, role, generation, stamp, plant, prev, link))
+        prev = link
+    columns = list(zip(*added, strict=True)) or [()] * len(ASSIGNMENT_SCHEMA)
+    arrays = [pa.array(column, type=f.type) for column, f in zip(columns, ASSIGNMENT_SCHEMA, strict=True)]
+    old = pa.Table.from_pandas(record[ASSIGNMENT_SCHEMA.names], schema=ASSIGNMENT_SCHEMA, preserve_index=False)
+    table = pa.concat_tables([old, pa.Table.from_arrays(arrays, schema=ASSIGNMENT_SCHEMA)])
+    dealt: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
+    return dealt
+
+
+def digest(assignments: pd.DataFrame) -> str:
+    """The name of the whole record: the last link of its chain."""
+    return str(assignments["digest"].iloc[-1]) if len(assignments) else GENESIS
+
+
+def verify(assignments: pd.DataFrame, *, contains: str | None = None) -> None:
+    """Nothing was changed, removed from the middle or dealt twice; and the record goes on from `contains`, an earlier
+    `digest`, when one is given (which finds a record whose end was cut off).
+
+    Raises:
+        InputError: naming the first row that breaks the chain.
+    """
+    prev, seen = GENESIS, set()
+    columns = (assignments[name].tolist() for name in ("lot", "role", "generation", "plant", "prev", "digest"))
+    for number, (lot, role, generation, plant, claimed_prev, claimed) in enumerate(zip(*columns, strict=True)):
+        link = _link(prev, lot=lot, role=role, generation=generation, plant=plant)
+        if claimed_prev != prev or claimed != link:
+            raise _tampered(f"row {number} (lot {lot}) breaks the chain: the record was changed")
+        if role not in ROLES or lot in seen:
+            raise _tampered(f"row {number}: lot {lot} is dealt twice or to no known role")
+        seen.add(lot)
+        prev = link
+    if contains is not None and contains != GENESIS and not (assignments["digest"] == contains).any():
+        raise _tampered(
+            f"the record does not contain its earlier state {contains[:12]}: its end was cut off or replaced"
+        )
+
+
+def _tampered(message: str) -> InputError:
+    return InputError(message, file="assignments.parquet", remedy="Restore the file from a backup; do not deal again")
+
+
+# --- rows in their roles -------------------------------------------------------------------------------------------
+
+
+def with_roles(rows: pd.DataFrame, assignments: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `role`. Raises InputError when a lot was never dealt."""
+    roles = pd.Series(assignments["role"].to_numpy(), index=assignments["lot"].to_numpy(), dtype=object)
+    found = rows["lot"].map(roles)
+    if found.isna().any():
+        lot = rows["lot"][found.isna()].iloc[0]
+        raise InputError(f"lot {lot} was never dealt to a role", file="assignments.parquet", remedy="Run import again")
+    return rows.assign(role=found.astype(str))
+
+
+def seal(rows: pd.DataFrame) -> Sealed:
+    """Rows with `role`, split in two: all rows with the answers of test rows blank, and those answers alone."""
+    is_test = (rows["role"] == "test").to_numpy()
+    open_rows = rows.copy()
+    for column in ANSWERS:
+        values = open_rows[column].astype(object)
+        values[is_test] = None
+        open_rows[column] = values if column == "box" else values.astype(rows[column].dtype)
+    return Sealed(open_rows, rows.loc[is_test, SEALED_COLUMNS].reset_index(drop=True))
+
+
+def unseal(open_rows: pd.DataFrame, sealed_rows: pd.DataFrame) -> pd.DataFrame:
+    """The test rows with their answers. Only `jobs/evaluate.py` calls this, after the ledger has counted it.
+
+    Raises:
+        InputError: when a test row has no sealed answer, or the answer is that of another image.
+    """
+    test = open_rows[open_rows["role"] == "test"]
+    answers = sealed_rows.set_index("frame").reindex(test["frame"])
+    unanswered = (answers["sha256"].to_numpy() != test["sha256"].to_numpy()).nonzero()[0]
+    if len(unanswered):
+        frame = test["frame"].iloc[int(unanswered[0])]
+        raise InputError("a test row has no sealed answer for this image", file=str(frame), remedy="Run import again")
+    return test.assign(**{column: answers[column].to_numpy() for column in ANSWERS})
+
+
+def realised(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the roles hold: one row a class and role, and `*` for all classes: lots, parts, rows, share of the rows."""
+    every = pd.concat([rows, rows.assign(**{"class": "*"})])
+    found = every.groupby(["class", "role"], sort=True).agg(
+        lots=("lot", "nunique"), parts=("part_id", "nunique"), rows=("frame", "size")
+    )
+    classes = sorted(every["class"].dropna().unique())
+    index = pd.MultiIndex.from_product([classes, ROLES], names=["class", "role"])
+    full = found.reindex(index, fill_value=0).reset_index()
+    return full.assign(share=full["rows"] / full.groupby("class")["rows"].transform("sum"))
