@@ -49,7 +49,7 @@ class Factory:
     num_parts: int
     style: Style = field(default_factory=Style)
     sizes_px: dict[str, tuple[float, float]] = field(default_factory=dict)
-    force: tuple[float, float] = (0.5, 1.2)
+    force: tuple[float, float] = (0.7, 1.3)
     poses: tuple[str, ...] = ("front",)
     max_defects: int = 1
     suffix: str = "png"
@@ -62,11 +62,11 @@ class Factory:
 def _cover(surface: Surface, rng: Rng, *, variant: int) -> None:
     """Screw holes at two of four places and, on one product, a milled line along the brushing."""
     high, wide = surface.height.shape
-    for corner in rng.choice(4, size=1 + variant % 2, replace=False):
+    for corner in rng.choice(4, size=int(rng.integers(0, 2 + variant % 2)), replace=False):
         y = (0.16 if corner < 2 else 0.84) * high + rng.normal(0, 4)
         x = (0.16 if corner % 2 else 0.84) * wide + rng.normal(0, 4)
         draw.hole(surface, centre=(y, x), radius=rng.uniform(5, 8))
-    for _ in range(int(rng.integers(0, 3))):
+    for _ in range(int(rng.integers(0, 2))):
         y, x = int(rng.uniform(0.1, 0.9) * high), int(rng.uniform(0, 0.7) * wide)
         draw.bar(surface, box=(x, y, x + int(rng.uniform(20, 70)), y + 1), relief=-0.9, soil=0.0)
 
@@ -113,12 +113,12 @@ def _panel(surface: Surface, rng: Rng, *, variant: int) -> None:
     high, wide = surface.height.shape
     for k in range(3 + variant):
         x = int((k + 0.5) / (3 + variant) * wide + rng.normal(0, 15))
-        draw.bar(surface, box=(x, 40, x + 10, high - 40), relief=1.0, soil=0.0)
+        draw.bar(surface, box=(x, 40, x + 10, high - 40), relief=0.5, soil=0.0)
     y = int(rng.uniform(0.3, 0.7) * high)
     for k in range(14):
         x = 120 + k * 36 + variant * 500
-        draw.bar(surface, box=(x, y, x + int(rng.uniform(8, 24)), y + 26), relief=0.0, soil=-0.35)
-    for _ in range(8):
+        draw.bar(surface, box=(x, y, x + int(rng.uniform(8, 24)), y + 26), relief=0.0, soil=-0.2)
+    for _ in range(4):
         draw.hole(surface, centre=(rng.uniform(40, high - 40), rng.uniform(40, wide - 40)), radius=9.0)
 
 
@@ -129,8 +129,8 @@ def _metal(names: tuple[str, str, str, str, str]) -> dict[str, Kind]:
     return {name: Kind(f, f, w) for name, f, w in zip(names, fleet, weights, strict=True)}
 
 
-_SMALL = {"scratch": (45.0, 90.0), "dent": (22.0, 40.0), "stain": (20.0, 42.0), "rust": (20.0, 42.0),
-          "crack": (40.0, 75.0), "chip": (15.0, 26.0)}  # fmt: skip
+_SMALL = {"scratch": (50.0, 90.0), "dent": (30.0, 48.0), "stain": (26.0, 48.0), "rust": (28.0, 48.0),
+          "crack": (45.0, 75.0), "chip": (20.0, 32.0)}  # fmt: skip
 _TINY = {"scratch": (22.0, 30.0), "dent": (22.0, 28.0), "stain": (20.0, 28.0), "crack": (22.0, 28.0),
          "chip": (20.0, 27.0)}  # fmt: skip
 _LETTERBOX: dict[str, Any] = {"fit": "letterbox", "min_defect_px": 15}
@@ -145,14 +145,14 @@ FACTORIES: tuple[Factory, ...] = (
     Factory(
         name="arden",
         material="brushed",
-        products={"cover-a": 1.0, "cover-b": 0.6, "cover-c": 1.4},
+        products={"cover-a": 0.5, "cover-b": 0.3, "cover-c": 0.7},
         good="ok",
         kinds=_metal(("scratch", "dent", "stain", "crack", "chip")),
         stations={
-            "line1": Station((160, 160), Light("coaxial"), Camera(noise=0.02), dict(_LETTERBOX)),
+            "line1": Station((128, 128), Light("coaxial"), Camera(noise=0.02), dict(_LETTERBOX)),
             "line2": Station(
-                (160, 200), Light("coaxial", strength=1.5), Camera(gain=0.7, gamma=0.8, blur_px=0.6, noise=0.03),
-                _roi(20, 0, 180, 160), {"gain": 1.2},
+                (128, 168), Light("coaxial", strength=1.5), Camera(gain=0.7, gamma=0.8, blur_px=0.6, noise=0.025),
+                _roi(20, 0, 148, 128), {"gain": 1.2},
             ),
         },
         marks=_cover,
@@ -163,16 +163,16 @@ FACTORIES: tuple[Factory, ...] = (
     Factory(
         name="brno",
         material="brushed",
-        products={"kryt-1": 1.2, "kryt-2": 0.8},
+        products={"kryt-1": 0.6, "kryt-2": 0.4},
         good="dobry",
         kinds=_metal(("skrabanec", "promacklina", "skvrna", "prasklina", "odlomek")),
         stations={
             "hala-1": Station(
-                (176, 176), Light("coaxial", strength=0.8),
+                (144, 144), Light("coaxial", strength=0.8),
                 Camera(gain=0.85, gamma=1.3, blur_px=1.0, tint=(1.0, 0.82, 0.6), turns=1), dict(_LETTERBOX),
             ),
             "hala-2": Station(
-                (176, 176), Light("coaxial", strength=1.2),
+                (144, 144), Light("coaxial", strength=1.2),
                 Camera(gain=1.15, gamma=1.5, blur_px=0.7, noise=0.03, tint=(1.0, 0.9, 0.75), turns=3),
                 dict(_LETTERBOX), {"gamma": 0.85},
             ),
@@ -186,7 +186,7 @@ FACTORIES: tuple[Factory, ...] = (
     Factory(
         name="cadiz",
         material="cast",
-        products={"brida": 0.8, "carter": 1.0, "tapa": 1.2},
+        products={"brida": 0.3, "carter": 0.4, "tapa": 0.5},
         good="bueno",
         kinds={
             "rayado": Kind("scratch", "scratch"),
@@ -197,16 +197,16 @@ FACTORIES: tuple[Factory, ...] = (
             "desconchado": Kind("chip", "chip", 0.35),
         },
         stations={
-            "celda-a": Station((160, 160), Light("grazing", angle=35, strength=0.8), Camera(noise=0.025), dict(_LETTERBOX),
+            "celda-a": Station((128, 128), Light("grazing", angle=35, strength=0.8), Camera(noise=0.025), dict(_LETTERBOX),
                                forbid=("rotate",)),
-            "celda-b": Station((144, 192), Light("grazing", angle=160, strength=0.6),
-                               Camera(gain=1.2, gamma=1.2, blur_px=0.5), _roi(16, 0, 176, 144), forbid=("rotate",)),
+            "celda-b": Station((120, 160), Light("grazing", angle=160, strength=0.7),
+                               Camera(gain=1.2, gamma=1.2, blur_px=0.5), _roi(20, 0, 140, 120), forbid=("rotate",)),
         },
         marks=_casting,
         num_parts=280,
-        style=Style(groove=1.8, groove_px=1.8, dent=6.0, soil=-0.4, crack=3.0, chip=3.5, chip_albedo=0.4),
+        style=Style(groove=1.8, groove_px=1.8, dent=10.0, soil=-0.5, crack=3.0, chip=3.5, chip_albedo=0.4),
         sizes_px=_SMALL,
-        force=(0.6, 1.2),
+        force=(0.8, 1.3),
         poses=("front", "rear", "side"),
         costs={"miss": 90_000, "false_alarm": 6_000, "review": 800, "review_per_hour": 30, "parts_per_hour": 400},
     ),
@@ -217,13 +217,13 @@ FACTORIES: tuple[Factory, ...] = (
         good="goed",
         kinds=_metal(("haal", "knoop", "vlek", "scheur", "gat")),
         stations={
-            "baan-1": Station((160, 160), Light("back"), Camera(gain=1.6, noise=0.02), dict(_LETTERBOX)),
-            "baan-2": Station((128, 192), Light("back", strength=1.2),
+            "baan-1": Station((128, 128), Light("back"), Camera(gain=1.6, noise=0.02), dict(_LETTERBOX)),
+            "baan-2": Station((112, 144), Light("back", strength=1.2),
                               Camera(gain=2.0, gamma=0.8, blur_px=0.5, tint=(0.9, 0.95, 1.0)), {**_LETTERBOX, "fit": "whole"}),
         },
         marks=_cloth,
         num_parts=380,
-        style=Style(groove=0.7, groove_px=1.4, dent=-1.0, soil=-0.3, crack=1.2, crack_soil=0.0, chip=1.6, chip_albedo=0.0,
+        style=Style(groove=1.0, groove_px=1.8, dent=-1.2, soil=-0.45, crack=1.2, crack_soil=0.0, chip=1.6, chip_albedo=0.0,
                     along=(0.0, 90.0)),
         sizes_px=_SMALL,
         costs={"miss": 8_000, "false_alarm": 2_000, "review": 200},
@@ -236,14 +236,14 @@ FACTORIES: tuple[Factory, ...] = (
         kinds={"Riss": Kind("crack", "crack"), "Abplatzer": Kind("chip", "chip"), "Fleck": Kind("stain", "stain")},
         absent={"Kratzer": "scratch"},
         stations={
-            "ofen 1": Station((192, 192), Light("ring", strength=2.0), Camera(gain=1.0, noise=0.01, tint=(0.75, 0.9, 1.0)),
+            "ofen 1": Station((144, 144), Light("ring", strength=2.0), Camera(gain=1.0, noise=0.01, tint=(0.75, 0.9, 1.0)),
                               dict(_LETTERBOX)),
-            "ofen 2": Station((192, 192), Light("grazing", angle=80, strength=0.5),
+            "ofen 2": Station((144, 144), Light("grazing", angle=80, strength=0.5),
                               Camera(gain=1.1, blur_px=0.8, tint=(1.0, 0.7, 0.55)), dict(_LETTERBOX)),
         },
         marks=_tile,
         num_parts=270,
-        style=Style(soil=0.3, crack=1.5, crack_soil=-0.25, chip=1.6, chip_albedo=-0.35),
+        style=Style(soil=-0.5, crack=1.5, crack_soil=-0.25, chip=1.6, chip_albedo=-0.35),
         sizes_px=_SMALL,
         poses=("links", "rechts"),
         suffix="jpg",
@@ -252,20 +252,20 @@ FACTORIES: tuple[Factory, ...] = (
     Factory(
         name="fargo",
         material="moulded",
-        products={"panel-l": 0.8, "panel-r": 1.2},
+        products={"panel-l": 0.1, "panel-r": 0.2},
         good="good",
-        kinds=_metal(("scratch", "dent", "stain", "crack", "chip")),
+        kinds={name: Kind(name, name) for name in ("scratch", "dent", "stain", "crack")},
         stations={
-            "press-1": Station((1024, 2048), Light("grazing", angle=60, strength=0.7), Camera(noise=0.012), dict(_TILES)),
+            "press-1": Station((1024, 2048), Light("grazing", angle=60, strength=0.7), Camera(noise=0.006), dict(_TILES)),
             "press-2": Station((1024, 2048), Light("grazing", angle=110, strength=0.9),
-                               Camera(gain=0.8, gamma=0.85, noise=0.018), dict(_TILES)),
+                               Camera(gain=0.8, gamma=0.85, noise=0.009), dict(_TILES)),
         },
         marks=_panel,
         num_parts=140,
-        style=Style(groove=2.0, groove_px=1.8, dent=5.0, soil=-0.35, crack=2.5, crack_soil=-0.4, chip=3.0, chip_albedo=0.45),
+        style=Style(groove=4.0, groove_px=2.6, dent=12.0, soil=-0.6, crack=3.0, crack_soil=-0.7, chip=3.0, chip_albedo=0.45),
         sizes_px=_TINY,
         force=(0.9, 1.4),
-        max_defects=3,
+        max_defects=1,
         suffix="jpg",
         tile_px=512,
         costs={"miss": 70_000, "false_alarm": 6_000, "review": 700},

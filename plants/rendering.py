@@ -61,7 +61,7 @@ def cast(rng: Rng, *, size: int, strength: float) -> Surface:
     """A sand-cast skin: grains of several sizes and scattered pores."""
     height = 0.35 * _noise(rng, size=size, sigma=1.2) + 0.9 * _noise(rng, size=size, sigma=3.5)
     pores = _noise(rng, size=size, sigma=1.7) > 2.35
-    height -= 2.2 * gaussian_filter(pores.astype(np.float32), 1.0, mode="wrap")
+    height -= 1.5 * gaussian_filter(pores.astype(np.float32), 1.0, mode="wrap")
     albedo = 0.9 + 0.05 * _noise(rng, size=size, sigma=6.0) - 0.25 * gaussian_filter(pores.astype(np.float32), 0.8)
     return Surface((strength * height).astype(np.float32), albedo.astype(np.float32))
 
@@ -73,9 +73,9 @@ def woven(rng: Rng, *, size: int, strength: float) -> Surface:
     grid = np.arange(size, dtype=np.float32) * (2 * math.pi / pitch)
     drift = 0.5 * _noise(rng, size=size, sigma=(3.0, 30.0)), 0.5 * _noise(rng, size=size, sigma=(30.0, 3.0))
     warp, weft = np.cos(grid[None, :] + drift[1]), np.cos(grid[:, None] + drift[0])
-    thick = 1.0 + 0.28 * (warp + weft) + 0.22 * warp * weft
+    thick = 1.0 + 0.16 * (warp + weft) + 0.12 * warp * weft
     thick = thick * (
-        1.0 + 0.10 * _noise(rng, size=size, sigma=(0.8, 22.0)) + 0.10 * _noise(rng, size=size, sigma=(22.0, 0.8))
+        1.0 + 0.05 * _noise(rng, size=size, sigma=(0.8, 22.0)) + 0.05 * _noise(rng, size=size, sigma=(22.0, 0.8))
     )
     return Surface(thick.astype(np.float32), 1.0 + 0.04 * _noise(rng, size=size, sigma=10.0))
 
@@ -85,7 +85,7 @@ def glazed(rng: Rng, *, size: int, strength: float) -> Surface:
     speckles = (_noise(rng, size=size, sigma=0.9) > 2.2).astype(np.float32)
     speckles += (_noise(rng, size=size, sigma=2.0) > 2.4).astype(np.float32)
     albedo = 1.0 + 0.05 * _noise(rng, size=size, sigma=14.0) - 0.35 * strength * gaussian_filter(speckles, 0.7)
-    return Surface(1.2 * _noise(rng, size=size, sigma=12.0), albedo.astype(np.float32))
+    return Surface(0.7 * _noise(rng, size=size, sigma=14.0), albedo.astype(np.float32))
 
 
 def moulded(rng: Rng, *, size: int, strength: float) -> Surface:
@@ -104,10 +104,10 @@ PRODUCTS: dict[str, Callable[..., Surface]] = {f.__name__: f for f in (brushed, 
 class Style:
     """How this plant's material takes damage. Depths in pixels, soiling as a fraction of albedo."""
 
-    groove: float = 1.2
-    groove_px: float = 1.3
-    dent: float = 3.0
-    soil: float = -0.35
+    groove: float = 1.6
+    groove_px: float = 1.7
+    dent: float = 7.0
+    soil: float = -0.4
     crack: float = 1.6
     crack_soil: float = -0.3
     chip: float = 2.0
@@ -226,7 +226,7 @@ def rust(surface: Surface, rng: Rng, *, centre: tuple[float, float], size: float
         surface,
         where,
         mask=inside,
-        relief=(0.6 * force * mask * flakes).astype(np.float32),
+        relief=(1.0 * force * mask * flakes).astype(np.float32),
         soil=(1.2 * style.soil * force * mask).astype(np.float32),
     )
 
@@ -315,7 +315,7 @@ def shade(surface: Surface, *, light: Light) -> Field:
     mirror = np.exp((slope_x**2 + slope_y**2) * np.float32(-2.5 * light.strength))
     if light.kind == "coaxial":
         return np.asarray(albedo * (0.15 + 0.65 * mirror), dtype=np.float32)
-    return np.asarray(0.14 * albedo + 0.75 * (1.0 - mirror) * np.sqrt(np.maximum(albedo, 0.0)), dtype=np.float32)
+    return np.asarray(0.3 * albedo + 0.7 * (1.0 - mirror) * np.sqrt(np.maximum(albedo, 0.0)), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
