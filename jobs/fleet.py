@@ -1,0 +1,221 @@
+"""Trains a fleet: prepares every plant in Ray tasks, then all runs of the plan in the lanes of one Ray Train run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster import session
+from cluster.ledger import RunLedger, RunRecord
+from cluster.settings import Settings
+from jobs.lanes import Board, lane_loop
+from jobs.material import Material
+from jobs.plan import Plan, make_plan
+from jobs.recipe import Recipe
+from jobs.tracking import Tracker
+from plants.errors import InputError
+from plants.plant import Fleet
+
+Say = Callable[[Mapping[str, Any]], None]
+GROUP_START_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A plan with the records of its runs."""
+
+    plan: Plan
+    records: dict[str, RunRecord]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """`runs[] {name, kind, plants, state, seconds, select}` and the plan's id."""
+        rows = []
+        for run in self.plan.runs:
+            record = self.records[run.run_id]
+            rows.append(
+                {
+                    "name": run.run_id,
+                    "kind": run.kind,
+                    "plants": list(run.plants),
+                    "parent": run.parent,
+                    "state": record.state,
+                    "seconds": record.seconds,
+                    "select": record.select,
+                    "attempts": record.attempts,
+                    "error": record.error,
+                }
+            )
+        return {"plan": self.plan.plan_id, "runs": rows, "seconds": round(self.seconds, 2)}
+
+    @property
+    def failed(self) -> list[str]:
+        """The runs that failed."""
+        return [run_id for run_id, record in self.records.items() if record.state == "failed"]
+
+
+def train_fleet(
+    fleet: Fleet,
+    *,
+    settings: Settings,
+    recipe: Recipe,
+    seeds: Sequence[int] = (0,),
+    leave_out: Sequence[str] = (),
+    retry_failed: bool = False,
+    trunk: int = 0,
+    say: Say = lambda event: None,
+) -> Trained:
+    """Every run of the plan is done or failed. The same call after a kill goes on where it was.
+
+    Raises InputError when a plant has not been imported or the recipe asks for a cut that the trunk does not allow.
+    """
+    start = time.monotonic()
+    allowed = fleet.trunks[trunk].cuts
+    for stage in recipe.stages:
+        if stage.cut not in allowed:
+            remedy = f"Allowed cuts: {', '.join(map(str, allowed))}; add it to `trunks:` in the fleet's file"
+            raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
+    material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk)
+    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
+    material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
+    material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
+    ledger = RunLedger(material.store, plan.plan_id)
+    if retry_failed:
+        for record in ledger.load().values():
+            if record.state == "failed":
+                ledger.put(RunRecord(run_id=record.run_id))
+    known = ledger.load()
+    todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
+    say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo)})
+    if todo:
+        session.start(settings, num_slots=settings.slots)
+        prepare_all(sorted({name for run in todo for name in run.plants}), material=material, say=say)
+        _run_lanes(plan, material=material, settings=settings, say=say)
+    records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
+    return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
+
+
+def planned(
+    fleet: Fleet,
+    *,
+    material: Material,
+    recipe: Recipe,
+    seeds: Sequence[int] = (0,),
+    leave_out: Sequence[str] = (),
+    trunk: int = 0,
+) -> Plan:
+    """The plan for the fleet's data as they are now."""
+    names = [plant.name for plant in fleet.plants]
+    train_parts = {}
+    for name in names:
+        rows = material.catalog.rows(name)
+        train_parts[name] = int(rows.loc[rows["role"] == "train", "part_id"].nunique())
+    spec = material.trunk.model_dump_json()
+    digest = f"{material.catalog.data_digest(names)}|{spec}|{material.model.weights_digest}"
+    plan = make_plan(
+        fleet,
+        recipe=recipe,
+        data_digest=digest,
+        train_parts=train_parts,
+        seeds=seeds,
+        leave_out=leave_out,
+        trunk=trunk,
+    )
+    if not plan.runs:
+        raise InputError("no plant has training parts", remedy="Import labelled images and see `crossplant audit`")
+    return plan
+
+
+def prepare_all(names: Sequence[str], *, material: Material, say: Say) -> None:
+    """Packs and activations of these plants are in the cache; one Ray task a plant."""
+    import ray
+
+    @ray.remote(num_cpus=1, max_retries=2)
+    def prepare_plant(config: dict[str, Any], name: str) -> dict[str, Any]:
+        import torch
+
+        torch.set_num_threads(1)
+        start = time.monotonic()
+        data = Material.from_config(config).data(name)
+        return {"plant": name, "rows": len(data.rows), "train": data.num_train, "seconds": time.monotonic() - start}
+
+    config = ray.put(material.to_config())
+    waiting = [prepare_plant.remote(config, name) for name in names]
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=600)
+        if not ready:
+            raise InputError("no worker took up the preparation of a plant for 10 minutes", remedy="Free some CPUs")
+        say({"kind": "prepared", **ray.get(ready[0])})
+
+
+def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
+    name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
+    board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store)
+    lanes = max(1, min(settings.slots, len(plan.runs)))
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    trainer = TorchTrainer(
+        lane_loop,
+        train_loop_config={
+            **material.to_config(),
+            "plan": plan.to_json(),
+            "board": name,
+            "threads": settings.threads,
+        },
+        torch_config=TorchConfig(timeout_s=600),
+        scaling_config=ScalingConfig(num_workers=lanes, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name=name,
+            storage_path=_train_folder(material.fleet.store, settings=settings),
+            failure_config=FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0),
+        ),
+    )
+    with _Watch(board, plan=plan, settings=settings, say=say):
+        trainer.fit()
+    ray.kill(board)
+
+
+def _train_folder(store: str, *, settings: Settings) -> str:
+    """Ray Train's own folder: beside the store on a cluster, under home otherwise. Our state is not in it."""
+    return f"{store}/ray" if "://" in store else str(settings.home / "ray_train")
+
+
+class _Watch:
+    """Polls the board while the trainer blocks: progress to the terminal, metrics to MLflow."""
+
+    def __init__(self, board: Any, *, plan: Plan, settings: Settings, say: Say) -> None:
+        self.board, self.plan, self.settings, self.say = board, plan, settings, say
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._loop, name="watch", daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.set()
+        self.thread.join(timeout=60)
+
+    def _loop(self) -> None:
+        import ray
+
+        tracker, seen, is_last = Tracker(self.settings, plan=self.plan), 0, False
+        while not is_last:
+            is_last = self.stop.wait(0.5)
+            try:
+                events = ray.get(self.board.events.remote(seen), timeout=30)
+            except Exception:
+                continue
+            seen += len(events)
+            for event in events:
+                self.say(event)
+            tracker.log(events)

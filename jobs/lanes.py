@@ -1,0 +1,186 @@
+"""Lanes: the workers of one Ray Train run, each taking runs from the plan until none is left.
+
+The board knows what runs and what is next; the run ledger in storage, not the board, is what survives the driver.
+In the parents' phase all workers fit each shared (pooled) run together by DDP; afterwards every worker is a lane.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from cluster import ledger
+from cluster.ledger import RunLedger, RunRecord
+from cluster.storage import open_store
+from jobs.plan import Plan, RunSpec
+
+ALL_LANES = "all"
+"""The lane of a run that all workers fit together."""
+
+
+class Board:
+    """Which run is next for which lane. One actor; the only writer of the run ledger."""
+
+    def __init__(self, plan: dict[str, Any], store_uri: str) -> None:
+        self.plan = Plan.from_json(plan)
+        self.ledger = RunLedger(open_store(store_uri), self.plan.plan_id)
+        known = self.ledger.load()
+        self.records = {run.run_id: known.get(run.run_id, RunRecord(run_id=run.run_id)) for run in self.plan.runs}
+        self.lost = {run_id for run_id, record in self.records.items() if record.state == "running"}
+        self.tokens: dict[int, str] = {}
+        self.log: list[dict[str, Any]] = []
+
+    def enter(self, lane: int, *, token: str, num_lanes: int) -> None:
+        """A worker has started: what its predecessor, or a lane that is no more, was at is free again."""
+        gone = {str(n) for n in self.tokens if n >= num_lanes}
+        if self.tokens.get(lane, token) != token:
+            gone |= {str(lane), ALL_LANES}
+        self.tokens[lane] = token
+        self.lost |= {r.run_id for r in self.records.values() if r.state == "running" and r.lane in gone}
+
+    def shared(self) -> list[str]:
+        """Shared runs that are not finished, in the order of the plan."""
+        return [run.run_id for run in self.plan.runs if run.is_shared and not self.records[run.run_id].is_over]
+
+    def start(self, run_id: str, *, lane: str) -> bool:
+        """Lease a run to a lane. False when it has struck out and is now failed."""
+        record = self._put(ledger.begin(self.records[run_id], lane=lane))
+        self.lost.discard(run_id)
+        if record.state == "failed":
+            self._say("failed", run_id, error=record.error)
+            return False
+        self._say("started", run_id, lane=lane, attempts=record.attempts)
+        return True
+
+    def take(self, lane: int) -> dict[str, Any]:
+        """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent, or "stop"."""
+        self._fail_orphans()
+        parents = {run.parent for run in self.plan.runs}
+        free = [run for run in self.plan.runs if not run.is_shared and self._is_free(run.run_id)]
+        ready = [run for run in free if run.parent is None or self.records[run.parent].state == "done"]
+        for run in sorted(ready, key=lambda r: r.run_id not in parents):
+            if self.start(run.run_id, lane=str(lane)):
+                return {"do": "run", "run_id": run.run_id}
+            return self.take(lane)
+        return {"do": "wait" if free else "stop"}
+
+    def epoch(self, run_id: str, row: dict[str, Any]) -> None:
+        """A run has come one epoch further."""
+        reached = int(row.get("stage", 0)) * 1000 + int(row.get("epoch", 0))
+        self.records[run_id] = ledger.advance(self.records[run_id], epoch=reached)
+        self._say("epoch", run_id, **row)
+
+    def done(self, run_id: str, *, seconds: float, select: float | None) -> None:
+        """A run is finished and its model is in storage."""
+        self._put(ledger.finish(self.records[run_id], select=select, seconds=seconds))
+        self._say("done", run_id, seconds=seconds, select=select)
+
+    def strike(self, run_id: str, error: str, *, seconds: float) -> None:
+        """A run raised: it is tried once more, then failed with its cause."""
+        record = self._put(ledger.strike(self.records[run_id], error=error, seconds=seconds))
+        self._say("failed" if record.state == "failed" else "strike", run_id, error=record.error)
+
+    def events(self, since: int) -> list[dict[str, Any]]:
+        """What happened after event number `since`."""
+        return self.log[since:]
+
+    def _is_free(self, run_id: str) -> bool:
+        return self.records[run_id].state == "waiting" or run_id in self.lost
+
+    def _fail_orphans(self) -> None:
+        for run in self.plan.runs:
+            parent = self.records.get(run.parent) if run.parent else None
+            if parent and parent.state == "failed" and not self.records[run.run_id].is_over:
+                error = f"its parent {run.parent} failed"
+                self._put(ledger.fail(self.records[run.run_id], error=error))
+                self._say("failed", run.run_id, error=error)
+
+    def _put(self, record: RunRecord) -> RunRecord:
+        self.records[record.run_id] = record
+        return self.ledger.put(record)
+
+    def _say(self, kind: str, run_id: str, **more: Any) -> None:
+        self.log.append({"kind": kind, "run_id": run_id, "at": time.time(), **more})
+
+
+def lane_loop(config: dict[str, Any]) -> None:
+    """The train function of every worker: the shared runs together, then runs of its own until none is left."""
+    import ray
+    import ray.train
+    import torch
+
+    from jobs.material import Material
+    from jobs.train import World
+
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config["threads"])
+    board = ray.get_actor(config["board"])
+    call = _caller(board)
+    call("enter", rank, token=uuid.uuid4().hex, num_lanes=size)
+    material = Material.from_config(config)
+    plan = Plan.from_json(config["plan"])
+    while shared := _agreed(call("shared") if rank == 0 else None, size=size):
+        for run_id in shared:
+            if _agreed(call("start", run_id, lane=ALL_LANES) if rank == 0 else None, size=size):
+                world = World(rank=rank, size=size)
+                _work(plan.run(run_id), material=material, plan=plan, call=call, world=world)
+    while True:
+        answer = call("take", rank)
+        if answer["do"] == "stop":
+            break
+        if answer["do"] == "wait":
+            time.sleep(0.1)
+            continue
+        _work(plan.run(answer["run_id"]), material=material, plan=plan, call=call, world=World())
+
+
+def _agreed(value: Any, *, size: int) -> Any:
+    """What the first worker says, on every worker."""
+    if size == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _caller(board: Any) -> Callable[..., Any]:
+    import ray
+
+    def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        return ray.get(getattr(board, method).remote(*args, **kwargs), timeout=120)
+
+    return call
+
+
+def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any], world: Any) -> None:
+    """One run from its parent to its saved model; an error becomes a strike, and the lane goes on."""
+    from jobs.material import fit_run
+
+    leads = world.rank == 0
+    start = time.monotonic()
+    try:
+        fitted = fit_run(
+            spec,
+            material=material,
+            plan=plan,
+            world=world,
+            on_epoch=(lambda row: call("epoch", spec.run_id, row)) if leads else None,
+        )
+    except Exception as error:
+        if leads:
+            call("strike", spec.run_id, _cause(error), seconds=time.monotonic() - start)
+    else:
+        if leads:
+            call("done", spec.run_id, seconds=time.monotonic() - start, select=fitted.score.value)
+
+
+def _cause(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text} ({where.name}, line {where.lineno})"

@@ -1,0 +1,189 @@
+"""What the runs of a fleet are made of: label tables, packs, the trunk, activations, and the models in storage.
+
+Every process opens its own; what one has written to the cache the others map into memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from cluster import packs
+from cluster.catalog import Catalog
+from cluster.storage import PlantFiles, open_store
+from jobs.activations import PlantData, RunData, prepare, training_rows
+from jobs.model import CutModel, load_model
+from jobs.plan import Plan, RunSpec
+from jobs.recipe import Recipe
+from jobs.train import Checkpoints, Fitted, Parent, World, fit
+from plants.plant import Fleet, Plant
+
+LEARNING_ROLES = ("train", "select")
+
+
+class Material:
+    """The inputs of a fleet's runs on one trunk, opened when first asked for."""
+
+    def __init__(self, fleet: Fleet, *, cache: Path, recipe: Recipe, trunk: int = 0) -> None:
+        self.fleet, self.cache, self.recipe = fleet, cache, recipe
+        self.trunk = fleet.trunks[trunk]
+        self.trunk_index = trunk
+        self.store = open_store(fleet.store)
+        self.catalog = Catalog(self.store)
+        self._data: dict[str, PlantData] = {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Material:
+        """The material that `to_config` described, in another process."""
+        return cls(
+            Fleet.model_validate(config["fleet"]),
+            cache=Path(config["cache"]),
+            recipe=Recipe.model_validate(config["recipe"]),
+            trunk=config["trunk"],
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain data from which another process makes the same material."""
+        return {
+            "fleet": self.fleet.model_dump(mode="json"),
+            "cache": str(self.cache),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "trunk": self.trunk_index,
+        }
+
+    @cached_property
+    def model(self) -> CutModel:
+        """The backbone, divided at the fleet's cuts."""
+        return load_model(self.trunk, read=read_uri)
+
+    def leaf_sets(self, names: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Plant -> plant class -> leaves."""
+        return {name: self.fleet.leaf_sets(self.fleet.plant(name)) for name in names}
+
+    def leaves(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The outputs of a model of these plants."""
+        return self.fleet.leaves([self.fleet.plant(name) for name in names])
+
+    def pack(self, plant: Plant, *, rows: pd.DataFrame) -> packs.Pack:
+        """The decoded inputs of these rows, from the cache, the store, or the frames themselves."""
+        files = PlantFiles()
+        return packs.build(
+            rows,
+            plant=plant,
+            size_px=self.trunk.size_px,
+            read=lambda frame: files.read(plant.images, frame),
+            store=self.store,
+            cache_dir=self.cache / "packs",
+        )
+
+    def data(self, name: str, *, progress: Callable[[int, int], None] | None = None) -> PlantData:
+        """The plant's learning rows with their activations in the cache."""
+        if name not in self._data:
+            plant = self.fleet.plant(name)
+            labels = self.catalog.rows(name)
+            labels = labels[labels["role"].isin(LEARNING_ROLES)]
+            pack = self.pack(plant, rows=labels)
+            rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
+            self._data[name] = prepare(
+                plant,
+                rows=rows,
+                pack=pack,
+                pack_digest=pack.digest,
+                model=self.model,
+                cuts=self.cuts,
+                policy=self.recipe.augment,
+                views=self.recipe.views,
+                cache=self.cache,
+                seed=self.fleet.seed,
+                progress=progress,
+            )
+        return self._data[name]
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The cuts that the recipe needs."""
+        return tuple(sorted({0, *(stage.cut for stage in self.recipe.stages)}))
+
+    def save(self, fitted: Fitted, *, spec: RunSpec, plan: Plan) -> None:
+        """The run's model is in storage, weights before words."""
+        prefix = f"runs/{plan.plan_id}/{spec.run_id}"
+        self.store.write(
+            f"{prefix}/model.safetensors", save_tensors({k: v.contiguous() for k, v in fitted.state.items()})
+        )
+        words = {
+            "run_id": spec.run_id,
+            "kind": spec.kind,
+            "plants": list(spec.plants),
+            "target": spec.target,
+            "parent": spec.parent,
+            "seed": spec.seed,
+            "recipe": spec.recipe,
+            "leaves": list(fitted.leaves),
+            "cut": fitted.cut,
+            "trunk": self.trunk.model_dump(mode="json"),
+            "weights_digest": self.model.weights_digest,
+            "select": fitted.score.value,
+            "select_nll": fitted.score.nll,
+            "history": fitted.history,
+            "notes": fitted.notes,
+        }
+        self.store.write(f"{prefix}/model.json", json.dumps(words).encode())
+
+    def load(self, run_id: str, *, plan_id: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """A run's words and weights from storage."""
+        prefix = f"runs/{plan_id}/{run_id}"
+        words: dict[str, Any] = json.loads(self.store.read(f"{prefix}/model.json"))
+        return words, load_tensors(self.store.read(f"{prefix}/model.safetensors"))
+
+
+def read_uri(uri: str) -> bytes:
+    """The bytes at a path or s3:// address, e.g. of a weights file."""
+    folder, _, name = uri.rpartition("/")
+    return open_store(folder).read(name)
+
+
+def fit_run(
+    spec: RunSpec,
+    *,
+    material: Material,
+    plan: Plan,
+    world: World | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Fitted:
+    """The run is fitted, resumed from its last epoch when there is one, and its model saved."""
+    world = world or World()
+    store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
+    parent = None
+    if spec.parent:
+        words, weights = material.load(spec.parent, plan_id=plan.plan_id)
+        parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=weights)
+    fitted = fit(
+        material.model,
+        data=RunData(tuple(material.data(name) for name in spec.plants)),
+        leaf_sets=material.leaf_sets(spec.plants),
+        leaves=material.leaves(spec.plants),
+        recipe=Recipe.model_validate(spec.recipe),
+        seed=spec.seed,
+        parent=parent,
+        world=world,
+        checkpoints=Checkpoints(
+            load=lambda: store.read(state) if store.exists(state) else None,
+            save=lambda data: _write(store, state, data),
+        ),
+        on_epoch=on_epoch,
+    )
+    if world.rank == 0:
+        material.save(fitted, spec=spec, plan=plan)
+    return fitted
+
+
+def _write(store: Any, key: str, data: bytes) -> None:
+    store.write(key, data)

@@ -1,0 +1,196 @@
+"""What the verbs of the command do, and what they show: each returns the JSON document of DESIGN 8."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cluster.catalog import Catalog
+from cluster.settings import Settings
+from cluster.storage import PlantFiles, open_store
+from plants.plant import Fleet
+
+
+def import_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:
+    """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store."""
+    catalog = Catalog(open_store(fleet.store))
+    table = _table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
+    plants: list[dict[str, Any]] = []
+    for name in names:
+        with _bar(show, f"reading {name}") as tick:
+            found = catalog.import_plant(
+                fleet, fleet.plant(name), files=PlantFiles(), now=datetime.now(UTC), progress=tick
+            )
+        rejected = [{"frame": r.frame, "reason": r.reason} for r in found.rejected]
+        plants.append(
+            {
+                "plant": name,
+                "rows": found.rows,
+                "new_rows": found.new_rows,
+                "classes": found.classes,
+                "splits": found.splits,
+                "rejected": rejected,
+            }
+        )
+        classes = ", ".join(f"{k} {v}" for k, v in found.classes.items())
+        splits = " / ".join(str(v) for v in found.splits.values())
+        table.add_row(name, str(found.rows), str(found.new_rows), classes, splits, str(len(rejected)))
+        for row in rejected[:10]:
+            show.print(f"rejected: plant {name}: file {row['frame']}: {row['reason']}", markup=False, soft_wrap=True)
+        if len(rejected) > 10:
+            show.print(f"rejected: plant {name}: {len(rejected) - 10} more, all listed with --json", markup=False)
+        for note in found.notes:
+            show.print(f"note: plant {name}: {note}", markup=False, soft_wrap=True)
+        if not found.lots_known:
+            show.print(
+                f"note: plant {name}: lots are not known for every frame, so every such frame is its own lot: "
+                "figures flatter when neighbouring frames look alike",
+                markup=False,
+                soft_wrap=True,
+            )
+    show.print(table)
+    first = plants[0] if len(plants) == 1 else {}
+    return {**first, "plants": plants}
+
+
+def audit_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:
+    """Findings of every plant named, worst first."""
+    from plants.audit import audit
+
+    catalog = Catalog(open_store(fleet.store))
+    findings: list[dict[str, Any]] = []
+    for name in names:
+        plant = fleet.plant(name)
+        for finding in audit(plant, catalog.rows(name), fleet=fleet, trunk_size_px=fleet.trunks[0].size_px):
+            findings.append(
+                {
+                    "level": finding.level,
+                    "kind": finding.kind,
+                    "plant": name,
+                    "detail": finding.detail,
+                    "remedy": finding.remedy,
+                }
+            )
+    order = {"error": 0, "warning": 1, "info": 2}
+    findings.sort(key=lambda f: (order[f["level"]], names.index(f["plant"])))
+    table = _table("Audit", "level", "plant", "kind", "finding", "remedy")
+    for f in findings:
+        table.add_row(f["level"], f["plant"], f["kind"], f["detail"], f["remedy"] or "")
+    show.print(table)
+    return {"findings": findings}
+
+
+def train(
+    fleet: Fleet,
+    *,
+    settings: Settings,
+    recipe_file: Path | None,
+    seeds: Sequence[int],
+    leave_out: Sequence[str],
+    retry_failed: bool,
+    show: Console,
+) -> dict[str, Any]:
+    """The runs of the fleet's plan with their ends."""
+    from jobs.fleet import train_fleet
+    from jobs.recipe import Recipe, load_recipe
+
+    recipe = load_recipe(recipe_file) if recipe_file else Recipe()
+    for name in leave_out:
+        fleet.plant(name)
+    with _Progress(show) as progress:
+        trained = train_fleet(
+            fleet,
+            settings=settings,
+            recipe=recipe,
+            seeds=seeds,
+            leave_out=leave_out,
+            retry_failed=retry_failed,
+            say=progress.say,
+        )
+    document = trained.to_json()
+    table = _table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
+    for run in sorted(document["runs"], key=lambda r: r["state"] != "failed"):
+        cause = run["error"] or ""
+        table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
+    show.print(table)
+    return document
+
+
+class _Progress:
+    """A bar of finished runs, with what each lane is at; a line a finished run where there is no terminal."""
+
+    def __init__(self, show: Console) -> None:
+        self.show, self.start, self.now = show, time.monotonic(), {}  # type: ignore[var-annotated]
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(*columns, console=show, transient=True, disable=not show.is_terminal)
+        self.task = self.bar.add_task("preparing", total=None)
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def say(self, event: Mapping[str, Any]) -> None:
+        """One event of training, shown."""
+        kind, run = event["kind"], event.get("run_id", "")
+        if kind == "plan":
+            self.bar.update(self.task, total=event["runs"], completed=event["runs"] - event["todo"])
+            self._line(f"plan {event['plan']}: {event['runs']} runs, {event['todo']} to do")
+        elif kind == "prepared":
+            self._line(f"{event['plant']}: {event['rows']} inputs cached in {event['seconds']:.1f} s")
+        elif kind == "epoch":
+            loss = f" loss {event['loss']:.3f}" if event.get("loss") is not None else ""
+            select = f" select {event['select']:.3f}" if event.get("select") is not None else ""
+            self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}{loss}{select}"
+            self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+        elif kind == "strike":
+            self._line(f"{run}: {event['error']}; it is tried once more")
+        elif kind in ("done", "failed"):
+            self.now.pop(run, None)
+            self.bar.advance(self.task)
+            if kind == "failed":
+                self._line(f"{run}: failed: {event['error']}")
+            else:
+                select = "-" if event["select"] is None else f"{event['select']:.3f}"
+                self._line(f"{run}: select {select} in {event['seconds']:.1f} s")
+
+    def _line(self, text: str) -> None:
+        self.show.print(f"[{time.monotonic() - self.start:6.1f} s] {text}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _bar(show: Console, what: str) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=show, transient=True, disable=not show.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def who() -> str:
+    """The person or service account at work, for ledgers and journals."""
+    try:
+        return getpass.getuser()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,54 @@
+"""Heads by L-BFGS."""
+
+from __future__ import annotations
+
+import torch
+
+from jobs.head import Head, fit_head
+from jobs.selection import Score
+
+
+def problem(n: int, *, seed: int = 0):
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 12, generator=draw) * torch.linspace(0.1, 10, 12)
+    labels = (x[:, 0] * 10 + 0.3 * torch.randn(n, generator=draw) > 0).long()
+    return x, torch.nn.functional.one_hot(labels, 2).bool()
+
+
+def judge_on(x, targets):
+    def judge(head: Head) -> Score:
+        right = ((x @ head.weight.T + head.bias).argmax(1) == targets.long().argmax(1)).float().mean()
+        return Score(value=float(right), nll=0.0, by_plant={})
+
+    return judge
+
+
+def fit(x, targets, **more):
+    mask = torch.ones_like(targets)
+    return fit_head(x, targets=targets, mask=mask, weights=torch.ones(len(x)), **more)
+
+
+def test_the_head_finds_a_linear_rule_whatever_the_scale_of_the_features():
+    x, targets = problem(400)
+    test_x, test_targets = problem(400, seed=1)
+    _, score, _ = fit(x, targets, judge=judge_on(test_x, test_targets))
+    assert score.value > 0.93
+
+
+def test_with_no_evidence_the_head_stays_at_its_prior():
+    x, targets = problem(400)
+    good, _, _ = fit(x, targets, judge=judge_on(x, targets))
+    few_x, few_targets = problem(2, seed=5)
+    test_x, test_targets = problem(400, seed=1)
+    _, near, _ = fit(few_x, few_targets, judge=judge_on(test_x, test_targets), prior=good, strengths=(100.0,))
+    _, alone, _ = fit(few_x, few_targets, judge=judge_on(test_x, test_targets))
+    assert near.value > 0.9
+    assert near.value > alone.value
+
+
+def test_a_constant_feature_does_no_harm():
+    x, targets = problem(100)
+    x[:, 3] = 7.0
+    head, score, _ = fit(x, targets, judge=judge_on(x, targets))
+    assert torch.isfinite(head.weight).all()
+    assert score.value > 0.9

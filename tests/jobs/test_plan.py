@@ -1,0 +1,67 @@
+"""Plans: what is trained from what."""
+
+from __future__ import annotations
+
+from jobs.plan import Plan, make_plan, nearest_sister, pooling_groups
+from jobs.recipe import Recipe
+from plants.plant import Fleet
+
+
+def fleet(**changes) -> Fleet:
+    plants = [
+        {"name": "neu", "images": "a", "classes": {"scratch": "scratch", "crazing": "crazing"}},
+        {"name": "xsdd", "images": "b", "classes": {"scratches": "scratch", "red": "red"}},
+        {"name": "tiles", "images": "c", "classes": {"free": "ok", "blowhole": "blowhole"}, "ok": ["free"]},
+    ]
+    for plant in plants:
+        plant.update(changes.get(plant["name"], {}))
+    return Fleet.model_validate({"fleet": "f", "store": "s", "plants": plants})
+
+
+PARTS = {"neu": 10, "xsdd": 20, "tiles": 30}
+
+
+def plan_of(f: Fleet, **more) -> Plan:
+    return make_plan(f, recipe=Recipe(), data_digest="d", train_parts=PARTS, **more)
+
+
+def test_plants_that_share_no_defect_are_not_pooled():
+    groups = pooling_groups(fleet(), plants=fleet().plants)
+    assert groups == [("neu", "xsdd")]
+    kinds = {run.run_id: run.kind for run in plan_of(fleet()).runs}
+    assert [k for k in kinds if "tiles" in k] == ["frozen-tiles-s0", "own-tiles-s0"]
+
+
+def test_every_parent_comes_with_the_plan():
+    plan = plan_of(fleet(), seeds=(0, 1))
+    names = {run.run_id for run in plan.runs}
+    assert {run.parent for run in plan.runs if run.parent} <= names
+    assert len(names) == len(plan.runs)
+
+
+def test_a_plant_that_may_not_leave_is_trained_alone():
+    plan = plan_of(fleet(neu={"may_leave": False}))
+    assert not [run for run in plan.runs if run.kind in ("pooled", "warm", "sister")]
+
+
+def test_a_plant_that_may_not_train_has_no_run():
+    assert not [run for run in plan_of(fleet(neu={"may_train": False})).runs if "neu" in run.plants]
+
+
+def test_the_plan_is_named_by_its_content():
+    base = plan_of(fleet()).plan_id
+    assert plan_of(fleet()).plan_id == base
+    assert plan_of(fleet(), seeds=(1,)).plan_id != base
+    other = make_plan(fleet(), recipe=Recipe(dropout=0.1), data_digest="d", train_parts=PARTS)
+    assert other.plan_id != base
+    assert make_plan(fleet(), recipe=Recipe(), data_digest="e", train_parts=PARTS).plan_id != base
+
+
+def test_a_plan_survives_storage():
+    plan = plan_of(fleet())
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_the_sister_with_most_in_common_is_taken():
+    f = fleet(tiles={"classes": {"free": "ok", "scratch": "scratch", "crazing": "crazing"}})
+    assert nearest_sister(f, plant=f.plant("neu"), among=["neu", "xsdd", "tiles"], train_parts=PARTS) == "tiles"

@@ -1,0 +1,46 @@
+"""Recipes refuse nonsense."""
+
+import pytest
+
+from jobs.recipe import Recipe, load_recipe, save_recipe
+from plants.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: [{cut: 1, lr_backbone: 0.01}]", "pretrained layers"),
+        ("stages: [{cut: 2}, {cut: 1}]", "deeper"),
+        ("stages: [{cut: 1, epochs: 2, warmup_epochs: 2}]", "warm-up"),
+        ("augment: {rotate_deg: 45}", "augment.rotate_deg"),
+        ("dropuot: 0.3", "dropuot"),
+        ("[1, 2", "cannot be read"),
+    ],
+)
+def test_a_senseless_recipe_is_refused_in_one_line_that_names_the_field(tmp_path, text, words):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_recipe(file)
+    assert words in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_all_faults_of_a_recipe_are_reported_at_once(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("dropout: 2\nviews: 0\nbatch: -1\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(file)
+    assert len(caught.value.faults) == 3
+
+
+def test_a_recipe_survives_its_file(tmp_path):
+    recipe = Recipe(dropout=0.1, weight_decay=0.01)
+    save_recipe(recipe, tmp_path / "r.yaml", header="found by a search\nof 12 trials")
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+    assert load_recipe(tmp_path / "r.yaml").digest == recipe.digest
+
+
+def test_an_odd_batch_is_warned_about():
+    with pytest.warns(UserWarning, match="batch 4"):
+        Recipe(batch=4)

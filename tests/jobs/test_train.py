@@ -1,0 +1,123 @@
+"""The epoch loop, on activations that a second of CPU can learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.recipe import Recipe, Stage
+from jobs.train import Checkpoints, Parent, fit
+from tests.jobs.toys import ToyModel, toy_run
+
+RECIPE = Recipe(stages=(Stage(cut=1, epochs=4),), views=2, batch=16)
+
+
+class Killed(Exception):
+    """Stands for a kill -9 between two epochs."""
+
+
+def test_a_run_learns_and_keeps_a_stage_only_if_it_wins_on_select(tmp_path):
+    run = toy_run(tmp_path)
+    frozen = fit(ToyModel(), **run, recipe=RECIPE.model_copy(update={"stages": ()}), seed=0)
+    tuned = fit(ToyModel(), **run, recipe=RECIPE, seed=0)
+    assert frozen.cut == 0
+    assert frozen.score.value > 0.5
+    assert tuned.score.beats(frozen.score) == (tuned.cut == 1)
+    assert tuned.score.value >= frozen.score.value
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    run = toy_run(tmp_path)
+    a, b, c = (fit(ToyModel(), **run, recipe=RECIPE, seed=seed) for seed in (1, 1, 2))
+    assert a.history == b.history
+    assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
+    assert a.history != c.history
+
+
+@pytest.mark.parametrize("die_after", [1, 2, 3])
+def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(tmp_path, die_after):
+    run = toy_run(tmp_path)
+    undisturbed = fit(ToyModel(), **run, recipe=RECIPE, seed=3)
+    saved: list[bytes] = []
+    epochs = []
+
+    def on_epoch(row):
+        epochs.append(row)
+        if row["stage"] == 1 and row["epoch"] == die_after + 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(
+            ToyModel(),
+            **run,
+            recipe=RECIPE,
+            seed=3,
+            checkpoints=Checkpoints(save=saved.append, every_s=0),
+            on_epoch=on_epoch,
+        )
+    again = []
+    resumed = fit(
+        ToyModel(),
+        **run,
+        recipe=RECIPE,
+        seed=3,
+        checkpoints=Checkpoints(load=lambda: saved[-1]),
+        on_epoch=again.append,
+    )
+    assert [row["epoch"] for row in again] == list(range(die_after + 1, 5))
+    assert resumed.history == undisturbed.history
+    assert all(torch.equal(resumed.state[k], undisturbed.state[k]) for k in undisturbed.state)
+
+
+def test_a_row_without_a_label_stops_the_run_with_the_plant_and_frame(tmp_path):
+    run = toy_run(tmp_path)
+    rows = run["data"].plants[0].rows
+    rows.loc[3, "label"] = "?"
+    with pytest.raises(ValueError, match=r"plant north: 1 rows have no label \(NaN\), e.g. north-3"):
+        type(run["data"])(run["data"].plants)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    run = toy_run(tmp_path)
+    folder = run["data"].plants[0].folder
+    for view in (0, 1):
+        broken = np.load(folder / f"cut1.view{view}.npy")
+        broken[0] = np.nan
+        np.save(folder / f"cut1.view{view}.npy", broken)
+    with pytest.raises(FloatingPointError, match=r"not finite|the loss is nan"):
+        fit(ToyModel(), **toy_run_from(run), recipe=RECIPE, seed=0)
+
+
+def toy_run_from(run):
+    from jobs import activations
+
+    activations._MAPS.clear()
+    return run
+
+
+def test_a_warm_start_begins_at_its_parent_and_maps_leaves_by_name(tmp_path):
+    big = toy_run(tmp_path / "big", "north", num_train=200)
+    parent = fit(ToyModel(), **big, recipe=RECIPE, seed=0)
+    small = toy_run(tmp_path / "small", "south", num_train=4, num_select=40)
+    order = list(reversed(parent.leaves))
+    shuffled = {**parent.state}
+    for key in ("head.weight", "head.bias"):
+        shuffled[key] = parent.state[key].flip(0)
+    warm = fit(
+        ToyModel(),
+        **small,
+        recipe=RECIPE,
+        seed=0,
+        parent=Parent(cut=parent.cut, leaves=tuple(order), state=shuffled),
+    )
+    alone = fit(ToyModel(), **small, recipe=RECIPE, seed=0)
+    assert warm.score.value >= alone.score.value
+    assert warm.score.value > 0.5
+
+
+def test_several_plants_are_judged_by_the_worst_of_them(tmp_path):
+    run = toy_run(tmp_path, "north", "south")
+    fitted = fit(ToyModel(), **run, recipe=RECIPE, seed=0)
+    assert set(fitted.score.by_plant) == {"north", "south"}
+    assert fitted.score.value <= np.mean(list(fitted.score.by_plant.values())) + 1e-9
