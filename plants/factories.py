@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from plants import rendering as draw
-from plants.rendering import Camera, Light, Rng, Style, Surface
+from plants import surfaces as draw
+from plants.rendering import Camera, Light
+from plants.surfaces import Rng, Style, Surface
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,13 @@
-"""Draws parts: a surface (relief and reflectance), what happened to it, the light on it, the camera above it.
+"""Light and camera: turns a surface into the picture a station would take of it.
 
-A surface is two fields, `height` in pixels and `albedo` around 1. Products are periodic surfaces; marks, defects and
-dust change the fields inside a small window; light turns fields into intensity. The same groove is therefore a dark
-line under coaxial light, a bright one under a ring light, a pair of flanks under grazing light and a bright gap in
-front of a backlight: nothing here draws a defect's look, only its shape. Used by `plants.synthetic` alone; never a
-source of pretraining images.
+The same groove is a dark line under coaxial light, a bright one under a ring light, a pair of flanks under grazing
+light, and a bright gap in front of a backlight, where `height` is thickness.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,270 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-Field = npt.NDArray[np.float32]
-Box = tuple[int, int, int, int]
-Rng = np.random.Generator
-
-
-@dataclass(slots=True)
-class Surface:
-    """A part's skin, float32 [H, W] each. `height` in pixels, `albedo` 1 where nothing is printed or soiled."""
-
-    height: Field
-    albedo: Field
-
-    def window(self, *, top: int, left: int, shape: tuple[int, int]) -> Surface:
-        """A copy of `shape`, cut anywhere out of this surface continued periodically."""
-        rows = np.arange(top, top + shape[0]) % self.height.shape[0]
-        columns = np.arange(left, left + shape[1]) % self.height.shape[1]
-        return Surface(*(f.take(rows, axis=0).take(columns, axis=1) for f in (self.height, self.albedo)))
-
-
-# Products: periodic fields that a frame is cut from. ------------------------------------------------------------
-
-
-def _noise(rng: Rng, *, size: int, sigma: float | tuple[float, float]) -> Field:
-    """Periodic smooth noise with standard deviation 1."""
-    field = gaussian_filter(rng.standard_normal((size, size), dtype=np.float32), sigma, mode="wrap", truncate=3.0)
-    return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
-
-
-def brushed(rng: Rng, *, size: int, strength: float) -> Surface:
-    """Metal brushed along x: long fine furrows of uneven depth."""
-    furrows = _noise(rng, size=size, sigma=(0.55, 28.0)) + 0.7 * _noise(rng, size=size, sigma=(1.6, 60.0))
-    height = 0.22 * strength * furrows
-    albedo = 1.0 + 0.05 * strength * _noise(rng, size=size, sigma=(1.0, 40.0)) + 0.02 * _noise(rng, size=size, sigma=9)
-    return Surface(height.astype(np.float32), albedo.astype(np.float32))
-
-
-def cast(rng: Rng, *, size: int, strength: float) -> Surface:
-    """A sand-cast skin: grains of several sizes and scattered pores."""
-    height = 0.35 * _noise(rng, size=size, sigma=1.2) + 0.9 * _noise(rng, size=size, sigma=3.5)
-    pores = _noise(rng, size=size, sigma=1.7) > 2.35
-    height -= 1.5 * gaussian_filter(pores.astype(np.float32), 1.0, mode="wrap")
-    albedo = 0.9 + 0.05 * _noise(rng, size=size, sigma=6.0) - 0.25 * gaussian_filter(pores.astype(np.float32), 0.8)
-    return Surface((strength * height).astype(np.float32), albedo.astype(np.float32))
-
-
-def woven(rng: Rng, *, size: int, strength: float) -> Surface:
-    """Plain weave of uneven yarns: `height` is thickness, highest where threads cross."""
-    pitch = size // round(size / (6.0 + 2.5 * strength))
-    pitch = next(p for p in range(pitch, 2, -1) if size % p == 0)
-    grid = np.arange(size, dtype=np.float32) * (2 * math.pi / pitch)
-    drift = 0.5 * _noise(rng, size=size, sigma=(3.0, 30.0)), 0.5 * _noise(rng, size=size, sigma=(30.0, 3.0))
-    warp, weft = np.cos(grid[None, :] + drift[1]), np.cos(grid[:, None] + drift[0])
-    thick = 1.0 + 0.16 * (warp + weft) + 0.12 * warp * weft
-    thick = thick * (
-        1.0 + 0.05 * _noise(rng, size=size, sigma=(0.8, 22.0)) + 0.05 * _noise(rng, size=size, sigma=(22.0, 0.8))
-    )
-    return Surface(thick.astype(np.float32), 1.0 + 0.04 * _noise(rng, size=size, sigma=10.0))
-
-
-def glazed(rng: Rng, *, size: int, strength: float) -> Surface:
-    """A glaze: gently wavy, with speckles burnt into its colour."""
-    speckles = (_noise(rng, size=size, sigma=0.9) > 2.2).astype(np.float32)
-    speckles += (_noise(rng, size=size, sigma=2.0) > 2.4).astype(np.float32)
-    albedo = 1.0 + 0.05 * _noise(rng, size=size, sigma=14.0) - 0.35 * strength * gaussian_filter(speckles, 0.7)
-    return Surface(0.7 * _noise(rng, size=size, sigma=14.0), albedo.astype(np.float32))
-
-
-def moulded(rng: Rng, *, size: int, strength: float) -> Surface:
-    """An eroded mould's fine even grain in plastic."""
-    height = 0.16 * strength * _noise(rng, size=size, sigma=1.3)
-    return Surface(height.astype(np.float32), 1.0 + 0.015 * _noise(rng, size=size, sigma=20.0))
-
-
-PRODUCTS: dict[str, Callable[..., Surface]] = {f.__name__: f for f in (brushed, cast, woven, glazed, moulded)}
-
-
-# What happened to a part. ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How this plant's material takes damage. Depths in pixels, soiling as a fraction of albedo."""
-
-    groove: float = 1.6
-    groove_px: float = 1.7
-    dent: float = 7.0
-    soil: float = -0.4
-    crack: float = 1.6
-    crack_soil: float = -0.3
-    chip: float = 2.0
-    chip_albedo: float = 0.25
-    along: tuple[float, float] | None = None
-    """Angles in degrees a scratch may take; any when absent."""
-
-
-def _grid(surface: Surface, *, centre: tuple[float, float], reach: float) -> tuple[tuple[slice, slice], Field, Field]:
-    """The window of `reach` around centre (y, x) clipped to the surface, and its y and x relative to the centre."""
-    high, wide = surface.height.shape
-    y0, y1 = max(int(centre[0] - reach), 0), min(int(centre[0] + reach) + 1, high)
-    x0, x1 = max(int(centre[1] - reach), 0), min(int(centre[1] + reach) + 1, wide)
-    y = np.arange(y0, y1, dtype=np.float32)[:, None] - np.float32(centre[0])
-    x = np.arange(x0, x1, dtype=np.float32)[None, :] - np.float32(centre[1])
-    return (slice(y0, y1), slice(x0, x1)), y, x
-
-
-def _apply(
-    surface: Surface, where: tuple[slice, slice], *, mask: Field, relief: Field | None, soil: Field | None
-) -> Box:
-    """Change the surface in place; the box of `mask` above a tenth of its peak, padded by a pixel."""
-    if relief is not None:
-        surface.height[where] += relief
-    if soil is not None:
-        surface.albedo[where] *= 1.0 + soil
-    rows = np.flatnonzero(mask.max(axis=1) > 0.1)
-    columns = np.flatnonzero(mask.max(axis=0) > 0.1)
-    y0, x0 = where[0].start, where[1].start
-    high, wide = surface.height.shape
-    if not len(rows) or not len(columns):
-        return (x0, y0, where[1].stop, where[0].stop)
-    return (
-        max(x0 + int(columns[0]) - 1, 0),
-        max(y0 + int(rows[0]) - 1, 0),
-        min(x0 + int(columns[-1]) + 2, wide),
-        min(y0 + int(rows[-1]) + 2, high),
-    )
-
-
-def scratch(surface: Surface, rng: Rng, *, centre: tuple[float, float], size: float, force: float, style: Style) -> Box:
-    """One slightly bent, even groove, thrown-up edges beside it."""
-    where, y, x = _grid(surface, centre=centre, reach=0.5 * size + 4)
-    angle = math.radians(rng.uniform(0, 180) if style.along is None else rng.choice(style.along) + rng.normal(0, 4))
-    u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    v = v - rng.normal(0, 0.10) * u * u / size
-    ends = 1.0 / (1.0 + np.exp(np.clip((np.abs(u) - 0.46 * size) * 1.5, -30, 30)))
-    width = style.groove_px * rng.uniform(0.8, 1.3)
-    line = (np.exp(-((v / width) ** 2)) * ends).astype(np.float32)
-    edge = np.exp(-(((np.abs(v) - 2 * width) / width) ** 2)) * ends
-    depth = style.groove * force * math.copysign(1.0, style.groove)
-    relief = -math.copysign(depth, style.groove) * (line - 0.35 * edge)
-    return _apply(surface, where, mask=line, relief=relief.astype(np.float32), soil=None)
-
-
-def crack(surface: Surface, rng: Rng, *, centre: tuple[float, float], size: float, force: float, style: Style) -> Box:
-    """A jagged path that forks once, narrow towards its ends, dark inside."""
-    where, y, x = _grid(surface, centre=centre, reach=0.62 * size + 4)
-    heading = rng.uniform(0, 2 * math.pi)
-    trunk = _walk(
-        rng, start=(-0.5 * size * math.sin(heading), -0.5 * size * math.cos(heading)), heading=heading, length=size
-    )
-    fork = trunk[int(rng.integers(2, len(trunk) - 2))]
-    side = heading + rng.choice((-1, 1)) * rng.uniform(0.5, 0.9)
-    mask = np.zeros((y.shape[0], x.shape[1]), dtype=np.float32)
-    for path, thick in ((trunk, 1.25), (_walk(rng, start=fork, heading=side, length=0.35 * size), 0.9)):
-        for (ya, xa), (yb, xb) in itertools.pairwise(path):
-            dy, dx = yb - ya, xb - xa
-            t = np.clip(((y - ya) * dy + (x - xa) * dx) / (dy * dy + dx * dx), 0, 1)
-            far = (y - ya - t * dy) ** 2 + (x - xa - t * dx) ** 2
-            np.maximum(mask, np.exp(-far / (thick * rng.uniform(0.7, 1.2)) ** 2), out=mask)
-    relief, soil = -style.crack * force * mask, style.crack_soil * force * mask
-    return _apply(surface, where, mask=mask, relief=relief, soil=soil)
-
-
-def _walk(rng: Rng, *, start: tuple[float, float], heading: float, length: float) -> list[tuple[float, float]]:
-    """Points (y, x) of a walk that zigzags about its heading."""
-    steps = max(int(length / 7), 5)
-    points, turn = [start], rng.choice((-1.0, 1.0))
-    for _ in range(steps):
-        angle, turn = heading + turn * rng.uniform(0.25, 0.95), -turn
-        step = length / steps * rng.uniform(0.8, 1.3)
-        points.append((points[-1][0] + step * math.sin(angle), points[-1][1] + step * math.cos(angle)))
-    return points
-
-
-def dent(surface: Surface, rng: Rng, *, centre: tuple[float, float], size: float, force: float, style: Style) -> Box:
-    """A smooth oval hollow; nothing changes but the slope."""
-    where, y, x = _grid(surface, centre=centre, reach=0.75 * size + 2)
-    angle, ratio = rng.uniform(0, math.pi), rng.uniform(0.7, 1.0)
-    if style.along is not None:
-        angle, ratio = math.radians(float(rng.choice(style.along))), 0.35
-    u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    r2 = (u / (0.5 * size)) ** 2 + (v / (0.5 * size * ratio)) ** 2
-    bowl = np.exp(-1.6 * r2 * np.sqrt(r2)).astype(np.float32)
-    return _apply(surface, where, mask=bowl, relief=-style.dent * force * bowl, soil=None)
-
-
-def stain(surface: Surface, rng: Rng, *, centre: tuple[float, float], size: float, force: float, style: Style) -> Box:
-    """A flat patch of another reflectance with a lobed outline and often a dried rim."""
-    where, y, x = _grid(surface, centre=centre, reach=0.75 * size + 3)
-    inside = _lobes(rng, y=y, x=x, size=size, soft=rng.uniform(1.0, 2.5))
-    rim = inside * (1.0 - inside) * 4.0
-    rimmed = rng.uniform(0.0, 0.6)
-    mask = (1.0 - 0.5 * rimmed) * inside + rimmed * rim
-    return _apply(surface, where, mask=inside, relief=None, soil=(style.soil * force * mask).astype(np.float32))
-
-
-def rust(surface: Surface, rng: Rng, *, centre: tuple[float, float], size: float, force: float, style: Style) -> Box:
-    """A stain that has bitten: broken up into scales, rough to the light."""
-    where, y, x = _grid(surface, centre=centre, reach=0.75 * size + 3)
-    inside = _lobes(rng, y=y, x=x, size=size, soft=2.0)
-    flakes = gaussian_filter(rng.standard_normal(inside.shape, dtype=np.float32), 1.3) * 3.2
-    mask = inside * (flakes > -0.2)
-    return _apply(
-        surface,
-        where,
-        mask=inside,
-        relief=(1.0 * force * mask * flakes).astype(np.float32),
-        soil=(1.2 * style.soil * force * mask).astype(np.float32),
-    )
-
-
-def _lobes(rng: Rng, *, y: Field, x: Field, size: float, soft: float) -> Field:
-    """1 inside a wobbling outline of about `size` across, 0 outside, `soft` pixels between."""
-    theta = np.arctan2(y, x)
-    outline = np.ones_like(theta)
-    for k in (2, 3, 5):
-        outline += 0.30 / k * rng.uniform(0.4, 1.4) * np.cos(k * theta + rng.uniform(0, 6.3))
-    gap = (np.hypot(y, x) - 0.45 * size * outline) / soft
-    return np.asarray(1.0 / (1.0 + np.exp(np.clip(2 * gap, -30, 30))), dtype=np.float32)
-
-
-def chip(surface: Surface, rng: Rng, *, centre: tuple[float, float], size: float, force: float, style: Style) -> Box:
-    """A piece broken out: straight facets, a step down, a rough fresh floor."""
-    where, y, x = _grid(surface, centre=centre, reach=0.7 * size + 3)
-    edges = np.sort(rng.uniform(0, 2 * math.pi, size=int(rng.integers(4, 7))))
-    gap = np.full((y.shape[0], x.shape[1]), -np.inf, dtype=np.float32)
-    for angle in edges:
-        np.maximum(gap, x * math.cos(angle) + y * math.sin(angle) - size * rng.uniform(0.28, 0.5), out=gap)
-    gap = np.maximum(gap, np.hypot(y, x) - 0.55 * size)
-    floor = np.clip(0.5 - gap, 0, 1).astype(np.float32)
-    rough = gaussian_filter(rng.standard_normal(floor.shape, dtype=np.float32), 1.0)
-    relief = -style.chip * force * floor * (1.0 + 1.2 * rough)
-    return _apply(surface, where, mask=floor, relief=relief, soil=style.chip_albedo * force * floor * (1.0 + rough))
-
-
-DEFECTS: dict[str, Callable[..., Box]] = {f.__name__: f for f in (scratch, crack, dent, stain, rust, chip)}
-
-
-# What belongs there: marks of the product and dust. -------------------------------------------------------------
-
-
-def hole(surface: Surface, *, centre: tuple[float, float], radius: float) -> None:
-    """A drilled hole with a bevel, dark inside."""
-    where, y, x = _grid(surface, centre=centre, reach=radius + 4)
-    gap = np.hypot(y, x) - radius
-    surface.albedo[where] *= 1.0 - 0.9 * np.clip(0.5 - gap, 0, 1)
-    surface.height[where] -= 1.5 * np.exp(-((gap / 1.5) ** 2))
-
-
-def bar(surface: Surface, *, box: Box, relief: float, soil: float) -> None:
-    """A printed or embossed rectangle (x0, y0, x1, y1), clipped to the surface."""
-    x0, y0, x1, y1 = (max(v, 0) for v in box)
-    surface.height[y0:y1, x0:x1] += relief
-    surface.albedo[y0:y1, x0:x1] *= 1.0 + soil
-
-
-def dust(surface: Surface, rng: Rng, *, count: int) -> None:
-    """Specks of a pixel or two, light or dark: never a defect."""
-    high, wide = surface.height.shape
-    for _ in range(count):
-        y, x, n = int(rng.integers(1, high - 2)), int(rng.integers(1, wide - 2)), int(rng.integers(1, 3))
-        surface.albedo[y : y + n, x : x + n] *= rng.choice((0.55, 1.4))
-
-
-# Light and camera. ----------------------------------------------------------------------------------------------
+from plants.surfaces import Field, Rng, Surface
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,18 +33,21 @@ def shade(surface: Surface, *, light: Light) -> Field:
     height, albedo = surface.height, surface.albedo
     if light.kind == "back":
         return np.asarray(albedo * np.exp(-1.1 * light.strength * np.maximum(height, 0.0)), dtype=np.float32)
-    slope_y, slope_x = np.empty_like(height), np.empty_like(height)
-    np.subtract(height[1:], height[:-1], out=slope_y[:-1])
+    slope_x, slope_y = np.zeros_like(height), height[1:] - height[:-1]
     np.subtract(height[:, 1:], height[:, :-1], out=slope_x[:, :-1])
-    slope_y[-1], slope_x[:, -1] = 0.0, 0.0
     if light.kind == "grazing":
-        turn = math.radians(light.angle)
-        facing = slope_x * np.float32(math.cos(turn)) + slope_y * np.float32(math.sin(turn))
-        facing *= np.float32(0.8 * light.strength)
+        turn, strength = math.radians(light.angle), 0.8 * light.strength
+        facing = slope_x
+        facing *= np.float32(strength * math.cos(turn))
+        slope_y *= np.float32(strength * math.sin(turn))
+        facing[:-1] += slope_y
         facing += np.float32(0.5)
         np.clip(facing, 0.03, 1.2, out=facing)
-        return np.asarray(facing * albedo, dtype=np.float32)
-    mirror = np.exp((slope_x**2 + slope_y**2) * np.float32(-2.5 * light.strength))
+        facing *= albedo
+        return facing
+    steep = slope_x**2
+    steep[:-1] += slope_y**2
+    mirror = np.exp(steep * np.float32(-2.5 * light.strength))
     if light.kind == "coaxial":
         return np.asarray(albedo * (0.15 + 0.65 * mirror), dtype=np.float32)
     return np.asarray(0.3 * albedo + 0.7 * (1.0 - mirror) * np.sqrt(np.maximum(albedo, 0.0)), dtype=np.float32)
@@ -332,28 +67,22 @@ class Camera:
 
 
 def expose(intensity: Field, rng: Rng, *, camera: Camera, grain: Field) -> npt.NDArray[np.uint8]:
-    """The picture, uint8 [H, W] or [H, W, 3]. `grain` is unit noise [h, w] that is repeated from a random place."""
+    """The picture, uint8 [H, W] or [H, W, 3]. `grain` is unit noise, larger than the frame; a window of it is used."""
     high, wide = intensity.shape
-    image = gaussian_filter(intensity, camera.blur_px, truncate=2.5) if camera.blur_px > 0 else intensity
+    image = gaussian_filter(intensity, camera.blur_px, truncate=2.5) if camera.blur_px > 0 else intensity.copy()
     tilt_y, tilt_x = rng.uniform(-camera.falloff, camera.falloff, size=2)
-    ramp_y = (1.0 + tilt_y * np.linspace(-1, 1, high, dtype=np.float32))[:, None]
-    ramp_x = (camera.gain * rng.uniform(0.93, 1.07) * (1.0 + tilt_x * np.linspace(-1, 1, wide, dtype=np.float32)))[
-        None, :
-    ]
-    image = image * ramp_y.astype(np.float32)
-    image *= ramp_x.astype(np.float32)
-    rows = (np.arange(high) + rng.integers(grain.shape[0])) % grain.shape[0]
-    columns = (np.arange(wide) + rng.integers(grain.shape[1])) % grain.shape[1]
-    image += np.float32(camera.noise) * grain.take(rows, axis=0).take(columns, axis=1)
-    image *= 255.0
+    image *= (1.0 + tilt_y * np.linspace(-1, 1, high, dtype=np.float32))[:, None].astype(np.float32)
+    gain = 255.0 * camera.gain * rng.uniform(0.93, 1.07)
+    image *= (gain * (1.0 + tilt_x * np.linspace(-1, 1, wide, dtype=np.float32)))[None, :].astype(np.float32)
+    top, left = (int(rng.integers(n - m + 1)) for n, m in zip(grain.shape, intensity.shape, strict=True))
+    image += np.float32(255.0 * camera.noise) * grain[top : top + high, left : left + wide]
     np.clip(image, 0, 255, out=image)
-    levels = np.arange(256, dtype=np.float32) / 255.0
-    curve = levels**camera.gamma
+    curve = 255 * (np.arange(256) / 255.0) ** camera.gamma
     grey = image.astype(np.uint8)
     if camera.tint is None:
-        return np.asarray(np.clip(255 * curve, 0, 255).astype(np.uint8)[grey])
-    tint = np.asarray(camera.tint, dtype=np.float32) * rng.uniform(0.97, 1.03, size=3).astype(np.float32)
-    return np.asarray(np.clip(255 * curve[:, None] * tint, 0, 255).astype(np.uint8)[grey])
+        return np.asarray(np.clip(curve, 0, 255).astype(np.uint8)[grey])
+    tint = np.asarray(camera.tint) * rng.uniform(0.97, 1.03, size=3)
+    return np.asarray(np.clip(curve[:, None] * tint, 0, 255).astype(np.uint8)[grey])
 
 
 def encode(pixels: npt.NDArray[np.uint8], *, suffix: str) -> bytes:

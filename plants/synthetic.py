@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from plants import rendering as draw
+from plants import surfaces as draw
 from plants.factories import FACTORIES, Factory
-from plants.rendering import Box, Surface
+from plants.rendering import encode, expose, shade
+from plants.surfaces import Box, Surface
 
 COLUMNS = (
     "frame", "class", "part_id", "lot", "product", "pose", "environment", "captured_at", "box", "severity", "annotator",
@@ -157,16 +158,17 @@ def _make(job: Job) -> tuple[str, list[dict[str, Any]]]:
     folder, number, parts, seed = job
     factory = FACTORIES[number]
     rng = np.random.default_rng((seed, number, 1))
-    material = draw.PRODUCTS[factory.material]
-    blanks = {name: material(rng, size=factory.tile_px, strength=value) for name, value in factory.products.items()}
-    grain = rng.standard_normal((factory.tile_px, factory.tile_px), dtype=np.float32)
+    shape = (max(s.shape[0] for s in factory.stations.values()), max(s.shape[1] for s in factory.stations.values()))
+    material, size = draw.PRODUCTS[factory.material], factory.tile_px
+    blanks = {k: material(rng, size=size, strength=v).continued(shape) for k, v in factory.products.items()}
+    grain = draw.continued(rng.standard_normal((size, size), dtype=np.float32), shape=shape)
     rows = []
     for part in parts:
         rng = np.random.default_rng((seed, number, 2, part.index))
         for turn, pose in enumerate(factory.poses):
             pixels, box = draw_frame(factory, part, rng=rng, blanks=blanks, grain=grain, shown=part.shown_in[turn])
             name = f"frames/{factory.name}-{part.index:04d}-{turn}.{factory.suffix}"
-            (folder / factory.name / name).write_bytes(draw.encode(pixels, suffix=factory.suffix))
+            (folder / factory.name / name).write_bytes(encode(pixels, suffix=factory.suffix))
             rows.append(_row(factory, part, frame=name, pose=pose, box=box))
     return factory.name, rows
 
@@ -183,8 +185,8 @@ def draw_frame(
     factory.marks(surface, rng, variant=list(factory.products).index(part.product))
     draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.tile_px < 512 else 60)))
     box = _harm(factory, part, surface=surface, rng=rng) if shown else None
-    intensity = draw.shade(surface, light=station.light)
-    pixels = draw.expose(intensity, rng, camera=station.camera, grain=grain)
+    intensity = shade(surface, light=station.light)
+    pixels = expose(intensity, rng, camera=station.camera, grain=grain)
     if station.camera.turns:
         pixels = np.ascontiguousarray(np.rot90(pixels, station.camera.turns))
         box = box and _turned(box, shape=intensity.shape, turns=station.camera.turns)
