@@ -1,0 +1,181 @@
+"""What a bundle is: a folder whose manifest names what was learned and the digest of every file in it.
+
+The digest of `manifest.json` is the bundle's name, so one changed byte anywhere is another bundle or a refused one.
+Thresholds, prices and prevalence are not in here: they are the policy's, and may change without learning.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from plants.errors import InputError
+from plants.hashing import sha256
+from plants.plant import Config, Environment
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Kind = Literal["frozen", "own", "pooled", "warm", "sister", "ensemble"]
+
+
+class TrunkRef(Config):
+    """The exported trunk a branch was learned on."""
+
+    sha256: Digest
+    """Of `trunk.onnx`, which the fleet's bundles share."""
+    backbone: str
+    weights_digest: str
+    size_px: int = Field(ge=1)
+    cuts: tuple[int, ...]
+
+
+class PlantView(Config):
+    """A plant as the bundle serves it."""
+
+    classes: tuple[str, ...] = Field(min_length=1)
+    """The plant's annotated classes, the order of every probability vector."""
+    ok: tuple[str, ...] = ()
+    leaf_sets: dict[str, tuple[str, ...]]
+    environments: dict[str, Environment] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        lacking = [name for name in self.classes if name not in self.leaf_sets]
+        if lacking:
+            raise ValueError(f"leaf_sets lacks {', '.join(lacking)}")
+        strange = [name for name in self.ok if name not in self.classes]
+        if strange:
+            raise ValueError(f"ok names {', '.join(strange)}, which is not among classes")
+        return self
+
+
+class Manifest(Config):
+    """What was learned, from which plants, how, on which trunk, and the digest of every file of the bundle."""
+
+    schema_version: Literal[1] = 1
+    kind: Kind
+    run_id: str
+    name: str
+    plants: tuple[str, ...]
+    """The plants it learned from."""
+    leaves: tuple[str, ...] = Field(min_length=1)
+    trunk: TrunkRef
+    """Of an ensemble: the trunk that all members share."""
+    cut: int = Field(default=0, ge=0)
+    tier: Literal["head", "branch"] = "head"
+    branch_inputs: Literal["features", "map"] = "features"
+    serves: dict[str, PlantView] = Field(min_length=1)
+    seed: int
+    recipe: dict[str, Any] = {}
+    splits_digest: str = ""
+    parent: str | None = None
+    members: tuple[Digest, ...] = ()
+    weights: tuple[float, ...] = ()
+    code_version: str
+    created_at: str
+    files: dict[str, Digest] = {}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        faults = [
+            f"files: {name!r} is not a plain path inside the bundle" for name in self.files if not _is_inside(name)
+        ]
+        if self.kind == "ensemble":
+            if not self.members or len(self.members) != len(self.weights):
+                faults.append("an ensemble needs members and as many weights")
+            elif min(self.weights) < 0 or sum(self.weights) <= 0:
+                faults.append("weights: none is negative and not all are 0")
+        else:
+            if self.members or self.weights:
+                faults.append("members and weights belong to an ensemble")
+            if self.cut not in self.trunk.cuts:
+                faults.append(f"cut: {self.cut} is not an output of the trunk")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class Bundle(NamedTuple):
+    """A manifest and its name."""
+
+    manifest: Manifest
+    digest: str
+
+
+def canonical(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`: sorted keys, no spaces, UTF-8, so that equal manifests have equal digests."""
+    document = manifest.model_dump(mode="json")
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def write(folder: str | Path, manifest: Manifest) -> Bundle:
+    """The folder is a bundle: its manifest names every file now in it. Returns the manifest with them, and its digest.
+
+    Raises InputError for a folder that lacks what its kind needs.
+    """
+    root = Path(folder)
+    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    files = {name: sha256((root / name).read_bytes()) for name in names if name != MANIFEST}
+    if manifest.kind != "ensemble" and "branch.onnx" not in files:
+        raise InputError("a bundle that is no ensemble needs branch.onnx", file=str(root))
+    complete = Manifest.model_validate({**manifest.model_dump(), "files": files})
+    data = canonical(complete)
+    part = root / f".{MANIFEST}.part"
+    part.write_bytes(data)
+    part.replace(root / MANIFEST)
+    return Bundle(complete, sha256(data))
+
+
+def read(folder: str | Path) -> Bundle:
+    """The bundle in a folder, after every file's digest was checked.
+
+    Raises InputError naming the first file that is missing or not what the manifest says.
+    """
+    root = Path(folder)
+    try:
+        data = (root / MANIFEST).read_bytes()
+    except OSError:
+        raise InputError(f"is not a bundle: it has no {MANIFEST}", file=str(root)) from None
+    manifest = parse(data, source=str(root / MANIFEST))
+    for name, expected in sorted(manifest.files.items()):
+        path = root / name
+        if not path.is_file():
+            raise InputError("is missing from the bundle", file=str(path), remedy="Fetch the bundle again")
+        actual = sha256(path.read_bytes())
+        if actual != expected:
+            raise InputError(
+                f"is not the file the bundle was made with (sha256 {actual[:12]} instead of {expected[:12]})",
+                file=str(path),
+                remedy="Fetch the bundle again",
+            )
+    return Bundle(manifest, sha256(data))
+
+
+def parse(data: bytes, *, source: str = MANIFEST) -> Manifest:
+    """The manifest in these bytes. Raises InputError for another schema version and for anything else."""
+    try:
+        document = json.loads(data)
+    except ValueError:
+        raise InputError("is not JSON", file=source, remedy="Fetch the bundle again") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"schema version {version!r} is not {SCHEMA_VERSION}", file=source, remedy="Use a matching crossplant"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"])
+        raise InputError(first["msg"].removeprefix("Value error, "), file=source, field=field or None) from None
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    is_plain = "\\" not in name and not path.is_absolute() and name == path.as_posix()
+    return is_plain and not any(step in ("", "..") or step.startswith(".") for step in path.parts)
