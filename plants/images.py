@@ -127,24 +127,22 @@ def _too_many_pixels(what: str, *, source: str, max_pixels: int) -> InputError:
 
 
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-_BETWEEN_SCANS = frozenset([0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)])
+_SEGMENTS = frozenset([*range(0xC0, 0xD0), *range(0xDA, 0xE0), *range(0xE0, 0xF0), 0xFE])
 
 
 def _is_sound_jpeg(data: bytes) -> bool:
-    """Whether the coded data hold only legal markers up to the end of the image.
+    """Whether only legal markers lie between the start and the end of the image.
 
     libjpeg paints over corrupt data with grey and Pillow hides its warning; most damage shows in the markers.
     """
-    at = data.find(b"\xff\xda")
-    while at >= 0:
-        match = _MARKER.search(data, at)
-        if match is None:
-            return False
+    at, num_scans = 2, 0
+    while match := _MARKER.search(data, at):
         marker = data[match.end() - 1]
         if marker == 0xD9:
-            return True
-        if marker not in _BETWEEN_SCANS:
+            return num_scans > 0
+        if marker not in _SEGMENTS:
             return False
+        num_scans += marker == 0xDA
         at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
     return False
 
@@ -229,8 +227,8 @@ def _byte_args(args: Any, *, want_high: bool, source: str) -> Any:
 
 def _window_lut(limits: tuple[int, int], *, size: int) -> Pixels:
     low, high = limits
-    values = (np.arange(size, dtype=np.float64) - low) * (255 / (high - low))
-    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+    values = np.arange(size, dtype=np.int64).clip(low, high) - low
+    return ((510 * values + high - low) // (2 * (high - low))).astype(np.uint8)
 
 
 def views(pixels: Pixels, *, geometry: Geometry, photometry: Photometry, size_px: int) -> Views:

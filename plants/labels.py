@@ -22,7 +22,7 @@ from plants.errors import InputError
 from plants.hashing import sha256
 from plants.images import MAX_BYTES, MAX_PIXELS, decode, view_boxes
 from plants.plant import Plant
-from plants.tables import Files, Rejected, raw_rows
+from plants.tables import Files, Rejected, raw_rows, to_arrow
 
 LABEL_SCHEMA = pa.schema(
     [
@@ -115,8 +115,7 @@ def read_rows(
 def to_parquet(rows: pd.DataFrame) -> bytes:
     """Label rows as the bytes of a Parquet file with `LABEL_SCHEMA`."""
     buffer = io.BytesIO()
-    table = pa.Table.from_pandas(rows[LABEL_SCHEMA.names], schema=LABEL_SCHEMA, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata(None), buffer)
+    pq.write_table(to_arrow(rows, schema=LABEL_SCHEMA), buffer)
     return buffer.getvalue()
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from plants.errors import InputError
 from plants.hashing import unit_hash
 from plants.plant import Shares
+from plants.tables import to_arrow
 
 ROLES = ("train", "select", "decide", "test")
 REACHED_FIRST = ("train", "test", "decide", "select")
@@ -170,9 +171,8 @@ def _appended(record: pd.DataFrame, new: Iterable[tuple[str, str, int, str]], *,
         prev = link
     columns = list(zip(*added, strict=True)) or [()] * len(ASSIGNMENT_SCHEMA)
     arrays = [pa.array(column, type=f.type) for column, f in zip(columns, ASSIGNMENT_SCHEMA, strict=True)]
-    old = pa.Table.from_pandas(record[ASSIGNMENT_SCHEMA.names], schema=ASSIGNMENT_SCHEMA, preserve_index=False)
-    table = pa.concat_tables([old, pa.Table.from_arrays(arrays, schema=ASSIGNMENT_SCHEMA)])
-    dealt: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
+    old = to_arrow(record, schema=ASSIGNMENT_SCHEMA)
+    dealt: pd.DataFrame = pa.concat_tables([old, pa.Table.from_arrays(arrays, schema=ASSIGNMENT_SCHEMA)]).to_pandas()
     return dealt
 
 

@@ -1,6 +1,7 @@
 """What a customer hands over, as raw rows: class folders (with a `boxes.csv` at the top), a CSV or a Parquet table.
 
-Nothing is judged here but what is not a row at all; what a row means is decided in `plants.labels`.
+Nothing is judged here but what is not a row at all; what a row means is decided in `plants.labels`. Also the way back:
+rows as an Arrow table with a schema.
 """
 
 from __future__ import annotations
@@ -142,3 +143,14 @@ def _is_blank(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return bool(value is None or (pd.api.types.is_scalar(value) and pd.isna(value)))
+
+
+def to_arrow(frame: pd.DataFrame, *, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, exactly typed and without pandas' metadata: equal rows give equal bytes."""
+    columns = []
+    for field in schema:
+        values = frame[field.name]
+        zone = getattr(values.dt, "tz", None) if pd.api.types.is_datetime64_any_dtype(values.dtype) else None
+        plain = values.dt.tz_convert(None) if zone is not None else values
+        columns.append(pa.array(plain.to_numpy(), type=field.type, from_pandas=True))
+    return pa.Table.from_arrays(columns, schema=schema)
