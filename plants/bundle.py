@@ -7,7 +7,7 @@ Thresholds, prices and prevalence are not in here: they are the policy's, and ma
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
@@ -71,20 +71,18 @@ class Manifest(Config):
     branch_inputs: Literal["features", "map"] = "features"
     serves: dict[str, PlantView] = Field(min_length=1)
     seed: int
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
     splits_digest: str = ""
     parent: str | None = None
     members: tuple[Digest, ...] = ()
     weights: tuple[float, ...] = ()
     code_version: str
     created_at: str
-    files: dict[str, Digest] = {}
+    files: dict[str, Digest] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        faults = [
-            f"files: {name!r} is not a plain path inside the bundle" for name in self.files if not _is_inside(name)
-        ]
+        faults = [f"files: {name!r} is not a plain name" for name in self.files if not _is_plain(name)]
         if self.kind == "ensemble":
             if not self.members or len(self.members) != len(self.weights):
                 faults.append("an ensemble needs members and as many weights")
@@ -119,13 +117,16 @@ def write(folder: str | Path, manifest: Manifest) -> Bundle:
     Raises InputError for a folder that lacks what its kind needs.
     """
     root = Path(folder)
-    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    part = root / f".{MANIFEST}.part"
+    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p != part)
+    odd = [name for name in names if not _is_plain(name)]
+    if odd:
+        raise InputError("a bundle holds plain files only, no folders or hidden files", file=str(root / odd[0]))
     files = {name: sha256((root / name).read_bytes()) for name in names if name != MANIFEST}
     if manifest.kind != "ensemble" and "branch.onnx" not in files:
         raise InputError("a bundle that is no ensemble needs branch.onnx", file=str(root))
     complete = Manifest.model_validate({**manifest.model_dump(), "files": files})
     data = canonical(complete)
-    part = root / f".{MANIFEST}.part"
     part.write_bytes(data)
     part.replace(root / MANIFEST)
     return Bundle(complete, sha256(data))
@@ -175,7 +176,5 @@ def parse(data: bytes, *, source: str = MANIFEST) -> Manifest:
         raise InputError(first["msg"].removeprefix("Value error, "), file=source, field=field or None) from None
 
 
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    is_plain = "\\" not in name and not path.is_absolute() and name == path.as_posix()
-    return is_plain and not any(step in ("", "..") or step.startswith(".") for step in path.parts)
+def _is_plain(name: str) -> bool:
+    return bool(name) and name[0] != "." and "/" not in name and "\\" not in name

@@ -1,0 +1,147 @@
+"""Intervals: what a figure could have been with other parts. Wilson for a fraction, lot bootstrap for everything else.
+
+Parts of one lot resemble one another, so lots are drawn, never parts; under ten lots there is no interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+"""Weights [B, N] (how often each part was drawn) -> values [B], NaN where nothing was counted."""
+
+MIN_LOTS = 10
+NOT_ENOUGH_LOTS = "not enough lots"
+BLOCK = 4_000_000
+"""Weights made at once; 32 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Where the truth lies in `level` of such samples."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The difference a - b on the same parts; low and high are None under ten lots."""
+
+    diff: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A fraction that remembers what it was counted on."""
+
+    hits: int
+    of: int
+
+    @property
+    def value(self) -> float | None:
+        """hits / of, or None when nothing was counted."""
+        return self.hits / self.of if self.of else None
+
+    def interval(self, level: float = 0.95) -> Interval | None:
+        """Wilson's score interval, or None when nothing was counted. Source: Wilson, JASA 22, 1927."""
+        if not self.of:
+            return None
+        low, high = wilson(np.array([self.hits]), np.array([self.of]), level=level)
+        return Interval(float(low[0]), float(high[0]), level)
+
+
+def wilson(hits: npt.ArrayLike, of: npt.ArrayLike, *, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Wilson's score interval of many fractions at once; NaN where nothing was counted."""
+    from statistics import NormalDist
+
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    n = np.where(np.asarray(of) > 0, of, np.nan).astype(np.float64)
+    p = np.asarray(hits, dtype=np.float64) / n
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+
+
+class Lots:
+    """The lots of some parts, and seeded draws from them."""
+
+    def __init__(self, lots: Sequence[str] | npt.NDArray[np.object_]) -> None:
+        names, index = np.unique(np.asarray(lots, dtype=object), return_inverse=True)
+        self.num = len(names)
+        self.index: npt.NDArray[np.intp] = index
+        """The lot of each part [N]."""
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether an interval may be given."""
+        return self.num >= MIN_LOTS
+
+    def draws(self, n: int, *, seed: int) -> Floats:
+        """How often each lot was drawn [n, G] in n draws of G lots with replacement; the same for the same seed."""
+        picked = np.random.default_rng(seed).integers(0, self.num, size=(n, self.num))
+        flat = picked + np.arange(n)[:, None] * self.num
+        return np.bincount(flat.ravel(), minlength=n * self.num).reshape(n, self.num).astype(np.float64)
+
+    def sums(self, values: Floats) -> Floats:
+        """Sums of [N, K] over the parts of each lot [G, K]. `draws @ sums` is a statistic's sums in every draw."""
+        columns = values.reshape(len(values), -1)
+        width = columns.shape[1]
+        at = (self.index[:, None] * width + np.arange(width)).ravel()
+        return np.bincount(at, weights=columns.ravel(), minlength=self.num * width).reshape(self.num, width)
+
+
+def percentiles(values: Floats, *, level: float = 0.95) -> Interval | None:
+    """The middle `level` of a statistic's draws; None when fewer than half of them counted anything."""
+    finite = values[np.isfinite(values)]
+    if 2 * len(finite) < len(values) or not len(finite):
+        return None
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
+
+
+def bootstrap(
+    lots: Sequence[str] | npt.NDArray[np.object_], statistic: Statistic, *, n: int = 500, seed: int, level: float = 0.95
+) -> Interval | None:
+    """The interval of a statistic over draws of lots, or None under ten lots."""
+    groups = Lots(lots)
+    return percentiles(_drawn(groups, statistic, n=n, seed=seed), level=level) if groups.is_enough else None
+
+
+def paired_bootstrap(
+    lots: Sequence[str] | npt.NDArray[np.object_],
+    statistic_a: Statistic,
+    statistic_b: Statistic,
+    *,
+    n: int = 500,
+    seed: int,
+    level: float = 0.95,
+) -> Paired:
+    """a - b on all parts and its interval, both statistics on the same draws of the same lots."""
+    groups = Lots(lots)
+
+    def difference(weights: Floats) -> Floats:
+        return statistic_a(weights) - statistic_b(weights)
+
+    whole = float(difference(np.ones((1, len(groups.index))))[0])
+    if not np.isfinite(whole):
+        return Paired(None, None, None)
+    if not groups.is_enough:
+        return Paired(whole, None, None)
+    found = percentiles(_drawn(groups, difference, n=n, seed=seed), level=level)
+    return Paired(whole, found.low if found else None, found.high if found else None)
+
+
+def _drawn(groups: Lots, statistic: Statistic, *, n: int, seed: int) -> Floats:
+    draws = groups.draws(n, seed=seed)
+    rows = max(1, BLOCK // max(1, len(groups.index)))
+    blocks = [statistic(draws[at : at + rows][:, groups.index]) for at in range(0, n, rows)]
+    return np.concatenate(blocks)
