@@ -8,12 +8,14 @@ cannot be changed unseen. A lot is dealt once for the whole fleet, whatever plan
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from plants.errors import InputError
 from plants.hashing import unit_hash
@@ -78,14 +80,13 @@ def deal(
     record = no_assignments() if assignments is None else assignments
     verify(record)
     roles = dict(zip(record["lot"], record["role"], strict=True))
-    latest = record.groupby("plant")["generation"].max().to_dict()
     named = rows if "plant" in rows.columns else rows.assign(plant=plant or "")
     new: list[tuple[str, str, int, str]] = []
     for name, group in named.groupby("plant", sort=True):
         counts = _class_counts(group)
         dealt = _dealt(counts, roles=roles, shares=shares, seed=seed)
         roles.update(dealt)
-        number = generation or int(latest.get(name, 1))
+        number = generation or generation_of(record, plant=str(name))
         new.extend((lot, role, number, str(name)) for lot, role in dealt.items())
     return _appended(record, new, now=now)
 
@@ -176,6 +177,19 @@ def _appended(record: pd.DataFrame, new: Iterable[tuple[str, str, int, str]], *,
     return dealt
 
 
+def to_parquet(assignments: pd.DataFrame) -> bytes:
+    """The record as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(to_arrow(assignments, schema=ASSIGNMENT_SCHEMA), buffer)
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes) -> pd.DataFrame:
+    """The record from the bytes of `to_parquet`, not yet verified."""
+    record: pd.DataFrame = pq.read_table(io.BytesIO(data), schema=ASSIGNMENT_SCHEMA).to_pandas()
+    return record
+
+
 def digest(assignments: pd.DataFrame) -> str:
     """The name of the whole record: the last link of its chain."""
     return str(assignments["digest"].iloc[-1]) if len(assignments) else GENESIS
@@ -212,13 +226,20 @@ def _tampered(message: str) -> InputError:
 
 
 def with_roles(rows: pd.DataFrame, assignments: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a column `role`. Raises InputError when a lot was never dealt."""
-    roles = pd.Series(assignments["role"].to_numpy(), index=assignments["lot"].to_numpy(), dtype=object)
-    found = rows["lot"].map(roles)
-    if found.isna().any():
-        lot = rows["lot"][found.isna()].iloc[0]
+    """The rows with columns `role` and `generation`. Raises InputError when a lot was never dealt."""
+    at = pd.Index(assignments["lot"]).get_indexer(pd.Index(rows["lot"]))
+    if (at < 0).any():
+        lot = rows["lot"].iloc[int((at < 0).argmax())]
         raise InputError(f"lot {lot} was never dealt to a role", file="assignments.parquet", remedy="Run import again")
-    return rows.assign(role=found.astype(str))
+    return rows.assign(
+        role=assignments["role"].to_numpy()[at].astype(str), generation=assignments["generation"].to_numpy()[at]
+    )
+
+
+def generation_of(assignments: pd.DataFrame, *, plant: str) -> int:
+    """The latest generation of a plant's lots, whose test lots are the ones to evaluate on; 1 at first."""
+    numbers = assignments.loc[assignments["plant"] == plant, "generation"]
+    return int(numbers.max()) if len(numbers) else 1
 
 
 def seal(rows: pd.DataFrame) -> Sealed:

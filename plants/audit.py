@@ -1,0 +1,293 @@
+"""What is wrong, thin or unsaid about a plant's data, before anything is learned from it.
+
+Reads open label rows only: the answers of the sealed test are blank here and stay so. A finding at level error stops a
+plan; a warning is for people to weigh; info is written down for auditors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from plants.images import scale
+from plants.plant import Environment, Fleet, Geometry, Plant
+from plants.splits import ROLES
+
+Level = Literal["error", "warning", "info"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "info")
+
+MIN_DEFECT_PX = 8.0
+"""The longer side of a defect at the model's input below which nothing can be learned. Source: PRACTICE.md, G2."""
+MAX_SMALL_SHARE = 0.1
+"""Share of a class's located defects that may be smaller; above it the finding is an error."""
+MIN_LOTS = 10
+RARE_RATIO = 0.1
+"""A class with fewer rows than this share of the largest class is called rare."""
+MAX_SHARE_ERROR = 0.1
+STRATEGIES = (
+    (20, "normality only"),
+    (200, "frozen features"),
+    (1_000, "gradual unfreezing or LoRA"),
+    (None, "full fine-tuning"),
+)
+"""Labelled images of a defect class below which a strategy is recommended. Source: PRACTICE.md, D3."""
+
+
+class Finding(NamedTuple):
+    """One thing that somebody should know, and what to do about it."""
+
+    level: Level
+    kind: str
+    plant: str
+    detail: str
+    remedy: str
+
+
+def audit(plant: Plant, rows: pd.DataFrame, *, fleet: Fleet, trunk_size_px: int) -> list[Finding]:
+    """Every finding about one plant's label rows (with `role` where they were dealt), errors first."""
+    found = [
+        Finding(level, kind, plant.name, detail, remedy)
+        for check in (
+            _sizes(plant, rows, size_px=trunk_size_px),
+            _classes(plant, rows),
+            _environments(plant, rows),
+            _lots(rows),
+            _duplicates(rows),
+            _roles(rows, fleet=fleet),
+            _sisters(plant, fleet=fleet),
+        )
+        for level, kind, detail, remedy in check
+    ]
+    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+
+
+_Found = Iterator[tuple[Level, str, str, str]]
+
+
+# --- geometry --------------------------------------------------------------------------------------------------------
+
+
+def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> _Found:
+    for name, environment in plant.environments.items():
+        here = rows[rows["environment"] == name]
+        if len(here):
+            yield from _declared_size(name, environment, here, size_px=size_px)
+            boxed = here[here["box"].notna() & here["class"].notna()]
+            for defect, located in boxed[boxed["class"].isin(plant.defects)].groupby("class", sort=True):
+                yield from _located_sizes(name, environment, located, defect=str(defect), size_px=size_px)
+
+
+def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> _Found:
+    geometry = environment.geometry
+    if geometry.min_defect_px is None:
+        return
+    width, height = (int(rows[column].median()) for column in ("width_px", "height_px"))
+    at_input = geometry.min_defect_px * max(scale(width, height, geometry=geometry, size_px=size_px))
+    if at_input < MIN_DEFECT_PX:
+        yield (
+            "error",
+            "small_defects",
+            f"environment {name}: the smallest defect to be found, {geometry.min_defect_px} px in a frame of "
+            f"{width} x {height}, is {at_input:.1f} px at the model's {size_px} px input with fit: {geometry.fit}; "
+            f"{MIN_DEFECT_PX:.0f} px are needed",
+            _tiles_remedy(geometry, smallest_px=geometry.min_defect_px, size_px=size_px),
+        )
+
+
+def _located_sizes(name: str, environment: Environment, rows: pd.DataFrame, *, defect: str, size_px: int) -> _Found:
+    in_frame, at_input = _box_sizes(rows, geometry=environment.geometry, size_px=size_px)
+    num_small = int((at_input < MIN_DEFECT_PX).sum())
+    if not num_small:
+        return
+    level: Level = "error" if num_small / len(rows) > MAX_SMALL_SHARE else "warning"
+    width, height = (int(rows[column].median()) for column in ("width_px", "height_px"))
+    yield (
+        level,
+        "small_defects",
+        f"environment {name}: {num_small} of {len(rows)} located defects of class {defect!r} are under "
+        f"{MIN_DEFECT_PX:.0f} px at the model's {size_px} px input with fit: {environment.geometry.fit} "
+        f"(median {np.median(in_frame):.0f} px in a frame of {width} x {height}, {np.median(at_input):.1f} px at the "
+        f"input; smallest {in_frame.min():.0f} and {at_input.min():.1f} px)",
+        _tiles_remedy(environment.geometry, smallest_px=float(np.quantile(in_frame, 0.05)), size_px=size_px),
+    )
+
+
+def _box_sizes(
+    rows: pd.DataFrame, *, geometry: Geometry, size_px: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The longer side of each row's box, in pixels of the frame and of the model's input."""
+    boxes = np.array([list(box)[:4] for box in rows["box"]], dtype=np.float64)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    frames = list(zip(rows["width_px"].tolist(), rows["height_px"].tolist(), strict=True))
+    scales = {size: scale(*size, geometry=geometry, size_px=size_px) for size in set(frames)}
+    return sides.max(axis=1), (sides * np.array([scales[size] for size in frames])).max(axis=1)
+
+
+def _tiles_remedy(geometry: Geometry, *, smallest_px: float, size_px: int) -> str:
+    tile = int(smallest_px * size_px / MIN_DEFECT_PX) // 8 * 8
+    if tile < 16:
+        return "Defects this small need a camera that sees them larger, or a trunk with a larger size_px"
+    overlap = min(tile // 2, -(-int(smallest_px) // 8) * 8)
+    change = "a smaller" if geometry.fit == "tiles" else "fit: tiles with"
+    return f"Set {change} tile_px: {tile}, overlap_px: {overlap}"
+
+
+# --- classes and environments ----------------------------------------------------------------------------------------
+
+
+def _classes(plant: Plant, rows: pd.DataFrame) -> _Found:
+    counts = {name: int((rows["class"] == name).sum()) for name in plant.annotated}
+    for name, n in counts.items():
+        if n == 0:
+            yield (
+                "warning",
+                "empty_class",
+                f"class {name!r} is declared but has no image outside the sealed test",
+                "Label some, or set its state to absent or unannotated",
+            )
+        elif n == 1:
+            yield (
+                "warning",
+                "single_image_class",
+                f"class {name!r} has one image outside the sealed test: nothing about it can be measured",
+                "Label more of it, or merge it with a related class",
+            )
+    yield from _balance(counts)
+    yield from _enough(plant, counts)
+
+
+def _balance(counts: dict[str, int]) -> _Found:
+    largest = max(counts.values(), default=0)
+    rare = [f"{name!r} ({n})" for name, n in counts.items() if 0 < n < RARE_RATIO * largest]
+    if rare:
+        yield (
+            "warning",
+            "rare_classes",
+            f"rare beside the largest class ({largest} images): {', '.join(rare)}",
+            "Label more of them first; class weights are used meanwhile",
+        )
+
+
+def _enough(plant: Plant, counts: dict[str, int]) -> _Found:
+    by_strategy: dict[str, list[str]] = {}
+    for name, n in counts.items():
+        if name in plant.defects:
+            by_strategy.setdefault(strategy(n), []).append(f"{name!r} ({n})")
+    for words, names in by_strategy.items():
+        is_thin = words == STRATEGIES[0][1]
+        yield (
+            "warning" if is_thin else "info",
+            "few_labels" if is_thin else "strategy",
+            f"labelled images allow {words} for: {', '.join(names)}",
+            f"Label at least {STRATEGIES[0][0]} of each" if is_thin else "None; the plan starts there",
+        )
+
+
+def strategy(num_labelled: int) -> str:
+    """What this many labelled images of a defect class are enough for."""
+    return next(words for limit, words in STRATEGIES if limit is None or num_labelled < limit)
+
+
+def _environments(plant: Plant, rows: pd.DataFrame) -> _Found:
+    seen = set(rows["environment"])
+    for name in plant.environments:
+        if name not in seen:
+            yield (
+                "warning",
+                "empty_environment",
+                f"environment {name} is declared but has no image",
+                "Import images of it, or remove it",
+            )
+    if "role" in rows.columns:
+        tested = set(rows.loc[rows["role"] == "test", "environment"])
+        for name in sorted(seen - tested):
+            yield (
+                "warning",
+                "environment_not_tested",
+                f"environment {name} is missing from the test split: no figure will hold there",
+                "Import more lots of it",
+            )
+
+
+# --- lots, duplicates and roles --------------------------------------------------------------------------------------
+
+
+def _lots(rows: pd.DataFrame) -> _Found:
+    num_unknown = int((~rows["lot_known"].astype(bool)).sum())
+    if not num_unknown:
+        return
+    which = (
+        "no lot is known" if num_unknown == len(rows) else f"the lot of {num_unknown} of {len(rows)} images is unknown"
+    )
+    yield (
+        "warning",
+        "unknown_lots",
+        f"{which}: each such image is its own lot, so images of one part or batch may lie on both sides of a split, "
+        "and every figure is flattered",
+        "Set lot_pattern or part_pattern, or add a column lot",
+    )
+
+
+def _duplicates(rows: pd.DataFrame) -> _Found:
+    copies = rows[rows["sha256"].duplicated(keep=False)]
+    if not len(copies):
+        return
+    groups = copies.groupby("sha256", sort=True)
+    classes = groups["class"].nunique()
+    for digest in classes.index[classes > 1]:
+        same = copies[copies["sha256"] == digest]
+        labels = ", ".join(f"{f} as {c!r}" for f, c in zip(same["frame"], same["class"], strict=True))
+        yield "error", "conflicting_labels", f"the same image has different labels: {labels}", "Correct the labels"
+    if "role" in rows.columns:
+        roles = groups["role"].nunique()
+        for digest in roles.index[roles > 1]:
+            same = copies[copies["sha256"] == digest]
+            where = ", ".join(f"{f} in {r}" for f, r in zip(same["frame"], same["role"], strict=True))
+            yield (
+                "error",
+                "straddling_duplicates",
+                f"the same image lies on both sides of a split: {where}",
+                "Remove the copies; their lots are recorded wrongly or overlap",
+            )
+    extra = len(copies) - copies["sha256"].nunique()
+    yield "info", "duplicates", f"{extra} images are exact copies of others", "Remove the copies"
+
+
+def _roles(rows: pd.DataFrame, *, fleet: Fleet) -> _Found:
+    if "role" not in rows.columns:
+        yield "warning", "not_dealt", "the lots have no roles yet", "Run import"
+        return
+    num_lots = rows.groupby("role")["lot"].nunique().reindex(ROLES, fill_value=0)
+    shares = rows["role"].value_counts(normalize=True).reindex(ROLES, fill_value=0.0)
+    words = ", ".join(f"{role} {shares[role]:.1%} ({num_lots[role]} lots)" for role in ROLES)
+    yield "info", "shares", f"realised shares of {len(rows)} images: {words}", "None; for the record"
+    few = [f"{role} ({num_lots[role]})" for role in ROLES if num_lots[role] < MIN_LOTS]
+    if few:
+        yield (
+            "warning",
+            "few_lots",
+            f"not enough lots for an interval (under {MIN_LOTS}) in: {', '.join(few)}",
+            "Import more lots; until then decide is scored out-of-fold by lot",
+        )
+    off = [role for role in ROLES if abs(shares[role] - getattr(fleet.shares, role)) > MAX_SHARE_ERROR]
+    if off:
+        yield (
+            "warning",
+            "shares_off",
+            f"far from their declared share: {', '.join(off)}; lots are few or of very different size",
+            "Import more lots; a lot never moves",
+        )
+
+
+def _sisters(plant: Plant, *, fleet: Fleet) -> _Found:
+    if len(fleet.plants) > 1 and not fleet.sisters(plant):
+        yield (
+            "info",
+            "no_sister",
+            "shares no defect class with any other plant: there is nothing to pool or to warm-start from",
+            "Map its classes to the fleet's where they mean the same",
+        )

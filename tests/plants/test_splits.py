@@ -1,0 +1,312 @@
+"""Lots are dealt once, fairly, for good; the test's answers can be taken away and put back."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from plants.errors import InputError
+from plants.hashing import unit_hash
+from plants.plant import Shares
+from plants.splits import (
+    ANSWERS,
+    GENESIS,
+    ROLES,
+    deal,
+    digest,
+    from_parquet,
+    generation_of,
+    no_assignments,
+    realised,
+    seal,
+    to_parquet,
+    unseal,
+    verify,
+    with_roles,
+)
+
+NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
+SEEDS = range(20)
+
+
+def made(seed: int, *, num_lots: int = 60, plant: str = "werk-1", prefix: str = "") -> pd.DataFrame:
+    """Label rows of lots of several frames: mostly ok, defects of three kinds, `rare` in exactly five lots."""
+    rng = np.random.default_rng(seed)
+    lots = [f"{prefix}{plant}-{i}" for i in range(num_lots)]
+    with_rare = set(rng.choice(lots, 5, replace=False))
+    rows = []
+    for lot in lots:
+        classes = list(rng.choice(["ok", "scratch", "dent"], rng.integers(2, 7), p=[0.7, 0.2, 0.1]))
+        classes += ["rare"] if lot in with_rare else []
+        rows += [{"lot": lot, "class": name, "plant": plant} for name in classes]
+    frame = pd.DataFrame(rows)
+    names = [f"{prefix}{plant}/{i}.png" for i in range(len(frame))]
+    boxes = [[1, 2, 3, 4] if name != "ok" else None for name in frame["class"]]
+    return frame.assign(frame=names, part_id=names, sha256=names, severity=0.5, box=pd.Series(boxes, dtype=object))
+
+
+def dealt(rows: pd.DataFrame, *, seed: int = 0, before: pd.DataFrame | None = None, **options) -> pd.DataFrame:
+    return deal(rows, assignments=before, shares=Shares(), seed=seed, now=NOW, **options)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_lot_straddles_two_roles(seed):
+    rows = made(seed)
+    roles = with_roles(rows, dealt(rows, seed=seed)).groupby("lot")["role"].nunique()
+    assert (roles == 1).all()
+    assert len(roles) == rows["lot"].nunique()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_moves_when_new_lots_come(seed):
+    old, new = made(seed), made(seed + 100, num_lots=30, prefix="new-")
+    before = dealt(old, seed=seed)
+    after = dealt(pd.concat([old, new]), seed=seed, before=before)
+    pd.testing.assert_frame_equal(after.head(len(before)), before)
+    assert len(after) == len(before) + 30
+    only_new = dealt(new, seed=seed, before=before)
+    pd.testing.assert_frame_equal(only_new.head(len(before)), before)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_role_of_a_lot_does_not_depend_on_the_order_of_rows(seed):
+    rows = made(seed)
+    shuffled = rows.sample(frac=1, random_state=seed)
+    pd.testing.assert_frame_equal(dealt(rows, seed=seed), dealt(shuffled, seed=seed))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_shares_of_all_rows_come_out_within_three_points(seed):
+    rows = made(seed, num_lots=120)
+    table = realised(with_roles(rows, dealt(rows, seed=seed))).set_index(["class", "role"])
+    for role in ROLES:
+        assert table.loc[("*", role), "share"] == pytest.approx(getattr(Shares(), role), abs=0.03)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_rarest_class_reaches_every_role_from_four_lots_on(seed):
+    rows = made(seed)
+    table = realised(with_roles(rows, dealt(rows, seed=seed))).set_index(["class", "role"])
+    assert (table.loc["rare", "lots"] >= 1).all()
+
+
+@pytest.mark.parametrize("num_lots", [4, 5, 7])
+def test_a_class_of_a_few_single_images_reaches_every_role(num_lots):
+    rows = pd.DataFrame({"lot": [f"L{i}" for i in range(num_lots)], "class": "rare", "plant": "werk-1"})
+    assert set(dealt(rows)["role"]) == set(ROLES)
+
+
+@pytest.mark.parametrize(
+    ("num_lots", "roles"), [(1, {"train"}), (2, {"train", "test"}), (3, {"train", "test", "decide"})]
+)
+def test_the_first_lots_are_learned_from_and_tested_on(num_lots, roles):
+    rows = pd.DataFrame({"lot": [f"L{i}" for i in range(num_lots)], "class": "rare", "plant": "werk-1"})
+    assert set(dealt(rows)["role"]) == roles
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lots_that_come_one_by_one_are_dealt_as_fairly(seed):
+    rows, record = made(seed), no_assignments()
+    for lot in rows["lot"].unique():
+        record = dealt(rows[rows["lot"].isin([*record["lot"], lot])], seed=seed, before=record)
+    table = realised(with_roles(rows, record)).set_index(["class", "role"])
+    for role in ROLES:
+        assert table.loc[("*", role), "share"] == pytest.approx(getattr(Shares(), role), abs=0.08)
+    assert (table.loc["rare", "lots"] >= 1).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_single_images_are_dealt_to_each_class_at_its_share(seed):
+    rng = np.random.default_rng(seed)
+    names = [f"i{i}" for i in range(500)]
+    rows = pd.DataFrame({"lot": names, "class": rng.choice(["a", "b"], 500, p=[0.9, 0.1]), "plant": "werk-1"})
+    rows = rows.assign(frame=names, part_id=names)
+    table = realised(with_roles(rows, dealt(rows, seed=seed))).set_index(["class", "role"])
+    for name in ("a", "b"):
+        for role in ROLES:
+            assert table.loc[(name, role), "share"] == pytest.approx(getattr(Shares(), role), abs=0.03)
+
+
+def test_a_lot_seen_at_two_plants_plays_one_role():
+    here = made(0).assign(lot=lambda rows: rows["lot"].str.replace("werk-1-", "lot-"))
+    there = made(1, plant="werk-2").assign(lot=lambda rows: rows["lot"].str.replace("werk-2-", "lot-"))
+    record = dealt(pd.concat([here, there]))
+    assert record["lot"].is_unique
+    assert set(record["plant"]) == {"werk-1"}
+
+
+def test_another_seed_deals_other_lots():
+    rows = made(0)
+    first, second = (dealt(rows, seed=seed).set_index("lot")["role"] for seed in (0, 1))
+    assert (first != second.reindex(first.index)).any()
+
+
+def test_a_plant_can_be_named_for_rows_that_name_none():
+    assert set(dealt(made(0).drop(columns="plant"), plant="werk-9")["plant"]) == {"werk-9"}
+
+
+def test_rows_without_a_class_are_dealt_too():
+    rows = made(0).assign(**{"class": None})
+    assert set(dealt(rows)["role"]) == set(ROLES)
+
+
+def test_dealing_again_changes_nothing():
+    rows = made(0)
+    record = dealt(rows)
+    assert digest(dealt(rows, before=record)) == digest(record)
+
+
+def test_other_shares_are_respected():
+    rows = made(0, num_lots=200)
+    shares = Shares(train=0.25, select=0.25, decide=0.25, test=0.25)
+    record = deal(rows, assignments=None, shares=shares, seed=0, now=NOW)
+    assert realised(with_roles(rows, record)).set_index(["class", "role"]).loc["*", "share"].between(0.2, 0.3).all()
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_record_has_the_name_of_the_beginning():
+    assert digest(no_assignments()) == GENESIS
+    verify(no_assignments())
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("role", "train"), ("lot", "other"), ("plant", "werk-2"), ("generation", 7), ("prev", "0" * 64)],
+)
+def test_a_changed_cell_breaks_the_chain(column, value):
+    record = dealt(made(0))
+    row = int(np.flatnonzero(record["role"] == "test")[3])
+    record.loc[row, column] = value
+    with pytest.raises(InputError, match=f"row {row} .*chain"):
+        verify(record)
+
+
+def test_a_removed_row_breaks_the_chain():
+    with pytest.raises(InputError, match="row 10"):
+        verify(dealt(made(0)).drop(index=10))
+
+
+def test_swapped_rows_break_the_chain():
+    record = dealt(made(0))
+    with pytest.raises(InputError, match="row 0"):
+        verify(record.iloc[[1, 0, *range(2, len(record))]])
+
+
+def test_a_cut_end_is_found_by_the_digest_of_an_earlier_run():
+    record = dealt(made(0))
+    verify(record, contains=digest(record.head(10)))
+    with pytest.raises(InputError, match="cut off"):
+        verify(record.head(10), contains=digest(record))
+
+
+@pytest.mark.parametrize(("lot", "role"), [("werk-1-0", "train"), ("brand new", "winner")])
+def test_a_second_role_or_an_unknown_one_is_found_even_in_a_sound_chain(lot, role):
+    record = dealt(made(0))
+    link = hashlib.sha256(f"{digest(record)}|{lot}|{role}|1|werk-1".encode()).hexdigest()
+    forged = pd.concat(
+        [record, record.tail(1).assign(lot=lot, role=role, prev=digest(record), digest=link)], ignore_index=True
+    )
+    with pytest.raises(InputError, match="twice or to no known role"):
+        verify(forged)
+
+
+def test_a_tampered_record_is_not_dealt_onto():
+    record = dealt(made(0))
+    record.loc[0, "role"] = "select" if record.loc[0, "role"] != "select" else "test"
+    with pytest.raises(InputError, match=r"assignments\.parquet"):
+        dealt(made(0), before=record)
+
+
+def test_a_record_survives_storage():
+    record = dealt(made(0))
+    again = from_parquet(to_parquet(record))
+    verify(again, contains=digest(record))
+    assert to_parquet(again) == to_parquet(record)
+    assert again["dealt_at"].iloc[0] == pd.Timestamp(NOW)
+
+
+def test_a_time_without_a_zone_is_taken_as_utc():
+    record = deal(made(0), assignments=None, shares=Shares(), seed=0, now=NOW.replace(tzinfo=None))
+    assert record["dealt_at"].iloc[0] == pd.Timestamp(NOW)
+
+
+def test_a_new_generation_holds_only_new_lots():
+    old, new = made(0), made(1, prefix="new-")
+    first = dealt(old)
+    second = dealt(pd.concat([old, new]), before=first, generation=2)
+    assert generation_of(first, plant="werk-1") == 1
+    assert generation_of(second, plant="werk-1") == 2
+    assert generation_of(second, plant="werk-2") == 1
+    assert set(second.loc[second["generation"] == 2, "lot"]) == set(new["lot"])
+    third = dealt(made(2, prefix="newer-"), before=second)
+    assert set(third["generation"].tail(60)) == {2}
+
+
+# --- sealing ---------------------------------------------------------------------------------------------------------
+
+
+def test_sealed_rows_keep_their_pixels_and_lose_their_answers():
+    rows = with_roles(made(0), dealt(made(0)))
+    open_rows, sealed_rows = seal(rows)
+    is_test = rows["role"] == "test"
+    assert open_rows.loc[is_test, ANSWERS].isna().all(axis=None)
+    pd.testing.assert_frame_equal(open_rows[~is_test], rows[~is_test])
+    assert open_rows["frame"].tolist() == rows["frame"].tolist()
+    assert sealed_rows["class"].tolist() == rows.loc[is_test, "class"].tolist()
+    assert is_test.sum() > 0
+
+
+def test_answers_come_back_to_the_rows_they_belong_to():
+    rows = with_roles(made(0), dealt(made(0)))
+    open_rows, sealed_rows = seal(rows)
+    shuffled = sealed_rows.sample(frac=1, random_state=0)
+    opened = unseal(open_rows, shuffled)
+    pd.testing.assert_frame_equal(opened, rows[rows["role"] == "test"])
+
+
+@pytest.mark.parametrize("column", ["frame", "sha256"])
+def test_a_test_row_without_its_own_answer_is_an_error(column):
+    open_rows, sealed_rows = seal(with_roles(made(0), dealt(made(0))))
+    sealed_rows.loc[0, column] = "another"
+    with pytest.raises(InputError, match="no sealed answer"):
+        unseal(open_rows, sealed_rows)
+
+
+def test_a_lot_that_was_never_dealt_is_an_error():
+    with pytest.raises(InputError, match="new-werk-1-0 was never dealt"):
+        with_roles(made(0, prefix="new-"), dealt(made(0)))
+
+
+def test_realised_counts_lots_parts_and_rows():
+    rows = pd.DataFrame(
+        {
+            "lot": ["a", "a", "b", "c"],
+            "part_id": ["p", "p", "q", "r"],
+            "frame": list("1234"),
+            "class": ["ok", "ok", "ok", "dent"],
+            "role": ["train", "train", "test", "train"],
+        }
+    )
+    table = realised(rows).set_index(["class", "role"])
+    assert table.loc[("ok", "train"), ["lots", "parts", "rows"]].tolist() == [1, 1, 2]
+    assert table.loc[("ok", "train"), "share"] == pytest.approx(2 / 3)
+    assert table.loc[("dent", "test"), "rows"] == 0
+    assert table.loc[("*", "train"), "rows"] == 3
+
+
+# --- hashing ---------------------------------------------------------------------------------------------------------
+
+
+def test_hashes_of_different_purposes_are_independent():
+    keys = [f"part-{i}" for i in range(4000)]
+    split, canary = (np.array([unit_hash(purpose, "x", key) for key in keys]) for purpose in ("split", "canary"))
+    assert abs(np.corrcoef(split, canary)[0, 1]) < 0.05
+    assert abs(split.mean() - 0.5) < 0.02
+    assert split.min() >= 0
+    assert split.max() < 1
