@@ -73,7 +73,7 @@ def advance(record: RunRecord, *, epoch: int) -> RunRecord:
 
 
 def strike(record: RunRecord, *, error: str, seconds: float = 0.0, now: datetime | None = None) -> RunRecord:
-    """The record after an attempt ended early: waiting again, or failed after two attempts in a row without progress."""
+    """The record after an attempt ended early: waiting again, or failed after two in a row without progress."""
     strikes = 0 if record.progress_epoch > record.epoch_at_start else record.strikes + 1
     is_out = strikes >= STRIKES
     return record.model_copy(

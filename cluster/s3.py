@@ -26,10 +26,10 @@ _BAD_KEYS = frozenset(
     ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "AuthorizationHeaderMalformed")
 )
 _NO_RIGHTS = frozenset(("AccessDenied", "Forbidden", "403", "AllAccessDisabled", "AccountProblem"))
-_PASSING = frozenset(
-    ("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted", "Throttling")
-    + ("ThrottlingException", "RequestLimitExceeded", "IncompleteBody", "XAmzContentSHA256Mismatch")
-)
+_PASSING = frozenset((
+    "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted", "Throttling",
+    "ThrottlingException", "RequestLimitExceeded", "IncompleteBody", "XAmzContentSHA256Mismatch",
+))  # fmt: skip
 
 
 class Retry(Config):

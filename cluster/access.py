@@ -1,0 +1,145 @@
+"""Who may do what: bearer tokens kept as SHA-256, expiring, revocable, each for one role and at most one plant.
+
+A server takes a snapshot (`Access.grants()`, one query) every few seconds and checks requests against that, so a
+revoked token is dead everywhere within the poll, and a database that is away does not stop a line.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal, get_args
+
+import sqlalchemy as sa
+
+from cluster.database import Database
+from cluster.storage import replaced
+from plants.errors import InputError
+from plants.hashing import sha256
+from plants.plant import Config
+
+Role = Literal["plant", "reviewer", "lead", "auditor"]
+Action = Literal["predict", "read", "feedback", "queue", "promote"]
+
+_MAY: Mapping[Role, frozenset[Action]] = {
+    "plant": frozenset(("predict", "read")),
+    "reviewer": frozenset(("read", "queue", "feedback")),
+    "lead": frozenset(("read", "queue", "feedback", "promote")),
+    "auditor": frozenset(("read",)),
+}
+
+_tables = sa.MetaData()
+_tokens = sa.Table(
+    "tokens",
+    _tables,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("plant", sa.String(63)),
+    sa.Column("issued_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("revoked_at", sa.Float),
+)
+
+
+class Grant(Config):
+    """What the bearer of one token is."""
+
+    sha256: str
+    role: Role
+    plant: str | None = None
+    """The only plant it opens; every plant when None."""
+    expires_at: float
+    """Seconds since 1970."""
+
+    def may(self, action: Action, *, plant: str | None = None) -> bool:
+        """Whether the bearer may do this at that plant, or fleet-wide when `plant` is None."""
+        return action in _MAY[self.role] and (self.plant is None or self.plant == plant)
+
+
+class Grants:
+    """The valid tokens at one moment. Immutable; shared by threads."""
+
+    def __init__(self, grants: Mapping[str, Grant]) -> None:
+        self._grants = dict(grants)
+
+    def check(self, token: str, *, now: datetime | None = None) -> Grant | None:
+        """The grant of a token, or None when it is unknown, expired or was revoked before the snapshot."""
+        digest = sha256(token.encode("utf-8", "surrogatepass"))
+        grant = self._grants.get(digest)
+        if grant is None or not hmac.compare_digest(grant.sha256, digest):
+            return None
+        return grant if _seconds(now) < grant.expires_at else None
+
+    def __len__(self) -> int:
+        return len(self._grants)
+
+
+class Access:
+    """The tokens of a fleet."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url, _tables)
+
+    def issue(self, role: Role, *, ttl: timedelta, plant: str | None = None, now: datetime | None = None) -> str:
+        """A new token, seen this once: only its SHA-256 is kept. A `plant` token needs its plant."""
+        if role not in get_args(Role):
+            raise InputError("is not a role", field=f"role {role}", remedy=f"Roles: {', '.join(get_args(Role))}")
+        if role == "plant" and plant is None:
+            raise InputError("a token of role plant opens one plant only", field="plant", remedy="Name the plant")
+        if ttl <= timedelta(0):
+            raise InputError("must be positive", field="ttl")
+        token = f"cp_{secrets.token_urlsafe(32)}"
+        issued = _seconds(now)
+        values = {"sha256": sha256(token.encode()), "role": role, "plant": plant, "issued_at": issued}
+        with self._database.begin() as connection:
+            connection.execute(_tokens.insert().values(**values, expires_at=issued + ttl.total_seconds()))
+        return token
+
+    def grants(self, *, now: datetime | None = None) -> Grants:
+        """Every token that is valid now, in one query."""
+        valid = sa.and_(_tokens.c.revoked_at.is_(None), _tokens.c.expires_at > _seconds(now))
+        query = sa.select(_tokens.c.sha256, _tokens.c.role, _tokens.c.plant, _tokens.c.expires_at).where(valid)
+        with self._database.begin() as connection:
+            rows = [Grant.model_validate(dict(row._mapping)) for row in connection.execute(query)]
+        return Grants({grant.sha256: grant for grant in rows})
+
+    def check(self, token: str, *, now: datetime | None = None) -> Grant | None:
+        """The grant of a token, asked of the database itself."""
+        return self.grants(now=now).check(token, now=now)
+
+    def revoke(self, token: str | None = None, *, plant: str | None = None, now: datetime | None = None) -> int:
+        """Afterwards a token, or every token of a plant, is dead. Returns how many were alive."""
+        if (token is None) == (plant is None):
+            raise InputError("name a token or a plant", field="revoke")
+        chosen = _tokens.c.plant == plant if token is None else _tokens.c.sha256 == sha256(token.encode())
+        alive = sa.and_(chosen, _tokens.c.revoked_at.is_(None))
+        with self._database.begin() as connection:
+            return connection.execute(_tokens.update().where(alive).values(revoked_at=_seconds(now))).rowcount
+
+
+def keep_token(home: Path, plant: str, token: str) -> Path:
+    """Afterwards `home/tokens/{plant}.token` holds the token, readable by its owner alone."""
+    target = home / "tokens" / f"{plant}.token"
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with replaced(target) as part, os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(f"{token}\n")
+    return target
+
+
+def kept_token(home: Path, plant: str) -> str:
+    """The token kept for a plant. Raises InputError when there is none."""
+    path = home / "tokens" / f"{plant}.token"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        raise InputError(
+            "no token is kept for this plant", plant=plant, file=str(path), remedy="Run `crossplant serve` first"
+        ) from None
+
+
+def _seconds(now: datetime | None) -> float:
+    return (now or datetime.now(UTC)).timestamp()
