@@ -15,6 +15,9 @@ from jobs.selection import Score
 STRENGTHS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """L2 towards the prior on standardised features, strongest first: each fit starts from the one before."""
 
+PRIOR_ROWS = 10
+"""The median feature's variance counts as this many rows when a feature's own is estimated."""
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -39,7 +42,7 @@ def fit_head(
     features [N, F]; targets, mask bool [N, L]; weights [N]. A strength pulls towards the prior (zero without one),
     so with few labels a warm start stays near its parent.
     """
-    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+    mean, std = features.mean(0), _scale(features)
     scaled = (features - mean) / std
     num_leaves = targets.shape[1]
     if prior is None:
@@ -48,7 +51,9 @@ def fit_head(
         start = Head(prior.weight * std, prior.bias + prior.weight @ mean)
     current, best, best_score, best_strength = start, None, None, strengths[0]
     for strength in strengths:
-        current = _minimise(scaled, targets, mask, weights, start=current, centre=start, strength=strength)
+        current = _minimise(
+            scaled, targets, mask, weights, start=current, centre=start, strength=strength, hold_bias=prior is not None
+        )
         weight = current.weight / std
         head = Head(weight, current.bias - weight @ mean)
         found = judge(head)
@@ -59,8 +64,22 @@ def fit_head(
     return best, best_score, best_strength
 
 
+def _scale(features: Tensor) -> Tensor:
+    """Standard deviations [F], shrunk towards the median feature's: from a handful of rows they are mostly chance."""
+    variance, rows = features.var(0, correction=0), len(features)
+    return ((rows * variance + PRIOR_ROWS * variance.median()) / (rows + PRIOR_ROWS)).sqrt().clamp_min(1e-6)
+
+
 def _minimise(
-    x: Tensor, targets: Tensor, mask: Tensor, weights: Tensor, *, start: Head, centre: Head, strength: float
+    x: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    *,
+    start: Head,
+    centre: Head,
+    strength: float,
+    hold_bias: bool,
 ) -> Head:
     weight = start.weight.clone().requires_grad_()
     bias = start.bias.clone().requires_grad_()
@@ -72,10 +91,12 @@ def _minimise(
         solver.zero_grad()
         loss = partial_cross_entropy(x @ weight.T + bias, targets, mask, weights)
         loss = loss + strength * ((weight - centre.weight) ** 2).sum() / 2
+        if hold_bias:
+            loss = loss + strength * ((bias - centre.bias) ** 2).sum() / 2
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     loss = solver.step(closure)
-    if not np.isfinite(float(loss)):
+    if not np.isfinite(float(loss.detach())):
         raise FloatingPointError("the loss of the head is not finite")
     return Head(weight.detach(), bias.detach())

