@@ -1,0 +1,307 @@
+"""The Ray Serve app: HTTP around a `Service`, and one deployment of it. Decisions live elsewhere; this is the rim.
+
+`build_app` is plain FastAPI, so everything but Ray is tested without Ray. `run` starts the deployment on a Ray that
+runs, or starts one. Counters of several replicas meet on a `Board`, see `serving.telemetry`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from cluster.settings import Settings
+from plants.errors import InputError
+from serving.schemas import Answer, Change, PlantStatus, Refusal, RouteAnswer
+from serving.service import Service, Upload
+from serving.telemetry import Snapshot
+from serving.wiring import open_service
+
+log = logging.getLogger("crossplant.serving")
+
+APP = "crossplant"
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What a replica needs to open its handles itself. Picklable, no secrets beyond the journal's address."""
+
+    settings: Settings
+    store_uri: str
+    fleet: str
+    plants: tuple[str, ...] = ()
+    """The plants served, all that have a route when empty."""
+    max_waiting: int = 64
+
+
+def build_app(service: Service) -> FastAPI:
+    """The HTTP face of a service. Every error is one JSON line {error, plant, field, remedy}."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    api = FastAPI(title="crossplant", lifespan=lifespan)
+    _handle_errors(api)
+
+    @api.post("/plants/{plant}/predict", response_model=Answer)
+    async def predict(plant: str, request: Request) -> Response:
+        headers = request.headers
+        upload = Upload(
+            chunks=request.stream(),
+            length=headers.get("content-length"),
+            content_type=headers.get("content-type"),
+            query=request.query_params,
+            authorization=headers.get("authorization"),
+        )
+        answer = await service.predict(plant, upload)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    @api.get("/plants/{plant}")
+    async def status(plant: str, request: Request) -> PlantStatus:
+        return await service.status(plant, authorization=request.headers.get("authorization"))
+
+    @api.get("/plants/{plant}/metrics")
+    async def report(plant: str, request: Request) -> dict[str, Any]:
+        return await service.report(plant, authorization=request.headers.get("authorization"))
+
+    @api.post("/plants/{plant}/promote")
+    async def promote(plant: str, change: Change, request: Request) -> RouteAnswer:
+        return await service.promote(plant, change, authorization=request.headers.get("authorization"))
+
+    @api.post("/plants/{plant}/rollback")
+    async def rollback(plant: str, request: Request) -> RouteAnswer:
+        return await service.rollback(plant, authorization=request.headers.get("authorization"))
+
+    @api.get("/metrics")
+    async def prometheus(request: Request) -> Response:
+        body = await service.prometheus(authorization=request.headers.get("authorization"))
+        return Response(body, media_type=PROMETHEUS)
+
+    @api.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        return service.health()
+
+    return api
+
+
+def _handle_errors(api: FastAPI) -> None:
+    @api.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> JSONResponse:
+        return _refusal(refusal)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return _refusal(Refusal(str(first["msg"]), plant=request.path_params.get("plant"), field=field))
+
+    @api.exception_handler(HTTPException)
+    async def no_route(_: Request, error: HTTPException) -> JSONResponse:
+        remedy = "See /docs for the endpoints"
+        return _refusal(Refusal(str(error.detail), status=error.status_code, field="path", remedy=remedy))
+
+    @api.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        plant = request.path_params.get("plant")
+        return _refusal(
+            Refusal("an internal error, logged by the replica", status=500, plant=plant, remedy="Try again")
+        )
+
+
+def _refusal(refusal: Refusal) -> JSONResponse:
+    return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
+
+
+class Board:
+    """A Ray actor that keeps the newest snapshot of every replica, also of those that are gone."""
+
+    def __init__(self) -> None:
+        self._snapshots: dict[str, Snapshot] = {}
+
+    def post(self, replica: str, snapshot: Snapshot) -> None:
+        """This replica's counters are on the board."""
+        self._snapshots[replica] = snapshot
+
+    def others(self, replica: str) -> list[Snapshot]:
+        """The counters of every other replica."""
+        return [snapshot for name, snapshot in self._snapshots.items() if name != replica]
+
+
+def _board(fleet: str) -> Any:
+    import ray
+
+    return (
+        ray.remote(Board)
+        .options(name=f"{APP}-board-{fleet}", namespace=APP, get_if_exists=True, lifetime="detached", num_cpus=0)
+        .remote()
+    )
+
+
+class _Poster:
+    """Posts a replica's counters on the board, and reads the others'. A board that is away costs nothing but news."""
+
+    def __init__(self, fleet: str, *, replica: str, snapshot: Callable[[], Snapshot]) -> None:
+        self._fleet = fleet
+        self._replica = replica
+        self._snapshot = snapshot
+        threading.Thread(target=self._work, name="board", daemon=True).start()
+
+    def others(self) -> list[Snapshot]:
+        """The other replicas' counters, nothing while the board is away."""
+        import ray
+
+        try:
+            found: list[Snapshot] = ray.get(_board(self._fleet).others.remote(self._replica), timeout=2)
+            return found
+        except Exception as error:
+            log.warning("the counters of other replicas are missing (%s)", type(error).__name__)
+            return []
+
+    def _work(self) -> None:
+        import ray
+
+        posted: Snapshot = {}
+        while True:
+            time.sleep(0.5)
+            snapshot = self._snapshot()
+            if snapshot == posted:
+                continue
+            with contextlib.suppress(Exception):  # the next post carries everything again
+                ray.get(_board(self._fleet).post.remote(self._replica, snapshot), timeout=5)
+                posted = snapshot
+
+
+class Replica:
+    """The deployment: a `Service` with its handles opened in this process."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        from ray import serve
+
+        replica = serve.get_replica_context().replica_id.unique_id
+        self.service = open_service(
+            config.settings,
+            store_uri=config.store_uri,
+            fleet=config.fleet,
+            plants=config.plants,
+            replica=replica,
+            max_waiting=config.max_waiting,
+        )
+        poster = _Poster(config.fleet, replica=replica, snapshot=self.service.telemetry.snapshot)
+        self.service.others = poster.others
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self.service)
+
+    def check_health(self) -> None:
+        """Raises when a thread that a request depends on has ended: Serve then replaces the replica."""
+        self.service.check()
+
+
+def run(
+    settings: Settings,
+    *,
+    store_uri: str,
+    fleet: str,
+    plants: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    num_replicas: int = 1,
+    cpus_per_replica: float = 1.0,
+    blocking: bool = False,
+    timeout_s: float = 120.0,
+) -> str:
+    """The app answers at the address returned; with `blocking`, returns when interrupted, the app stopped.
+
+    Raises InputError when the port is taken or the CPUs for the replicas are not there.
+    """
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        from cluster import session
+
+        session.start(settings, num_slots=num_replicas)
+    port = _free_port(host, port)
+    _check_cpus(num_replicas * cpus_per_replica)
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="plants",
+        num_replicas=num_replicas,
+        max_ongoing_requests=64,
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options={"num_cpus": cpus_per_replica},
+        logging_config=quiet,
+    )
+    config = ServeConfig(settings, store_uri, fleet, tuple(plants))
+    serve.run(deployment.bind(config), name=APP, route_prefix="/")
+    address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    _wait_until_healthy(address, timeout_s=timeout_s)
+    if blocking:
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            stop(fleet)
+    return address
+
+
+def stop(fleet: str) -> None:
+    """The app and its board are gone; Ray itself runs on."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    with contextlib.suppress(ValueError):  # no replica has counted anything yet
+        ray.kill(ray.get_actor(f"{APP}-board-{fleet}", namespace=APP))
+
+
+def _free_port(host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"{host}:{port} cannot be used ({error.strerror})", field="port", remedy="Choose another --port"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _check_cpus(needed: float) -> None:
+    import ray
+
+    there = float(ray.cluster_resources().get("CPU", 0))
+    if needed > there:
+        raise InputError(
+            f"the replicas need {needed:g} CPUs and Ray has {there:g}",
+            field="replicas",
+            remedy="Start fewer replicas, or give each less than one CPU",
+        )
+
+
+def _wait_until_healthy(address: str, *, timeout_s: float) -> None:
+    import httpx
+
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{address}/healthz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise InputError(f"the app did not answer within {timeout_s:g} s", file=address, remedy="Look at Ray's logs")

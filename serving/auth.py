@@ -1,0 +1,160 @@
+"""Who is asking, and what they may do. Tokens and roles live in `cluster.access`; this is what a request meets of it.
+
+A snapshot of the valid tokens is renewed every two seconds, so a revocation is felt on every replica well within ten,
+and a request costs no query. A token that the snapshot does not know asks once more, so a new one works at once. While
+the database is away the last snapshot holds until its tokens expire, over a restart too: the grants that were used
+here (hashes, never tokens) are kept on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.access import Action, Grant, Grants
+from cluster.storage import replaced
+from serving.schemas import Refusal, unknown_plant
+
+log = logging.getLogger("crossplant.serving")
+
+_MIN_BETWEEN_S = 0.5
+"""How soon an unknown token may cause another query: guessing must not load the database."""
+
+
+def authorise(grant: Grant, *, plant: str, action: Action) -> None:
+    """Raises Refusal unless the bearer may do this at this plant: 404 for a plant not theirs, 403 for a role."""
+    if grant.plant is not None and grant.plant != plant:
+        raise unknown_plant(plant)
+    if not grant.may(action, plant=plant):
+        raise Refusal(
+            f"a {grant.role} token may not {action}",
+            status=403,
+            plant=plant,
+            field="Authorization",
+            remedy="Use a token of a role that may",
+        )
+
+
+def authorise_fleet(grant: Grant) -> None:
+    """Raises Refusal unless the bearer may read about every plant at once."""
+    if not grant.may("read"):
+        raise Refusal(
+            "this tells of every plant",
+            status=403,
+            field="Authorization",
+            remedy="Use an auditor's or a lead's token of the whole fleet",
+        )
+
+
+def who(grant: Grant) -> str:
+    """How the journal names the bearer: tokens belong to roles, and a hash's beginning tells them apart."""
+    return f"{grant.role} token {grant.sha256[:8]}"
+
+
+def bearer(header: str | None) -> str:
+    """The token of an Authorization header. Raises Refusal 401 where there is none."""
+    scheme, _, token = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip() or len(token) > 512:
+        raise _no_token("the request carries no bearer token")
+    return token.strip()
+
+
+def _no_token(error: str) -> Refusal:
+    return Refusal(error, status=401, field="Authorization", remedy="Send `Authorization: Bearer TOKEN`")
+
+
+class Gate:
+    """Turns a request's header into a grant."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Grants],
+        *,
+        state: Path,
+        renew_s: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._snapshot = snapshot
+        self._state = state
+        self._renew_s = renew_s
+        self._clock = clock
+        self._used = self._kept()
+        self._grants = Grants(self._used)
+        self._turn = threading.Lock()
+        self._renewed_at = -float("inf")
+        self._stop = threading.Event()
+        self.problem: str | None = None
+        """Why the tokens may be out of date, or None."""
+        self.renew()
+        self._thread = threading.Thread(target=self._work, name="tokens", daemon=True)
+        self._thread.start()
+
+    async def grant(self, header: str | None) -> Grant:
+        """What the sender of this header is. Raises Refusal 401 for nobody, 503 where nobody can tell."""
+        token = bearer(header)
+        found = self._grants.check(token)
+        if found is None:
+            await self._renew_since(self._clock())
+            found = self._grants.check(token)
+        if found is not None:
+            if found.sha256 not in self._used:
+                await asyncio.get_running_loop().run_in_executor(None, self._keep, found)
+            return found
+        if self.problem is not None:
+            raise Refusal(
+                "new tokens cannot be checked at the moment", status=503, field="Authorization", retry_after_s=2
+            )
+        raise _no_token("the token is unknown, expired or revoked")
+
+    async def _renew_since(self, asked_at: float) -> None:
+        """The snapshot is younger than this moment. All who ask within half a second share one query."""
+        await asyncio.sleep(max(0.0, self._renewed_at + _MIN_BETWEEN_S - asked_at))
+        if self._renewed_at <= asked_at:
+            await asyncio.get_running_loop().run_in_executor(None, self.renew, asked_at)
+
+    def renew(self, since: float = float("inf")) -> None:
+        """The snapshot is younger than `since`, or the old one while the database is away."""
+        with self._turn:
+            if self._renewed_at > since:
+                return
+            now = self._clock()
+            try:
+                self._grants = self._snapshot()
+                self.problem = None
+            except Exception as error:  # the line goes on with the tokens it knows
+                if self.problem is None:
+                    log.warning("tokens cannot be read (%s); those known go on", type(error).__name__)
+                self.problem = f"the tokens cannot be read ({type(error).__name__})"
+            self._renewed_at = now
+
+    def close(self) -> None:
+        """The thread has ended."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _work(self) -> None:
+        while not self._stop.wait(self._renew_s):
+            self.renew()
+
+    def _keep(self, grant: Grant) -> None:
+        with self._turn:
+            self._used = {**self._kept(), **self._used, grant.sha256: grant}
+            now = time.time()
+            alive = [one.model_dump() for one in self._used.values() if one.expires_at > now]
+            with replaced(self._state) as part:
+                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    json.dump(alive, file)
+
+    def _kept(self) -> dict[str, Grant]:
+        try:
+            grants = [Grant.model_validate(one) for one in json.loads(self._state.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError):
+            return {}
+        return {grant.sha256: grant for grant in grants}

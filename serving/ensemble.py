@@ -1,0 +1,69 @@
+"""Several models as one: their probabilities are averaged on a single trunk pass.
+
+All members sit on the same trunk, so an ensemble of five costs five branches, not five models. Leaves that a member
+never learned count as probability 0 there; its weight is not handed to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from plants.bundle import Manifest
+from plants.errors import InputError
+from plants.plant import is_ok
+from serving.predictor import Floats, Model, Scored, Trunk
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A bundle of kind `ensemble` with its members loaded."""
+
+    digest: str
+    manifest: Manifest
+    members: tuple[Model, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members or len(self.members) != len(self.weights):
+            raise InputError("an ensemble needs members, and a weight for each", field="weights")
+        if min(self.weights) < 0 or sum(self.weights) <= 0:
+            raise InputError("the weights of an ensemble are not negative and not all 0", field="weights")
+        if len({member.trunk.sha256 for member in self.members}) > 1:
+            raise InputError(
+                "the members sit on different trunks", field="members", remedy="Average models of one trunk only"
+            )
+
+    @cached_property
+    def leaves(self) -> tuple[str, ...]:
+        """Every leaf that a member knows, good ones first."""
+        found = {leaf for member in self.members for leaf in member.leaves}
+        return tuple(sorted(found, key=lambda leaf: (not is_ok(leaf), leaf)))
+
+    @property
+    def trunk(self) -> Trunk:
+        """The members' common trunk."""
+        return self.members[0].trunk
+
+    @cached_property
+    def cuts(self) -> frozenset[int]:
+        """All the members' cuts: one trunk pass gives them all."""
+        return frozenset(cut for member in self.members for cut in member.cuts)
+
+    def score(self, activations: Mapping[int, Floats], /) -> Scored:
+        """The weighted mean of the members' probabilities, and of the distances of those that know normality."""
+        scored = [member.score(activations) for member in self.members]
+        shares = np.asarray(self.weights, dtype=np.float64) / sum(self.weights)
+        index = {leaf: i for i, leaf in enumerate(self.leaves)}
+        total = np.zeros((len(scored[0].probabilities), len(index)))
+        for member, one, share in zip(self.members, scored, shares, strict=True):
+            total[:, [index[leaf] for leaf in member.leaves]] += share * one.probabilities
+        return Scored(total.astype(np.float32), _mean_novelty(scored))
+
+
+def _mean_novelty(scored: Sequence[Scored]) -> Floats | None:
+    known = [one.novelty for one in scored if one.novelty is not None]
+    return np.stack(known).mean(axis=0).astype(np.float32) if known else None

@@ -1,0 +1,196 @@
+"""From an HTTP body to the frames and fields of a part, with limits before work.
+
+The body is read with a bound and never touches the disk. It is either one raw image or `multipart/form-data` with any
+number of files named `image` and the fields of a part; fields may also come in the query. Decoding pixels is
+`plants.images`' business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from serving.schemas import Refusal
+
+FIELDS = ("part_id", "product", "environment", "deadline_ms")
+MAX_FIELD_CHARS = 200
+MAX_FRAMES = 64
+_TEXT = re.compile(r"^(text/|application/(json|xml|xhtml|javascript|x-www-form-urlencoded))")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One image as it came."""
+
+    image: str
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the bytes."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PartRequest:
+    """One part to judge: its frames and what the caller said about it."""
+
+    plant: str
+    frames: tuple[Frame, ...]
+    environment: str | None = None
+    part_id: str | None = None
+    product: str | None = None
+    deadline_ms: float | None = None
+
+
+async def read_body(chunks: AsyncIterator[bytes], *, length: str | None, limit: int, plant: str) -> bytes:
+    """The whole body. Refuses with 413 as soon as the header or the bytes so far say that it is over the limit."""
+    too_large = Refusal(
+        f"the body is larger than {limit >> 20} MB",
+        status=413,
+        plant=plant,
+        field="image",
+        remedy="Send fewer or smaller frames in one request",
+    )
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in chunks:
+        if len(body) + len(chunk) > limit:
+            raise too_large
+        body += chunk
+    return bytes(body)
+
+
+def parse(plant: str, *, body: bytes, content_type: str | None, query: Mapping[str, str]) -> PartRequest:
+    """The part in a body. Raises Refusal for a body without an image, of another kind, or with an impossible field."""
+    kind, options = parse_options_header(content_type)
+    if kind == b"multipart/form-data":
+        frames, fields = _multipart(plant, body=body, boundary=options.get(b"boundary", b""))
+    elif _TEXT.match(kind.decode("latin-1")):
+        raise Refusal(
+            f"{kind.decode('latin-1')} is not an image",
+            status=415,
+            plant=plant,
+            field="Content-Type",
+            remedy="Send the image itself (image/jpeg, image/png, ...) or multipart/form-data with `image`",
+        )
+    else:
+        frames, fields = ([Frame("body", body)] if body else []), {}
+    if not frames:
+        raise Refusal(
+            "there is no image in the request", plant=plant, field="image", remedy="Send at least one file as `image`"
+        )
+    known = {name: query[name] for name in FIELDS if name in query} | fields
+    return PartRequest(plant, tuple(frames), **_checked(plant, known))  # type: ignore[arg-type]
+
+
+def _checked(plant: str, fields: Mapping[str, str]) -> dict[str, str | float | None]:
+    for name, value in fields.items():
+        if len(value) > MAX_FIELD_CHARS or not value.isprintable():
+            raise Refusal(
+                f"{name} must be printable and at most {MAX_FIELD_CHARS} characters long", plant=plant, field=name
+            )
+    found: dict[str, str | float | None] = {name: value or None for name, value in fields.items()}
+    if found.get("deadline_ms") is not None:
+        found["deadline_ms"] = _deadline(plant, fields["deadline_ms"])
+    return found
+
+
+def _deadline(plant: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 600_000:
+        raise Refusal(
+            f"deadline_ms {text[:20]!r} is not a number of milliseconds between 0 and 600000",
+            plant=plant,
+            field="deadline_ms",
+            remedy="Leave it out where the line can wait",
+        )
+    return value
+
+
+@dataclass(slots=True)
+class _Part:
+    headers: dict[str, bytes] = field(default_factory=dict)
+    data: bytearray = field(default_factory=bytearray)
+
+
+class _Reader:
+    """Collects the parts of a multipart body as the parser finds them."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self.ended = False
+        self._name = bytearray()
+        self._value = bytearray()
+
+    def on_part_begin(self) -> None:
+        self.parts.append(_Part())
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].data += data[start:end]
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        self.parts[-1].headers[self._name.decode("latin-1").lower()] = bytes(self._value)
+        self._name, self._value = bytearray(), bytearray()
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+def _multipart(plant: str, *, body: bytes, boundary: bytes) -> tuple[list[Frame], dict[str, str]]:
+    broken = Refusal(
+        "the multipart body is broken off or malformed",
+        plant=plant,
+        field="body",
+        remedy="Let an HTTP library write it: files={'image': ...}",
+    )
+    reader = _Reader()
+    names = ("part_begin", "part_data", "header_field", "header_value", "header_end", "end")
+    try:
+        parser = MultipartParser(boundary, {f"on_{n}": getattr(reader, f"on_{n}") for n in names})  # type: ignore[arg-type]
+        parser.write(body)
+        parser.finalize()
+    except FormParserError:
+        raise broken from None
+    if not reader.ended:
+        raise broken
+    frames: list[Frame] = []
+    fields: dict[str, str] = {}
+    for part in reader.parts:
+        _, options = parse_options_header(part.headers.get("content-disposition"))
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name == "image":
+            frames.append(Frame(_file_name(options.get(b"filename", b""), len(frames)), bytes(part.data)))
+        elif name in FIELDS:
+            fields[name] = part.data.decode("utf-8", "replace")
+        else:
+            raise Refusal(
+                f"unknown field {name[:40]!r}",
+                plant=plant,
+                field=name[:40] or "body",
+                remedy=f"Known fields: image, {', '.join(FIELDS)}",
+            )
+    if len(frames) > MAX_FRAMES:
+        raise Refusal(f"{len(frames)} frames in one request, {MAX_FRAMES} is the most", plant=plant, field="image")
+    return frames, fields
+
+
+def _file_name(raw: bytes, index: int) -> str:
+    name = raw.decode("utf-8", "replace").replace("\\", "/").rsplit("/", 1)[-1]
+    name = "".join(c for c in name if c.isprintable())[:120]
+    return name or f"image-{index}"

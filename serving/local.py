@@ -1,0 +1,86 @@
+"""A bundle on disk judges parts without Ray, HTTP or a database, as `crossplant predict --bundle` does.
+
+The same `Predictor` as behind the endpoint, so the same frames get the same verdict, probabilities and tensor digests.
+Trunk, ensemble members and policies are looked for in the folder itself and where a store keeps them beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from plants import bundle
+from plants.costs import Policy
+from plants.errors import InputError
+from serving.intake import PartRequest
+from serving.loading import Loader
+from serving.predictor import Predictor
+from serving.schemas import Answer, ModelRef
+from serving.service import answered
+
+
+def local_predictor(
+    folder: Path | str, *, plant: str | None = None, policy: Path | str | None = None, trunk: Path | str | None = None
+) -> Predictor:
+    """The predictor of a bundle's folder for one of the plants it serves; the only one when `plant` is None.
+
+    Without a policy, a part is good or bad by the larger probability. Raises InputError for a bundle that is not whole.
+    """
+    root = Path(folder)
+    manifest, digest = bundle.read(root)
+    if plant is None:
+        if len(manifest.serves) > 1:
+            known = ", ".join(sorted(manifest.serves))
+            raise InputError(
+                "the bundle serves several plants",
+                file=str(root),
+                field="plant",
+                remedy=f"Name one with --plant: {known}",
+            )
+        (plant,) = manifest.serves
+
+    def folder_of(wanted: str) -> Path:
+        return root if wanted == digest else root.parent / wanted
+
+    def trunk_of(sha256: str) -> Path:
+        beside = [root / "trunk.onnx", root.parent.parent / "trunks" / f"{sha256}.onnx"]
+        places = [Path(trunk)] if trunk is not None else beside
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
+            raise InputError(
+                "the bundle's trunk is not there", file=str(places[-1]), remedy="Name the trunk's file with --trunk"
+            )
+        return found
+
+    scorer = Loader(folder_of=folder_of, trunk_of=trunk_of).scorer(digest)
+    return Predictor(plant, scorer, _policy(policy, plant=plant, manifest=manifest))
+
+
+def predict_local(predictor: Predictor, parts: Iterable[PartRequest]) -> Iterator[Answer | InputError]:
+    """An answer for each part, or why it cannot be judged; the others go on."""
+    model = ModelRef(bundle=predictor.scorer.digest, policy=predictor.policy.digest, arm="local")
+    for number, part in enumerate(parts, start=1):
+        begun = time.perf_counter()
+        try:
+            judgement = predictor.predict(part)
+        except InputError as error:
+            yield error
+            continue
+        latency_ms = round((time.perf_counter() - begun) * 1000, 3)
+        yield answered(part, judgement, request_id=f"local-{number}", model=model, latency_ms=latency_ms)
+
+
+def _policy(path: Path | str | None, *, plant: str, manifest: bundle.Manifest) -> Policy:
+    if path is None:
+        view = manifest.serves.get(plant)
+        if view is None:
+            known = ", ".join(sorted(manifest.serves))
+            raise InputError("the bundle does not serve this plant", plant=plant, remedy=f"It serves: {known}")
+        note = ("no policy was given: verdicts follow the larger probability, not money",)
+        return Policy(plant=plant, classes=view.classes, ok=view.ok, pass_below=0.5, reject_above=0.5, note=note)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({type(error).__name__})", file=str(path), field="policy") from None
+    return Policy.from_json(text)

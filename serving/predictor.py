@@ -1,0 +1,412 @@
+"""Frames in, a verdict out: decode, views, trunk, branch, pooling, calibration and decision in one process.
+
+The same `Predictor` judges behind HTTP and for `crossplant predict --bundle`, so both give the same answer. Nothing in
+here knows Ray, HTTP or where bundles come from. Trunk sessions are shared by digest among all plants (`Sessions`);
+`judge` sends the views of many parts, of many plants, through one trunk pass and each model's rows through its branch.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from plants.bundle import Manifest, PlantView
+from plants.costs import Decision, Policy, decide_part
+from plants.errors import InputError
+from plants.hashing import sha256
+from plants.images import decode, tensor_digest, views
+from plants.plant import is_ok, projection
+from plants.scores import calibrate, pool, pool_groups, softmax, suspicion
+from serving.intake import Frame, PartRequest
+from serving.schemas import FrameAnswer, Location, Tile
+
+Floats = npt.NDArray[np.float32]
+MAX_TILES_SHOWN = 5
+CHUNK_VIEWS = 32
+"""Views in one trunk pass: enough for the matrix units, few enough that maps of a tiled frame fit in memory."""
+
+
+class FrameError(InputError):
+    """A part that cannot be judged as it was sent. Keeps its pieces for an answer in JSON."""
+
+    def __init__(
+        self, detail: str, *, plant: str | None = None, field: str | None = None, remedy: str | None = None
+    ) -> None:
+        super().__init__(detail, plant=plant, field=field, remedy=remedy)
+        self.detail = " ".join(detail.split())
+        self.field = field
+        self.remedy = remedy
+
+
+class Session(Protocol):
+    """The part of onnxruntime's InferenceSession that is used."""
+
+    def run(self, names: Sequence[str] | None, inputs: Mapping[str, Any], /) -> list[Any]:
+        """The named outputs."""
+
+
+class Distance(Protocol):
+    """The part of `plants.normality.Normality` that is used."""
+
+    def score(self, features: Any, /) -> npt.NDArray[Any]:
+        """How far each row of features [N, F] lies from good parts [N]."""
+
+
+def open_session(path: Path) -> Session:
+    """A one-thread session: a replica is one core, and requests are what runs side by side."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session: Session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"is no ONNX model this runtime can load ({reason})", file=path.name) from None
+    return session
+
+
+class Sessions:
+    """Open sessions by the digest of their file: the same file is loaded once, and freed with its last user."""
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path, *, digest: str) -> Session:
+        """The session of this file. Raises InputError when its bytes are not the digest's."""
+        with self._lock:
+            session = self._open.get(digest)
+            if session is None:
+                if not path.is_file():
+                    raise InputError("no such file", file=str(path), remedy="Fetch the bundle with its trunk")
+                if sha256(path.read_bytes()) != digest:
+                    raise InputError("its bytes are not what the bundle was made with", file=path.name)
+                session = self._open[digest] = open_session(path)
+            return session
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a model says of some views."""
+
+    probabilities: Floats
+    """[N, L] over the scorer's leaves."""
+    novelty: Floats | None
+    """[N] distance to good parts, None where the model brings no notion of normality."""
+
+    def rows(self, start: int, stop: int) -> Scored:
+        """The views from `start` up to `stop`."""
+        return Scored(self.probabilities[start:stop], None if self.novelty is None else self.novelty[start:stop])
+
+
+class Scorer(Protocol):
+    """One model or an ensemble, on a trunk's outputs."""
+
+    @property
+    def digest(self) -> str:
+        """Of the bundle."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the bundle."""
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """What `score` has probabilities for."""
+
+    @property
+    def trunk(self) -> Trunk:
+        """The trunk whose outputs `score` takes."""
+
+    @property
+    def cuts(self) -> frozenset[int]:
+        """The trunk's outputs that `score` needs."""
+
+    def score(self, activations: Mapping[int, Floats], /) -> Scored:
+        """Probabilities of the views whose activations these are."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The shared part of the models: uint8 views to activations at its cuts."""
+
+    sha256: str
+    size_px: int
+    session: Session
+
+    def activations(self, pixels: npt.NDArray[np.uint8], *, cuts: frozenset[int]) -> dict[int, Floats]:
+        """Outputs at the cuts for views uint8 [N, S, S, 3]."""
+        wanted = sorted(cuts)
+        found = self.session.run([f"cut{cut}" for cut in wanted], {"images": pixels})
+        return dict(zip(wanted, found, strict=True))
+
+
+@dataclass(frozen=True)
+class Model:
+    """One branch on a trunk."""
+
+    digest: str
+    manifest: Manifest
+    trunk: Trunk
+    branch: Session
+    normality: Distance | None
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The branch's outputs."""
+        return tuple(self.manifest.leaves)
+
+    @cached_property
+    def cuts(self) -> frozenset[int]:
+        """The one cut this branch sits on."""
+        return frozenset([self.manifest.cut])
+
+    def logits(self, activations: Mapping[int, Floats]) -> tuple[Floats, Floats]:
+        """Logits [N, L] and features [N, F]."""
+        logits, features = self.branch.run(["logits", "features"], {"activation": activations[self.manifest.cut]})
+        return logits, features
+
+    def score(self, activations: Mapping[int, Floats], /) -> Scored:
+        """Probabilities over leaves, and the distance to good parts where the bundle knows them."""
+        logits, features = self.logits(activations)
+        novelty = None
+        if self.normality is not None:
+            novelty = np.asarray(self.normality.score(features), dtype=np.float32)
+        return Scored(np.asarray(softmax(logits), dtype=np.float32), novelty)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One part ready for the trunk."""
+
+    environment: str
+    pixels: npt.NDArray[np.uint8]
+    """Views of all frames, [N, S, S, 3]."""
+    boxes: npt.NDArray[np.int32]
+    owner: npt.NDArray[np.int64]
+    """The frame of each view, [N]."""
+    frames: tuple[Frame, ...]
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with what led to it; everything of an answer but its request."""
+
+    environment: str
+    decision: Decision
+    probabilities: dict[str, float]
+    """Of the plant's classes, calibrated by the policy's temperature."""
+    impossible: float
+    novelty: float | None
+    location: Location | None
+    frames: tuple[FrameAnswer, ...]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One plant's live model and policy."""
+
+    plant: str
+    scorer: Scorer
+    policy: Policy
+
+    def __post_init__(self) -> None:
+        if self.plant not in self.scorer.manifest.serves:
+            known = ", ".join(sorted(self.scorer.manifest.serves))
+            raise InputError("the bundle does not serve this plant", plant=self.plant, remedy=f"It serves: {known}")
+        if tuple(self.policy.classes) != tuple(self.view.classes):
+            raise InputError(
+                "the policy was solved for other classes than the bundle has",
+                plant=self.plant,
+                field="classes",
+                remedy="Solve the policy for this bundle",
+            )
+
+    @property
+    def view(self) -> PlantView:
+        """The plant as the bundle knows it: classes, environments, geometry."""
+        return self.scorer.manifest.serves[self.plant]
+
+    @cached_property
+    def _projection(self) -> Floats:
+        return projection(self.scorer.leaves, self.view.leaf_sets, self.view.classes)
+
+    @cached_property
+    def _ok(self) -> npt.NDArray[np.bool_]:
+        return np.array([is_ok(leaf) for leaf in self.scorer.leaves], dtype=bool)
+
+    def environment(self, name: str | None) -> str:
+        """The environment's name; the only one where a request names none. Raises FrameError for an unknown one."""
+        known = sorted(self.view.environments)
+        if name is None and len(known) == 1:
+            return known[0]
+        if name not in self.view.environments:
+            what = "must be named" if name is None else f"{name!r} is not declared"
+            raise FrameError(
+                f"the environment {what}", plant=self.plant, field="environment", remedy=f"Known: {', '.join(known)}"
+            )
+        return name
+
+    def prepare(self, part: PartRequest) -> Prepared:
+        """The part's frames as the trunk takes them. Raises FrameError naming the frame that cannot be read."""
+        name = self.environment(part.environment)
+        environment = self.view.environments[name]
+        geometry = environment.geometry
+        pixels, boxes, owner, digests = [], [], [], []
+        for index, frame in enumerate(part.frames):
+            try:
+                image = decode(frame.data, bit_depth=geometry.bit_depth, window=geometry.window, source=frame.image)
+                seen = views(
+                    image, geometry=geometry, photometry=environment.photometry, size_px=self.scorer.trunk.size_px
+                )
+            except InputError as error:
+                raise FrameError(
+                    str(error),
+                    plant=self.plant,
+                    field=f"image[{index}]",
+                    remedy="Send this frame as the camera wrote it",
+                ) from None
+            pixels.append(seen.pixels)
+            boxes.append(seen.boxes)
+            owner.append(np.full(len(seen.boxes), index))
+            digests.append(tensor_digest(seen.pixels))
+        return Prepared(
+            name, np.concatenate(pixels), np.concatenate(boxes), np.concatenate(owner), part.frames, tuple(digests)
+        )
+
+    def conclude(self, prepared: Prepared, scored: Scored) -> Judgement:
+        """The verdict on a part whose views were scored: tiles are pooled to frames, frames to the part."""
+        geometry = self.view.environments[prepared.environment].geometry
+        vectors, loudest = pool_groups(scored.probabilities, prepared.owner, ok=self._ok, top_k=geometry.top_k)
+        vector, at = pool(vectors, ok=self._ok)
+        probabilities = vector @ self._projection
+        impossible = float(max(0.0, 1.0 - probabilities.sum()))
+        novelty = None if scored.novelty is None else float(scored.novelty.max())
+        decision = decide_part(probabilities, policy=self.policy, impossible=impossible, novelty=novelty)
+        is_found = decision.verdict != "ok" and geometry.fit == "tiles"
+        return Judgement(
+            environment=prepared.environment,
+            decision=decision,
+            probabilities=self._named(probabilities),
+            impossible=round(impossible, 6),
+            novelty=None if novelty is None else round(novelty, 6),
+            location=Location(frame=at, box=_box(prepared.boxes[loudest[at]])) if is_found else None,
+            frames=self._frames(prepared, scored=scored, vectors=vectors),
+        )
+
+    def predict(self, part: PartRequest) -> Judgement:
+        """The verdict on one part. Raises InputError for frames that cannot be judged."""
+        (result,) = judge([(self, part)])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _named(self, probabilities: npt.NDArray[Any]) -> dict[str, float]:
+        shown = calibrate(np.asarray(probabilities, dtype=np.float64), self.policy.temperature)
+        return {name: round(float(p), 6) for name, p in zip(self.view.classes, shown, strict=True)}
+
+    def _frames(self, prepared: Prepared, *, scored: Scored, vectors: Floats) -> tuple[FrameAnswer, ...]:
+        by_view = suspicion(scored.probabilities, ok=self._ok)
+        by_frame = suspicion(vectors, ok=self._ok)
+        found = []
+        for index, frame in enumerate(prepared.frames):
+            rows = np.flatnonzero(prepared.owner == index)
+            first = rows[np.argsort(-by_view[rows], kind="stable")[:MAX_TILES_SHOWN]]
+            found.append(
+                FrameAnswer(
+                    image=frame.image,
+                    sha256=frame.sha256,
+                    tensor_digest=prepared.digests[index],
+                    num_views=len(rows),
+                    probabilities=self._named(vectors[index] @ self._projection),
+                    score=round(float(by_frame[index]), 6),
+                    tiles=[Tile(box=_box(prepared.boxes[row]), score=round(float(by_view[row]), 6)) for row in first],
+                )
+            )
+        return tuple(found)
+
+
+def _box(values: npt.NDArray[np.int32]) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = values.tolist()
+    return x0, y0, x1, y1
+
+
+Work = tuple[Predictor, PartRequest]
+
+
+def judge(work: Sequence[Work]) -> list[Judgement | Exception]:
+    """A judgement for each part, or the InputError that only this part deserves."""
+    results: list[Judgement | Exception | None] = [None] * len(work)
+    ready: list[_Ready] = []
+    for index, (predictor, part) in enumerate(work):
+        try:
+            ready.append(_Ready(index, predictor, predictor.prepare(part)))
+        except InputError as error:
+            results[index] = error
+    ready.sort(key=lambda one: (one.scorer.trunk.sha256, id(one.scorer)))
+    for _, group in groupby(ready, key=lambda one: one.scorer.trunk.sha256):
+        items = list(group)
+        for one, scored in zip(items, _scored(items), strict=True):
+            try:
+                results[one.index] = one.predictor.conclude(one.prepared, scored)
+            except InputError as error:
+                results[one.index] = FrameError(str(error), plant=one.predictor.plant, field="bundle")
+    return [result if result is not None else AssertionError("a part was forgotten") for result in results]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    index: int
+    predictor: Predictor
+    prepared: Prepared
+
+    @property
+    def scorer(self) -> Scorer:
+        return self.predictor.scorer
+
+    @property
+    def num_views(self) -> int:
+        return len(self.prepared.pixels)
+
+
+def _scored(items: Sequence[_Ready]) -> Iterator[Scored]:
+    """Scores of each item's views, in order. All items share a trunk, and those of one scorer follow one another."""
+    pixels = np.concatenate([one.prepared.pixels for one in items])
+    scorers = [one.scorer for one in items for _ in range(one.num_views)]
+    found: dict[int, list[Scored]] = {}
+    for start in range(0, len(pixels), CHUNK_VIEWS):
+        here = scorers[start : start + CHUNK_VIEWS]
+        cuts = frozenset(cut for scorer in here for cut in scorer.cuts)
+        activations = items[0].scorer.trunk.activations(pixels[start : start + CHUNK_VIEWS], cuts=cuts)
+        at = 0
+        for key, same in groupby(here, key=id):
+            run = list(same)
+            rows = {cut: value[at : at + len(run)] for cut, value in activations.items()}
+            found.setdefault(key, []).append(run[0].score(rows))
+            at += len(run)
+    for key, group in groupby(items, key=lambda one: id(one.scorer)):
+        whole = _joined(found[key])
+        at = 0
+        for one in group:
+            yield whole.rows(at, at + one.num_views)
+            at += one.num_views
+
+
+def _joined(pieces: Sequence[Scored]) -> Scored:
+    novelties = [piece.novelty for piece in pieces if piece.novelty is not None]
+    return Scored(
+        np.concatenate([piece.probabilities for piece in pieces]), np.concatenate(novelties) if novelties else None
+    )

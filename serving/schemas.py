@@ -1,0 +1,156 @@
+"""What goes over the wire: the answer, the status of a plant, and the one shape of every refusal.
+
+Field names are DESIGN.md section 6's. Nothing in here computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels of the frame as a person sees it (EXIF orientation applied)."""
+
+
+class Wire(BaseModel):
+    """A message. Frozen, and unknown keys are a mistake of ours."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRef(Wire):
+    """Who judged: bundle and policy by digest, and the arm of the route."""
+
+    bundle: str
+    policy: str
+    arm: str = "champion"
+
+
+class Tile(Wire):
+    """One view of a frame and how suspicious it is."""
+
+    box: Box
+    score: float
+
+
+class FrameAnswer(Wire):
+    """What one frame of the part contributed."""
+
+    image: str
+    sha256: str
+    tensor_digest: str
+    """Digest of the uint8 model input; equal in training's evaluation, a bundle on disk and over HTTP."""
+    num_views: int
+    probabilities: dict[str, float]
+    score: float
+    """1 - probability of good; where no class is good, the probability of the likeliest class."""
+    tiles: list[Tile]
+    """The most suspicious views first, five at most."""
+
+
+class Location(Wire):
+    """Where to look: the most suspicious tile of the most suspicious frame."""
+
+    frame: int
+    box: Box
+
+
+class Answer(Wire):
+    """The verdict on one part."""
+
+    request_id: str
+    plant: str
+    environment: str
+    part_id: str
+    model: ModelRef
+    verdict: Literal["ok", "reject", "review"]
+    defect: str | None
+    confidence: float
+    why: str
+    probabilities: dict[str, float]
+    impossible: float
+    """Probability mass on classes that cannot occur at this plant: evidence of something new."""
+    novelty: float | None
+    location: Location | None
+    severity: float | None
+    frames: list[FrameAnswer]
+    latency_ms: float
+
+
+class PlantStatus(Wire):
+    """What a plant's endpoint serves now."""
+
+    plant: str
+    sequence: int
+    model: ModelRef
+    name: str
+    kind: str
+    classes: list[str]
+    ok: list[str]
+    environments: list[str]
+    problem: str | None
+    """Why a newer route is not live, or None."""
+
+
+class Change(Wire):
+    """Body of promote: the bundle and policy that become the route, and the sequence the caller saw last."""
+
+    bundle: str
+    policy: str
+    expected: int | None = None
+
+
+class RouteAnswer(Wire):
+    """The route that a promote or a rollback wrote."""
+
+    plant: str
+    sequence: int
+    bundle: str
+    policy: str
+    action: str
+    who: str
+
+
+class Refusal(Exception):
+    """A request that gets no verdict: a status and one line that names plant, field and remedy."""
+
+    def __init__(
+        self,
+        error: str,
+        *,
+        status: int = 422,
+        plant: str | None = None,
+        field: str | None = None,
+        remedy: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = " ".join(error.split())
+        self.plant = plant
+        self.field = field
+        self.remedy = remedy
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of every error of the API."""
+        return {"error": self.error, "plant": self.plant, "field": self.field, "remedy": self.remedy}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After where trying again makes sense, WWW-Authenticate where a token is missing."""
+        found = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        return {**found, "WWW-Authenticate": "Bearer"} if self.status == 401 else found
+
+
+def unknown_plant(plant: str) -> Refusal:
+    """The one answer for a plant that does not exist and for one that is none of the caller's business."""
+    return Refusal(
+        "there is no such plant",
+        status=404,
+        plant=plant[:64],
+        field="plant",
+        remedy="Use the plant's name and its own token",
+    )

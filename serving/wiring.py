@@ -1,0 +1,91 @@
+"""Opens everything a replica holds: store, journal, tokens, bundles, log. The only place that knows where it all lies.
+
+Under `settings.home/serving/FLEET` a machine's replicas share what they fetched and what was last good, so a replica
+starts and serves with the store and the database away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.access import Access
+from cluster.registry import Bundles, Journal
+from cluster.settings import Settings
+from cluster.storage import Store, open_store
+from plants.costs import Policy
+from plants.errors import InputError
+from serving.auth import Gate
+from serving.loading import Loader
+from serving.predictions import PredictionLog
+from serving.predictor import Predictor
+from serving.router import Router, Target
+from serving.service import Service
+
+
+class Shelf:
+    """Bundles, trunks and policies on this machine's disk; what is missing is fetched, what is there is checked."""
+
+    def __init__(self, store: Store, *, folder: Path) -> None:
+        self._store = store
+        self._folder = folder
+        bundles = Bundles(store)
+        self._loader = Loader(
+            folder_of=lambda digest: bundles.fetch(digest, folder / "bundles"),
+            trunk_of=lambda sha256: bundles.fetch_trunk(sha256, folder / "trunks"),
+        )
+
+    def predictor(self, plant: str, target: Target) -> Predictor:
+        """The plant's predictor for a route. Raises InputError when bundle or policy is not what it should be."""
+        policy = self.policy(target.policy)
+        if policy.plant != plant:
+            raise InputError(f"is a policy of plant {policy.plant}", plant=plant, file=f"policies/{target.policy}.json")
+        return Predictor(plant, self._loader.scorer(target.bundle), policy)
+
+    def policy(self, digest: str) -> Policy:
+        """The policy of this digest."""
+        path = self._folder / "policies" / f"{digest}.json"
+        if not path.is_file():
+            self._store.download(f"policies/{digest}.json", path)
+        policy = Policy.from_json(path.read_text(encoding="utf-8"))
+        if policy.digest != digest:
+            path.unlink()
+            raise InputError("is not the policy it is named after", file=f"policies/{digest}.json")
+        return policy
+
+
+def open_service(
+    settings: Settings,
+    *,
+    store_uri: str,
+    fleet: str,
+    plants: Sequence[str] = (),
+    replica: str,
+    poll_s: float = 0.5,
+    max_waiting: int = 64,
+) -> Service:
+    """A service with every route loaded that can be; `plants` limits it to some, empty means all with a route."""
+    store = open_store(store_uri)
+    journal = Journal(settings.journal_url)
+    access = Access(settings.journal_url)
+    folder = settings.home / "serving" / fleet
+    shelf = Shelf(store, folder=folder)
+    wanted = frozenset(plants)
+
+    def poll() -> dict[str, Target]:
+        return {
+            plant: Target(route.bundle, route.policy, route.sequence)
+            for plant, route in journal.current().items()
+            if not wanted or plant in wanted
+        }
+
+    router = Router(poll=poll, load=shelf.predictor, state=folder / "routes.json", poll_s=poll_s)
+    router.start()
+    return Service(
+        gate=Gate(access.grants, state=folder / "grants.json"),
+        router=router,
+        journal=journal,
+        log=PredictionLog(store, replica=replica, spool=settings.home / "spool" / fleet),
+        load=shelf.predictor,
+        max_waiting=max_waiting,
+    )

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from serving.batcher import Batcher, Busy
+
+
+class Gated:
+    """Doubles numbers, once the gate is open; remembers its batches."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, jobs: Sequence[int]) -> list[int | Exception]:
+        self.gate.wait(5)
+        self.batches.append(list(jobs))
+        return [ValueError(f"odd {job}") if job % 2 else 2 * job for job in jobs]
+
+
+def test_requests_that_wait_together_are_handled_together_and_each_gets_its_own_result():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle, max_batch=8)
+
+    async def main() -> list[int]:
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.05)  # the worker has taken up the first and waits at the gate
+        rest = [asyncio.create_task(batcher.submit(2 * n)) for n in range(1, 6)]
+        await asyncio.sleep(0.01)
+        handle.gate.set()
+        return list(await asyncio.gather(first, *rest))
+
+    assert asyncio.run(main()) == [0, 4, 8, 12, 16, 20]
+    assert handle.batches == [[0], [2, 4, 6, 8, 10]]
+
+
+def test_one_bad_job_fails_alone():
+    handle = Gated()
+    handle.gate.set()
+    batcher: Batcher[int, int] = Batcher(handle)
+
+    async def main() -> list[int | BaseException]:
+        return list(await asyncio.gather(*(batcher.submit(n) for n in (2, 3, 4)), return_exceptions=True))
+
+    good, bad, also_good = asyncio.run(main())
+    assert (good, also_good) == (4, 8)
+    assert str(bad) == "odd 3"
+
+
+def test_a_client_that_leaves_neither_ends_the_loop_nor_costs_work():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle)
+
+    async def main() -> int:
+        running = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(batcher.submit(2))
+        await asyncio.sleep(0.01)
+        running.cancel()
+        waiting.cancel()
+        await asyncio.sleep(0.01)
+        handle.gate.set()
+        return await asyncio.wait_for(batcher.submit(10), timeout=5)
+
+    assert asyncio.run(main()) == 20
+    assert [2] not in handle.batches
+
+
+def test_a_crash_of_the_handler_is_told_to_every_waiting_request_and_the_next_is_served():
+    crashes = [True, False]
+
+    def handle(jobs: Sequence[int]) -> list[int]:
+        if crashes.pop(0):
+            raise RuntimeError("out of memory")
+        return list(jobs)
+
+    batcher: Batcher[int, int] = Batcher(handle)
+
+    async def main() -> int:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await batcher.submit(1)
+        return await batcher.submit(7)
+
+    assert asyncio.run(main()) == 7
+
+
+def test_a_full_queue_refuses_instead_of_growing():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle, max_waiting=2)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(batcher.submit(0))]
+        await asyncio.sleep(0.05)
+        tasks += [asyncio.create_task(batcher.submit(2)), asyncio.create_task(batcher.submit(4))]
+        await asyncio.sleep(0.01)
+        assert batcher.num_waiting == 2
+        with pytest.raises(Busy):
+            await batcher.submit(6)
+        handle.gate.set()
+        assert await asyncio.gather(*tasks) == [0, 4, 8]
+
+    asyncio.run(main())
+
+
+def test_closing_answers_what_waits_and_accepts_nothing_more():
+    handle = Gated()
+    handle.gate.set()
+    batcher: Batcher[int, int] = Batcher(handle)
+
+    async def main() -> None:
+        assert await batcher.submit(2) == 4
+        batcher.close()
+        with pytest.raises(Busy):
+            await batcher.submit(2)
+
+    asyncio.run(main())
