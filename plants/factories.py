@@ -52,9 +52,9 @@ class Factory:
     sizes_px: dict[str, tuple[float, float]] = field(default_factory=dict)
     force: tuple[float, float] = (0.7, 1.3)
     poses: tuple[str, ...] = ("front",)
-    max_defects: int = 1
     suffix: str = "png"
     tile_px: int = 256
+    lot_parts: tuple[int, int] = (2, 4)
     absent: dict[str, str] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
     shares: dict[str, float] | None = None
@@ -132,8 +132,7 @@ def _metal(names: tuple[str, str, str, str, str]) -> dict[str, Kind]:
 
 _SMALL = {"scratch": (50.0, 90.0), "dent": (30.0, 48.0), "stain": (26.0, 48.0), "rust": (28.0, 48.0),
           "crack": (45.0, 75.0), "chip": (20.0, 32.0)}  # fmt: skip
-_TINY = {"scratch": (22.0, 30.0), "dent": (22.0, 28.0), "stain": (20.0, 28.0), "crack": (22.0, 28.0),
-         "chip": (20.0, 27.0)}  # fmt: skip
+_TINY = {"scratch": (22.0, 30.0), "dent": (22.0, 28.0), "stain": (20.0, 28.0), "crack": (22.0, 28.0)}
 _LETTERBOX: dict[str, Any] = {"fit": "letterbox", "min_defect_px": 15}
 _TILES: dict[str, Any] = {"fit": "tiles", "tile_px": 224, "overlap_px": 32, "min_defect_px": 20}
 
@@ -198,10 +197,14 @@ FACTORIES: tuple[Factory, ...] = (
             "desconchado": Kind("chip", "chip", 0.35),
         },
         stations={
-            "celda-a": Station((128, 128), Light("grazing", angle=35, strength=0.8), Camera(noise=0.025), dict(_LETTERBOX),
-                               forbid=("rotate",)),
-            "celda-b": Station((120, 160), Light("grazing", angle=160, strength=0.7),
-                               Camera(gain=1.2, gamma=1.2, blur_px=0.5), _roi(20, 0, 140, 120), forbid=("rotate",)),
+            "celda-a": Station(
+                (128, 128), Light("grazing", angle=35, strength=0.8), Camera(noise=0.025), dict(_LETTERBOX),
+                forbid=("flip", "rotate"),
+            ),
+            "celda-b": Station(
+                (120, 160), Light("grazing", angle=75, strength=0.7), Camera(gain=1.2, gamma=1.2, blur_px=0.5),
+                _roi(20, 0, 140, 120), forbid=("flip", "rotate"),
+            ),
         },
         marks=_casting,
         num_parts=280,
@@ -219,13 +222,17 @@ FACTORIES: tuple[Factory, ...] = (
         kinds=_metal(("haal", "knoop", "vlek", "scheur", "gat")),
         stations={
             "baan-1": Station((128, 128), Light("back"), Camera(gain=1.6, noise=0.02), dict(_LETTERBOX)),
-            "baan-2": Station((112, 144), Light("back", strength=1.2),
-                              Camera(gain=2.0, gamma=0.8, blur_px=0.5, tint=(0.9, 0.95, 1.0)), {**_LETTERBOX, "fit": "whole"}),
+            "baan-2": Station(
+                (112, 144), Light("back", strength=1.2),
+                Camera(gain=2.0, gamma=0.8, blur_px=0.5, tint=(0.9, 0.95, 1.0)), {**_LETTERBOX, "fit": "whole"},
+            ),
         },
         marks=_cloth,
         num_parts=380,
-        style=Style(groove=1.0, groove_px=1.8, dent=-1.2, soil=-0.45, crack=1.2, crack_soil=0.0, chip=1.6, chip_albedo=0.0,
-                    along=(0.0, 90.0)),
+        style=Style(
+            groove=1.0, groove_px=1.8, dent=-1.2, soil=-0.45, crack=1.2, crack_soil=0.0, chip=1.6, chip_albedo=0.0,
+            along=(0.0, 90.0),
+        ),
         sizes_px=_SMALL,
         costs={"miss": 8_000, "false_alarm": 2_000, "review": 200},
     ),
@@ -237,10 +244,13 @@ FACTORIES: tuple[Factory, ...] = (
         kinds={"Riss": Kind("crack", "crack"), "Abplatzer": Kind("chip", "chip"), "Fleck": Kind("stain", "stain")},
         absent={"Kratzer": "scratch"},
         stations={
-            "ofen 1": Station((144, 144), Light("ring", strength=2.0), Camera(gain=1.0, noise=0.01, tint=(0.75, 0.9, 1.0)),
-                              dict(_LETTERBOX)),
-            "ofen 2": Station((144, 144), Light("grazing", angle=80, strength=0.5),
-                              Camera(gain=1.1, blur_px=0.8, tint=(1.0, 0.7, 0.55)), dict(_LETTERBOX)),
+            "ofen 1": Station(
+                (144, 144), Light("ring", strength=2.0), Camera(noise=0.01, tint=(0.75, 0.9, 1.0)), dict(_LETTERBOX),
+            ),
+            "ofen 2": Station(
+                (144, 144), Light("grazing", angle=80, strength=0.5),
+                Camera(gain=1.1, blur_px=0.8, tint=(1.0, 0.7, 0.55)), dict(_LETTERBOX),
+            ),
         },
         marks=_tile,
         num_parts=270,
@@ -257,16 +267,20 @@ FACTORIES: tuple[Factory, ...] = (
         good="good",
         kinds={name: Kind(name, name) for name in ("scratch", "dent", "stain", "crack")},
         stations={
-            "press-1": Station((1024, 2048), Light("grazing", angle=60, strength=0.7), Camera(noise=0.006), dict(_TILES)),
-            "press-2": Station((1024, 2048), Light("grazing", angle=110, strength=0.9),
-                               Camera(gain=0.8, gamma=0.85, noise=0.009), dict(_TILES)),
+            "press-1": Station(
+                (1024, 2048), Light("grazing", angle=60, strength=0.7), Camera(noise=0.006), dict(_TILES),
+            ),
+            "press-2": Station(
+                (1024, 2048), Light("grazing", angle=80, strength=0.9), Camera(gain=0.8, gamma=0.85, noise=0.009),
+                dict(_TILES),
+            ),
         },
         marks=_panel,
-        num_parts=140,
-        style=Style(groove=4.0, groove_px=2.6, dent=12.0, soil=-0.6, crack=3.0, crack_soil=-0.7, chip=3.0, chip_albedo=0.45),
+        num_parts=150,
+        lot_parts=(1, 3),
+        style=Style(groove=4.0, groove_px=2.6, dent=12.0, soil=0.7, crack=3.0, crack_soil=-0.7),
         sizes_px=_TINY,
         force=(0.9, 1.4),
-        max_defects=1,
         suffix="jpg",
         tile_px=512,
         costs={"miss": 70_000, "false_alarm": 6_000, "review": 700},

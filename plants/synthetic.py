@@ -18,7 +18,6 @@ The same seed gives the same bytes, on any number of processes.
 from __future__ import annotations
 
 import csv
-import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -57,23 +56,28 @@ class Part:
 
 
 def make_fleet(
-    folder: Path, *, seed: int = 0, scale: float = 1.0, progress: Callable[[int, int], None] | None = None,
-    processes: int = 2,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+    processes: int | None = None,
+) -> Path:
     """Frames, one `labels.csv` a plant and `fleet.yaml` lie in `folder`; the path of `fleet.yaml` is returned.
 
     `scale` multiplies the number of parts of every plant. `progress` is called with (frames done, frames in all).
-    With more than one process, call it from a module that guards its entry with `if __name__ == "__main__"`.
+    `processes` is 2 where that pays: then call this from a module that guards its entry by `__name__ == "__main__"`.
     """
     folder = Path(folder)
-    plans = {factory.name: plan_parts(factory, seed=seed, scale=scale) for factory in FACTORIES}
-    total = sum(len(parts) * len(f.poses) for f, parts in zip(FACTORIES, plans.values(), strict=True))
-    jobs = list(_jobs(folder, plans=plans, seed=seed))
+    plans = [plan_parts(factory, seed=seed, scale=scale) for factory in FACTORIES]
+    total = sum(len(parts) * len(factory.poses) for factory, parts in zip(FACTORIES, plans, strict=True))
+    if processes is None:
+        processes = 2 if total >= 400 else 1
+    rows: dict[str, list[dict[str, Any]]] = {factory.name: [] for factory in FACTORIES}
     for factory in FACTORIES:
         (folder / factory.name / "frames").mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[dict[str, Any]]] = {factory.name: [] for factory in FACTORIES}
     done = 0
-    for name, made in _results(jobs, processes=processes if total >= 200 else 1):
+    for name, made in _results(_chunks(folder, plans=plans, seed=seed, pieces=2 * processes - 1), processes=processes):
         rows[name].extend(made)
         done += len(made)
         if progress is not None:
@@ -85,32 +89,29 @@ def make_fleet(
     return path
 
 
-Job = tuple[Path, int, list[Part], int]
+Chunk = tuple[Path, int, list[Part], int]
+"""Folder, the factory's number, its parts, the seed."""
 
 
-def _jobs(folder: Path, *, plans: dict[str, list[Part]], seed: int) -> Iterator[Job]:
-    """Chunks of about equal work, the costly plant first."""
-    order = sorted(range(len(FACTORIES)), key=lambda i: -FACTORIES[i].tile_px)
-    for number in order:
-        parts = plans[FACTORIES[number].name]
-        size = max(math.ceil(len(parts) / 4), 1)
-        for start in range(0, len(parts), size):
-            yield folder, number, parts[start : start + size], seed
+def _chunks(folder: Path, *, plans: list[list[Part]], seed: int, pieces: int) -> list[Chunk]:
+    """Every plant's parts in `pieces`, the plant with the largest frames first."""
+    order = sorted(range(len(FACTORIES)), key=lambda number: -FACTORIES[number].tile_px)
+    return [(folder, n, plans[n][start::pieces], seed) for n in order for start in range(pieces)]
 
 
-def _results(jobs: list[Job], *, processes: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _results(chunks: list[Chunk], *, processes: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     if processes <= 1:
-        yield from map(_make, jobs)
+        yield from map(_make, chunks)
         return
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_make, job) for job in jobs]):
+        for future in as_completed([pool.submit(_make, chunk) for chunk in chunks]):
             yield future.result()
 
 
 def plan_parts(factory: Factory, *, seed: int, scale: float) -> list[Part]:
     """Every part of a plant: its class, lot, product, station and hour, before anything is drawn.
 
-    Classes have fixed counts, dealt at random over the parts. A lot is 2-4 parts of one product at one station.
+    Classes have fixed counts, dealt at random over the parts. A lot is a few parts of one product at one station.
     """
     number = FACTORIES.index(factory)
     rng = np.random.default_rng((seed, number, 0))
@@ -121,7 +122,9 @@ def plan_parts(factory: Factory, *, seed: int, scale: float) -> list[Part]:
     while len(parts) < len(labels):
         product, station = products[rng.integers(len(products))], stations[rng.integers(len(stations))]
         clock += timedelta(minutes=float(rng.uniform(20, 400)))
-        for _ in range(min(int(rng.integers(2, 5)), len(labels) - len(parts))):
+        for _ in range(
+            min(int(rng.integers(factory.lot_parts[0], factory.lot_parts[1] + 1)), len(labels) - len(parts))
+        ):
             label = str(labels[len(parts)])
             clock += timedelta(seconds=float(rng.uniform(20, 90)))
             shown = rng.random(len(factory.poses)) < 0.55
@@ -153,9 +156,9 @@ def _counts(factory: Factory, *, num_parts: int) -> list[str]:
     return labels + [factory.good] * (num_parts - len(labels))
 
 
-def _make(job: Job) -> tuple[str, list[dict[str, Any]]]:
+def _make(chunk: Chunk) -> tuple[str, list[dict[str, Any]]]:
     """Draw a chunk of one plant's parts; its label rows."""
-    folder, number, parts, seed = job
+    folder, number, parts, seed = chunk
     factory = FACTORIES[number]
     rng = np.random.default_rng((seed, number, 1))
     shape = (max(s.shape[0] for s in factory.stations.values()), max(s.shape[1] for s in factory.stations.values()))
@@ -176,7 +179,7 @@ def _make(job: Job) -> tuple[str, list[dict[str, Any]]]:
 def draw_frame(
     factory: Factory, part: Part, *, rng: draw.Rng, blanks: dict[str, Surface], grain: draw.Field, shown: bool
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Box | None]:
-    """One frame of a part and the box of its largest visible defect, None where none is to be seen."""
+    """One frame of a part and the box of its defect, None where none is to be seen."""
     station = factory.stations[part.station]
     x0, y0, x1, y1 = station.geometry.get("roi", (0, 0, station.shape[1], station.shape[0]))
     blank = blanks[part.product]
@@ -184,30 +187,28 @@ def draw_frame(
     surface = blank.window(top=int(top), left=int(left), shape=(y1 - y0, x1 - x0))
     factory.marks(surface, rng, variant=list(factory.products).index(part.product))
     draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.tile_px < 512 else 60)))
-    box = _harm(factory, part, surface=surface, rng=rng) if shown else None
+    harm_rng, camera_rng = rng.spawn(2)
+    box = _harm(factory, part, surface=surface, rng=harm_rng) if shown else None
     intensity = shade(surface, light=station.light)
-    pixels = expose(intensity, rng, camera=station.camera, grain=grain)
+    pixels = expose(intensity, camera_rng, camera=station.camera, grain=grain)
     if station.camera.turns:
         pixels = np.ascontiguousarray(np.rot90(pixels, station.camera.turns))
         box = box and _turned(box, shape=intensity.shape, turns=station.camera.turns)
     if pixels.shape[:2] != station.shape:
-        pixels = _in_fixture(pixels, rng, shape=station.shape, at=(y0, x0))
+        pixels = _in_fixture(pixels, camera_rng, shape=station.shape, at=(y0, x0))
         box = box and (box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0)
     return pixels, box
 
 
 def _harm(factory: Factory, part: Part, *, surface: Surface, rng: draw.Rng) -> Box:
-    """Put the part's defect on the surface; the largest one's box."""
+    """Put the part's defect somewhere on the surface; its box."""
     kind = factory.kinds[part.label].drawn
-    low, high = factory.sizes_px[kind]
-    boxes = []
-    for _ in range(int(rng.integers(1, factory.max_defects + 1))):
-        size = float(rng.uniform(low, high))
-        margin = 0.35 * size + 4
-        centre = tuple(float(rng.uniform(margin, n - margin)) for n in surface.height.shape)
-        force = factory.force[0] + (factory.force[1] - factory.force[0]) * (part.severity or 0.0)
-        boxes.append(draw.DEFECTS[kind](surface, rng, centre=centre, size=size, force=force, style=factory.style))
-    return max(boxes, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]))
+    size = float(rng.uniform(*factory.sizes_px[kind]))
+    margin = 0.35 * size + 4
+    centre = tuple(float(rng.uniform(margin, n - margin)) for n in surface.height.shape)
+    low, high = factory.force
+    force = low + (high - low) * (part.severity or 0.0)
+    return draw.DEFECTS[kind](surface, rng, centre=centre, size=size, force=force, style=factory.style)
 
 
 def _turned(box: Box, *, shape: tuple[int, ...], turns: int) -> Box:
