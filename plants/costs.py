@@ -226,7 +226,7 @@ def prices(scores: PartScores, *, costs: Costs) -> tuple[Floats, Floats]:
 
 
 def line_shares(scores: PartScores, *, rate: float) -> Floats | None:
-    """The share of the line that each part stands for [N] at this defect rate; None without good or without bad parts."""
+    """The share of the line each part stands for [N] at this defect rate; None without good or without bad parts."""
     good = scores.is_good
     if not good.any() or good.all():
         return None

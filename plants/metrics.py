@@ -1,0 +1,309 @@
+"""How good a model is at a plant, counted per part, each figure with its interval over lots.
+
+What was not counted is None, never 0. Macro-F1 and recall are of the most probable class, whatever a policy says;
+escapes, false alarms and cost are of the policy's verdicts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plants.costs import OK, REJECT, REVIEW, Policy, decide_many, part_costs
+from plants.scores import Mask, PartScores, calibrate
+from plants.stats import NOT_ENOUGH_LOTS, Floats, Lots, percentiles, wilson
+
+__all__ = ["PartScores", "macro_f1", "paired", "report"]
+
+NUM_BINS = 10
+NUM_CURVE_POINTS = 101
+
+Figure = dict[str, Any]
+
+
+def report(scores: PartScores, *, policy: Policy | None = None, n_boot: int = 500, seed: int = 0) -> dict[str, Any]:
+    """Everything that is said of a model at a plant, ready for JSON.
+
+    A figure is `{value, low, high, words}`; `words` says why there is no interval. `auc`, `average_precision` and
+    `curves` are of defect against ok, None where no class is good; `cost` and `verdicts` are None without money.
+    """
+    lots = Lots(scores.lots)
+    draws = lots.draws(n_boot, seed=seed) if lots.is_enough else None
+    counts = _confusion(scores)
+    whole = counts.sum(axis=0)
+    drawn = None if draws is None else _over_draws(draws, lots, counts)
+    macro = _figure(macro_f1(whole), None if drawn is None else macro_f1(drawn))
+    return {
+        "n": len(scores),
+        "n_lots": lots.num,
+        "macro_f1": macro,
+        "per_class": _per_class(scores.classes, whole, drawn),
+        "confusion": {"classes": list(scores.classes), "counts": whole.astype(int).tolist()},
+        **_ranking(scores, lots=lots, draws=draws),
+        "by_environment": _by_environment(scores, counts, n_boot=n_boot, seed=seed),
+        **_money(scores, policy=policy, lots=lots, draws=draws),
+        "calibration": _calibration(scores, temperature=policy.temperature if policy else 1.0),
+    }
+
+
+def paired(
+    scores_a: PartScores,
+    scores_b: PartScores,
+    *,
+    policy_a: Policy | None = None,
+    policy_b: Policy | None = None,
+    n_boot: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """a - b on the same parts and lots: in cost (less is better) where both have money, else in macro-F1 (more is).
+
+    low and high are None under ten lots, diff too where nothing was counted. Raises ValueError for other parts.
+    """
+    scores_b = _aligned(scores_b, to=scores_a)
+    lots = Lots(scores_a.lots)
+    good = scores_a.is_good
+    metric = "macro_f1"
+    sides = [_confusion(scores_a), _confusion(scores_b)]
+    statistic = macro_f1
+    if policy_a and policy_b and policy_a.has_money and policy_b.has_money and good.any() and not good.all():
+        if policy_a.rate != policy_b.rate:
+            raise ValueError("two costs compare at one defect rate only")
+        metric = "cost"
+        sides = [_cost_sums(scores_a, policy_a), _cost_sums(scores_b, policy_b)]
+        rate = policy_a.rate
+
+        def statistic(sums: Floats) -> Floats:
+            return _cost(sums, rate=rate)
+
+    diff = _number(statistic(sides[0].sum(axis=0)) - statistic(sides[1].sum(axis=0)))
+    interval = None
+    if lots.is_enough and diff is not None:
+        draws = lots.draws(n_boot, seed=seed)
+        a, b = (statistic(_over_draws(draws, lots, side)) for side in sides)
+        interval = percentiles(a - b)
+    return {
+        "metric": metric,
+        "diff": diff,
+        "low": _number(interval.low) if interval else None,
+        "high": _number(interval.high) if interval else None,
+        "n_lots": lots.num,
+        "words": None if lots.is_enough else NOT_ENOUGH_LOTS,
+    }
+
+
+def macro_f1(confusion: Floats) -> Floats:
+    """Mean F1 over the classes that occur in truth, from counts [..., C truth, C predicted]; NaN where none does."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, said = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    occurs = true > 0
+    f1 = np.where(occurs, 2 * hits / np.where(occurs, true + said, 1), 0.0)
+    return _ratio(f1.sum(axis=-1), occurs.sum(axis=-1))
+
+
+def _ratio(part: npt.ArrayLike, of: npt.ArrayLike) -> Floats:
+    whole = np.asarray(of, dtype=np.float64)
+    result: Floats = np.asarray(part, dtype=np.float64) / np.where(whole > 0, whole, np.nan)
+    return result
+
+
+def _number(value: npt.ArrayLike) -> float | None:
+    number = float(np.asarray(value))
+    return round(number, 6) if np.isfinite(number) else None
+
+
+def _figure(value: npt.ArrayLike, drawn: Floats | None, *, hits: float | None = None, n: int | None = None) -> Figure:
+    """A value with its interval. For a fraction of `n`, the wider of bootstrap and Wilson at either end.
+
+    The bootstrap alone would say that a class of which no part was missed can never be missed.
+    """
+    number = _number(value)
+    interval = None if drawn is None or number is None else percentiles(drawn)
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    if interval and hits is not None and n:
+        by_count = wilson(np.array([hits]), np.array([n]))
+        low, high = min(interval.low, float(by_count[0][0])), max(interval.high, float(by_count[1][0]))
+    figure: Figure = {
+        "value": number,
+        "low": None if low is None else _number(low),
+        "high": None if high is None else _number(high),
+        "words": None,
+    }
+    if number is None:
+        figure["words"] = "nothing counted"
+    elif interval is None:
+        figure["words"] = NOT_ENOUGH_LOTS
+    return figure | ({} if n is None else {"n": n})
+
+
+def _confusion(scores: PartScores) -> Floats:
+    """Each part's own table [N, C, C], truth by predicted."""
+    counts = np.zeros((len(scores), len(scores.classes), len(scores.classes)))
+    counts[np.arange(len(scores)), scores.truth_index, scores.predicted_index] = 1
+    return counts
+
+
+def _over_draws(draws: Floats, lots: Lots, values: Floats) -> Floats:
+    """Sums of per-part values [N, ...] in every draw [B, ...]."""
+    return (draws @ lots.sums(values)).reshape(len(draws), *values.shape[1:])
+
+
+def _per_class(classes: tuple[str, ...], whole: Floats, drawn: Floats | None) -> dict[str, Any]:
+    table = {}
+    for i, name in enumerate(classes):
+        hits, true, said = whole[i, i], whole[i].sum(), whole[:, i].sum()
+        in_draws = None if drawn is None else _ratio(drawn[:, i, i], drawn[:, i].sum(axis=1))
+        table[name] = {
+            "precision": _number(_ratio(hits, said)),
+            "recall": _figure(_ratio(hits, true), in_draws, hits=hits, n=int(true)),
+            "f1": _number(2 * hits / (true + said)) if true else None,
+            "n": int(true),
+        }
+    return table
+
+
+def _by_environment(scores: PartScores, counts: Floats, *, n_boot: int, seed: int) -> dict[str, Any]:
+    """Environment -> its macro-F1, the worst first."""
+    found = []
+    for name in sorted(set(scores.environments)):
+        rows = scores.environments == name
+        lots = Lots(scores.lots[rows])
+        drawn = None
+        if lots.is_enough:
+            drawn = macro_f1(_over_draws(lots.draws(n_boot, seed=seed), lots, counts[rows]))
+        figure = _figure(macro_f1(counts[rows].sum(axis=0)), drawn)
+        found.append((name, {"macro_f1": figure["value"], "low": figure["low"], "high": figure["high"]}))
+        found[-1][1].update(words=figure["words"], n=int(rows.sum()), n_lots=lots.num)
+    return dict(sorted(found, key=lambda item: item[1]["macro_f1"]))
+
+
+def _ranking(scores: PartScores, *, lots: Lots, draws: Floats | None) -> dict[str, Any]:
+    """How well defect mass tells bad parts from good ones, whatever the threshold."""
+    good = scores.is_good
+    if not scores.ok or not good.any() or good.all():
+        return {"auc": None, "average_precision": None, "curves": None}
+    values, at = np.unique(scores.p_defect, return_inverse=True)
+    order = np.argsort(at, kind="stable")
+    starts = np.searchsorted(at[order], np.arange(len(values)))
+    positive = ~good[order]
+    one = _tallies(np.ones((1, len(scores))), positive, starts)
+    drawn = None if draws is None else _tallies(draws[:, lots.index[order]], positive, starts)
+    return {
+        "auc": _figure(_auc(*one)[0], None if drawn is None else _auc(*drawn)),
+        "average_precision": _figure(
+            _average_precision(*one)[0], None if drawn is None else _average_precision(*drawn)
+        ),
+        "curves": _curves(*one),
+    }
+
+
+def _tallies(weights: Floats, positive: Mask, starts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """Weight of bad and of good parts at every distinct score, ascending: [B, K] each."""
+    bad, good = weights * positive, weights * ~positive
+    if len(starts) == weights.shape[1]:
+        return bad, good
+    return np.add.reduceat(bad, starts, axis=1), np.add.reduceat(good, starts, axis=1)
+
+
+def _auc(bad: Floats, good: Floats) -> Floats:
+    """Probability that a bad part scores above a good one, ties by halves [B]."""
+    below = np.cumsum(good, axis=1)
+    total = below[:, -1]
+    won = np.einsum("bk,bk->b", bad, below) - 0.5 * np.einsum("bk,bk->b", bad, good)
+    return _ratio(won, bad.sum(axis=1) * total)
+
+
+def _average_precision(bad: Floats, good: Floats) -> Floats:
+    """Area under precision over recall, as steps [B]."""
+    found = np.cumsum(bad[:, ::-1], axis=1)
+    flagged = found + np.cumsum(good[:, ::-1], axis=1)
+    precision = found / np.maximum(flagged, 1)
+    return _ratio(np.einsum("bk,bk->b", bad[:, ::-1], precision), found[:, -1])
+
+
+def _curves(bad: Floats, good: Floats) -> dict[str, Any]:
+    found, false = (np.cumsum(side[0, ::-1]) for side in (bad, good))
+    shown = np.unique(np.linspace(0, len(found) - 1, NUM_CURVE_POINTS).astype(int))
+    recall, alarms = found / found[-1], false / false[-1]
+    precision = found / (found + false)
+    return {
+        "roc": [[0.0, 0.0], *np.round(np.stack([alarms, recall], axis=1)[shown], 6).tolist()],
+        "pr": np.round(np.stack([recall, precision], axis=1)[shown], 6).tolist(),
+    }
+
+
+def _cost_sums(scores: PartScores, policy: Policy) -> Floats:
+    """Per part [N, 4]: good, its cost, bad, its cost."""
+    each, good = part_costs(scores, policy), scores.is_good
+    return np.stack([good, good * each, ~good, ~good * each], axis=1).astype(np.float64)
+
+
+def _cost(sums: Floats, *, rate: float) -> Floats:
+    """Cost per part of the line from sums [..., 4]."""
+    of_good, of_bad = _ratio(sums[..., 1], sums[..., 0]), _ratio(sums[..., 3], sums[..., 2])
+    return (1 - rate) * of_good + rate * of_bad
+
+
+def _money(scores: PartScores, *, policy: Policy | None, lots: Lots, draws: Floats | None) -> dict[str, Any]:
+    """What the policy's verdicts cost, let through, stopped and passed on to people."""
+    if policy is None or not policy.has_money:
+        return {"cost": None, "verdicts": None}
+    sums = _cost_sums(scores, policy)
+    drawn = None if draws is None else _cost(_over_draws(draws, lots, sums), rate=policy.rate)
+    verdict, good = decide_many(scores, policy).verdict, scores.is_good
+
+    def rate(rows: Mask, hit: Mask) -> Figure:
+        counted = np.stack([rows & hit, rows], axis=1).astype(np.float64)
+        hits, of = counted.sum(axis=0)
+        in_draws = None if draws is None else _over_draws(draws, lots, counted)
+        ratio = None if in_draws is None else _ratio(in_draws[:, 0], in_draws[:, 1])
+        return _figure(_ratio(hits, of), ratio, hits=hits, n=int(of))
+
+    return {
+        "cost": _figure(_cost(sums.sum(axis=0), rate=policy.rate), drawn),
+        "verdicts": {
+            "escapes": rate(~good, verdict == OK),
+            "false_alarms": rate(good, verdict == REJECT),
+            "reviews_of_good": rate(good, verdict == REVIEW),
+            "reviews_of_bad": rate(~good, verdict == REVIEW),
+            "caught": {
+                name: rate(scores.truth_index == i, verdict != OK)
+                for i, name in enumerate(scores.classes)
+                if name not in scores.ok
+            },
+        },
+    }
+
+
+def _calibration(scores: PartScores, *, temperature: float) -> dict[str, Any]:
+    """Expected calibration error of the most probable class, in bins of equal width. Source: Guo et al., 2017."""
+    confidence = calibrate(scores.probs, temperature).max(axis=1) if len(scores) else np.zeros(0)
+    is_right = scores.predicted_index == scores.truth_index
+    at = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    n = np.bincount(at, minlength=NUM_BINS)
+    said = _ratio(np.bincount(at, weights=confidence, minlength=NUM_BINS), n)
+    true = _ratio(np.bincount(at, weights=is_right, minlength=NUM_BINS), n)
+    gap = np.nansum(np.abs(said - true) * n) / len(scores) if len(scores) else np.nan
+    bins = [
+        {
+            "low": i / NUM_BINS,
+            "high": (i + 1) / NUM_BINS,
+            "n": int(n[i]),
+            "confidence": _number(said[i]),
+            "accuracy": _number(true[i]),
+        }
+        for i in range(NUM_BINS)
+    ]
+    return {"ece": _number(gap), "bins": bins}
+
+
+def _aligned(scores: PartScores, *, to: PartScores) -> PartScores:
+    """The same parts in the other's order."""
+    at = {part: i for i, part in enumerate(scores.part_ids)}
+    if len(at) != len(to) or len(at) != len(scores) or any(part not in at for part in to.part_ids):
+        raise ValueError("two models are compared on the same parts only")
+    same = scores.take(np.array([at[part] for part in to.part_ids], dtype=np.intp))
+    if same.classes != to.classes or not np.array_equal(same.truth, to.truth):
+        raise ValueError("two models are compared on the same truth only")
+    return same
