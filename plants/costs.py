@@ -167,7 +167,7 @@ def _decide(probs: Floats, *, policy: Policy, impossible: Floats | None, novelty
         raise InputError(
             f"{probs.shape[1]} probabilities for {len(policy.classes)} classes", plant=policy.plant, field="classes"
         )
-    is_broken = ~np.isfinite(probs).all(axis=1)
+    is_broken = np.asarray(~np.isfinite(probs).all(axis=1))
     probs = np.where(is_broken[:, None], 0.0, probs)
     if impossible is None:
         impossible = np.clip(1 - probs.sum(axis=1), 0, 1)
@@ -230,7 +230,8 @@ def line_shares(scores: PartScores, *, rate: float) -> Floats | None:
     good = scores.is_good
     if not good.any() or good.all():
         return None
-    return np.where(good, (1 - rate) / good.sum(), rate / (~good).sum())
+    shares: Floats = np.where(good, (1 - rate) / good.sum(), rate / (~good).sum())
+    return shares
 
 
 def expected_cost(scores: PartScores, policy: Policy, weights: npt.NDArray[Any] | None = None) -> float | None:

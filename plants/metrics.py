@@ -6,6 +6,8 @@ escapes, false alarms and cost are of the policy's verdicts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,14 @@ import numpy.typing as npt
 
 from plants.costs import OK, REJECT, REVIEW, Policy, decide_many, part_costs
 from plants.scores import Mask, PartScores, calibrate
-from plants.stats import NOT_ENOUGH_LOTS, Floats, Lots, percentiles, wilson
+from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Lots, percentiles, wilson
 
 __all__ = ["PartScores", "macro_f1", "paired", "report"]
 
 NUM_BINS = 10
 NUM_CURVE_POINTS = 101
+BLOCK = 100_000
+"""Weights ranked at once: what stays in a core's cache."""
 
 Figure = dict[str, Any]
 
@@ -42,7 +46,7 @@ def report(scores: PartScores, *, policy: Policy | None = None, n_boot: int = 50
         "per_class": _per_class(scores.classes, whole, drawn),
         "confusion": {"classes": list(scores.classes), "counts": whole.astype(int).tolist()},
         **_ranking(scores, lots=lots, draws=draws),
-        "by_environment": _by_environment(scores, counts, n_boot=n_boot, seed=seed),
+        "by_environment": _by_environment(scores, counts, lots=lots, draws=draws),
         **_money(scores, policy=policy, lots=lots, draws=draws),
         "calibration": _calibration(scores, temperature=policy.temperature if policy else 1.0),
     }
@@ -66,16 +70,13 @@ def paired(
     good = scores_a.is_good
     metric = "macro_f1"
     sides = [_confusion(scores_a), _confusion(scores_b)]
-    statistic = macro_f1
+    statistic: Callable[[Floats], Floats] = macro_f1
     if policy_a and policy_b and policy_a.has_money and policy_b.has_money and good.any() and not good.all():
         if policy_a.rate != policy_b.rate:
             raise ValueError("two costs compare at one defect rate only")
         metric = "cost"
         sides = [_cost_sums(scores_a, policy_a), _cost_sums(scores_b, policy_b)]
-        rate = policy_a.rate
-
-        def statistic(sums: Floats) -> Floats:
-            return _cost(sums, rate=rate)
+        statistic = partial(_cost, rate=policy_a.rate)
 
     diff = _number(statistic(sides[0].sum(axis=0)) - statistic(sides[1].sum(axis=0)))
     interval = None
@@ -163,18 +164,18 @@ def _per_class(classes: tuple[str, ...], whole: Floats, drawn: Floats | None) ->
     return table
 
 
-def _by_environment(scores: PartScores, counts: Floats, *, n_boot: int, seed: int) -> dict[str, Any]:
+def _by_environment(scores: PartScores, counts: Floats, *, lots: Lots, draws: Floats | None) -> dict[str, Any]:
     """Environment -> its macro-F1, the worst first."""
     found = []
     for name in sorted(set(scores.environments)):
         rows = scores.environments == name
-        lots = Lots(scores.lots[rows])
+        num_lots = len(np.unique(lots.index[rows]))
         drawn = None
-        if lots.is_enough:
-            drawn = macro_f1(_over_draws(lots.draws(n_boot, seed=seed), lots, counts[rows]))
+        if draws is not None and num_lots >= MIN_LOTS:
+            drawn = macro_f1(_over_draws(draws, lots, counts * rows[:, None, None]))
         figure = _figure(macro_f1(counts[rows].sum(axis=0)), drawn)
         found.append((name, {"macro_f1": figure["value"], "low": figure["low"], "high": figure["high"]}))
-        found[-1][1].update(words=figure["words"], n=int(rows.sum()), n_lots=lots.num)
+        found[-1][1].update(words=figure["words"], n=int(rows.sum()), n_lots=num_lots)
     return dict(sorted(found, key=lambda item: item[1]["macro_f1"]))
 
 
@@ -188,14 +189,12 @@ def _ranking(scores: PartScores, *, lots: Lots, draws: Floats | None) -> dict[st
     starts = np.searchsorted(at[order], np.arange(len(values)))
     positive = ~good[order]
     one = _tallies(np.ones((1, len(scores))), positive, starts)
-    drawn = None if draws is None else _tallies(draws[:, lots.index[order]], positive, starts)
-    return {
-        "auc": _figure(_auc(*one)[0], None if drawn is None else _auc(*drawn)),
-        "average_precision": _figure(
-            _average_precision(*one)[0], None if drawn is None else _average_precision(*drawn)
-        ),
-        "curves": _curves(*one),
-    }
+    drawn = None
+    if draws is not None:
+        blocks = np.array_split(draws, max(1, draws.shape[0] * len(scores) // BLOCK))
+        drawn = np.concatenate([_areas(*_tallies(w[:, lots.index[order]], positive, starts)) for w in blocks])
+    auc, precision = (_figure(value, None if drawn is None else drawn[:, i]) for i, value in enumerate(_areas(*one)[0]))
+    return {"auc": auc, "average_precision": precision, "curves": _curves(*one)}
 
 
 def _tallies(weights: Floats, positive: Mask, starts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -206,20 +205,15 @@ def _tallies(weights: Floats, positive: Mask, starts: npt.NDArray[np.intp]) -> t
     return np.add.reduceat(bad, starts, axis=1), np.add.reduceat(good, starts, axis=1)
 
 
-def _auc(bad: Floats, good: Floats) -> Floats:
-    """Probability that a bad part scores above a good one, ties by halves [B]."""
-    below = np.cumsum(good, axis=1)
-    total = below[:, -1]
-    won = np.einsum("bk,bk->b", bad, below) - 0.5 * np.einsum("bk,bk->b", bad, good)
-    return _ratio(won, bad.sum(axis=1) * total)
-
-
-def _average_precision(bad: Floats, good: Floats) -> Floats:
-    """Area under precision over recall, as steps [B]."""
-    found = np.cumsum(bad[:, ::-1], axis=1)
-    flagged = found + np.cumsum(good[:, ::-1], axis=1)
-    precision = found / np.maximum(flagged, 1)
-    return _ratio(np.einsum("bk,bk->b", bad[:, ::-1], precision), found[:, -1])
+def _areas(bad: Floats, good: Floats) -> Floats:
+    """Area under ROC (ties by halves) and average precision (steps) of every draw: [B, 2]."""
+    bad_below, good_below = np.cumsum(bad, axis=1), np.cumsum(good, axis=1)
+    all_bad, all_good = bad_below[:, -1], good_below[:, -1]
+    won = np.einsum("bk,bk->b", bad, good_below - 0.5 * good)
+    found = all_bad[:, None] - bad_below + bad
+    flagged = found + all_good[:, None] - good_below + good
+    steps = np.einsum("bk,bk->b", bad, found / np.maximum(flagged, 1))
+    return np.stack([_ratio(won, all_bad * all_good), _ratio(steps, all_bad)], axis=1)
 
 
 def _curves(bad: Floats, good: Floats) -> dict[str, Any]:
@@ -252,28 +246,34 @@ def _money(scores: PartScores, *, policy: Policy | None, lots: Lots, draws: Floa
     sums = _cost_sums(scores, policy)
     drawn = None if draws is None else _cost(_over_draws(draws, lots, sums), rate=policy.rate)
     verdict, good = decide_many(scores, policy).verdict, scores.is_good
-
-    def rate(rows: Mask, hit: Mask) -> Figure:
-        counted = np.stack([rows & hit, rows], axis=1).astype(np.float64)
-        hits, of = counted.sum(axis=0)
-        in_draws = None if draws is None else _over_draws(draws, lots, counted)
-        ratio = None if in_draws is None else _ratio(in_draws[:, 0], in_draws[:, 1])
-        return _figure(_ratio(hits, of), ratio, hits=hits, n=int(of))
-
+    asked = {
+        "escapes": (~good, verdict == OK),
+        "false_alarms": (good, verdict == REJECT),
+        "reviews_of_good": (good, verdict == REVIEW),
+        "reviews_of_bad": (~good, verdict == REVIEW),
+    }
+    of_class = {name: scores.truth_index == i for i, name in enumerate(scores.classes) if name not in scores.ok}
+    figures = _rates(
+        list(asked.values()) + [(rows, verdict != OK) for rows in of_class.values()], lots=lots, draws=draws
+    )
     return {
         "cost": _figure(_cost(sums.sum(axis=0), rate=policy.rate), drawn),
         "verdicts": {
-            "escapes": rate(~good, verdict == OK),
-            "false_alarms": rate(good, verdict == REJECT),
-            "reviews_of_good": rate(good, verdict == REVIEW),
-            "reviews_of_bad": rate(~good, verdict == REVIEW),
-            "caught": {
-                name: rate(scores.truth_index == i, verdict != OK)
-                for i, name in enumerate(scores.classes)
-                if name not in scores.ok
-            },
+            **dict(zip(asked, figures, strict=False)),
+            "caught": dict(zip(of_class, figures[len(asked) :], strict=True)),
         },
     }
+
+
+def _rates(asked: list[tuple[Mask, Mask]], *, lots: Lots, draws: Floats | None) -> list[Figure]:
+    """For each (which parts, which of all were hit): the fraction of those parts that were."""
+    counted = np.array([(rows & hit, rows) for rows, hit in asked], dtype=np.float64).transpose(2, 0, 1)
+    drawn = None if draws is None else _over_draws(draws, lots, counted)
+    figures = []
+    for i, (hits, of) in enumerate(counted.sum(axis=0)):
+        in_draws = None if drawn is None else _ratio(drawn[:, i, 0], drawn[:, i, 1])
+        figures.append(_figure(_ratio(hits, of), in_draws, hits=hits, n=int(of)))
+    return figures
 
 
 def _calibration(scores: PartScores, *, temperature: float) -> dict[str, Any]:

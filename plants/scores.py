@@ -40,13 +40,15 @@ def calibrate(probs: npt.NDArray[Floating], temperature: float) -> npt.NDArray[F
     powered = (wide / np.where(top > 0, top, 1)) ** (1 / temperature)
     total = powered.sum(axis=-1, keepdims=True)
     scaled = powered * wide.sum(axis=-1, keepdims=True) / np.where(total > 0, total, 1)
-    return scaled.astype(probs.dtype)
+    result: npt.NDArray[Floating] = scaled.astype(probs.dtype)
+    return result
 
 
 def suspicion(probs: npt.NDArray[Floating], *, ok: Mask) -> npt.NDArray[np.float64]:
     """What a row is chosen by [N]: its mass outside `ok`, or its confidence where no leaf means good."""
     wide = np.asarray(probs, dtype=np.float64)
-    return 1 - wide[:, ok].sum(axis=1) if ok.any() else wide.max(axis=1)
+    found: npt.NDArray[np.float64] = 1 - wide[:, ok].sum(axis=1) if ok.any() else wide.max(axis=1)
+    return found
 
 
 def pool_groups(
@@ -133,7 +135,8 @@ class PartScores:
     @cached_property
     def predicted_index(self) -> Indices:
         """The column of every part's most probable class [N], whatever any policy says."""
-        return self.probs.argmax(axis=1)
+        found: Indices = self.probs.argmax(axis=1)
+        return found
 
     @cached_property
     def ok_mask(self) -> Mask:
@@ -148,12 +151,14 @@ class PartScores:
     @cached_property
     def impossible(self) -> npt.NDArray[np.float64]:
         """Mass on classes that cannot occur here [N]."""
-        return np.clip(1 - self.probs.sum(axis=1), 0, 1)
+        mass: npt.NDArray[np.float64] = np.clip(1 - self.probs.sum(axis=1), 0, 1)
+        return mass
 
     @cached_property
     def p_defect(self) -> npt.NDArray[np.float64]:
         """Mass outside the good classes [N], uncalibrated; 1 everywhere where no class is good."""
-        return np.clip(1 - self.probs[:, self.ok_mask].sum(axis=1), 0, 1)
+        mass: npt.NDArray[np.float64] = np.clip(1 - self.probs[:, self.ok_mask].sum(axis=1), 0, 1)
+        return mass
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int]) -> PartScores:
         """The parts at these rows (indices or a mask), in that order."""

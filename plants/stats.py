@@ -96,7 +96,8 @@ class Lots:
         columns = values.reshape(len(values), -1)
         width = columns.shape[1]
         at = (self.index[:, None] * width + np.arange(width)).ravel()
-        return np.bincount(at, weights=columns.ravel(), minlength=self.num * width).reshape(self.num, width)
+        flat = np.bincount(at, weights=columns.ravel().astype(np.float64), minlength=self.num * width)
+        return flat.astype(np.float64).reshape(self.num, width)
 
 
 def percentiles(values: Floats, *, level: float = 0.95) -> Interval | None:

@@ -53,7 +53,8 @@ def best_cuts(
 
     def after(each: Floats) -> Floats:
         running = before(each)
-        return running[-1] - running
+        rest: Floats = running[-1] - running
+        return rest
 
     cost_low, cost_high = before(passed) - before(reviewed), before(reviewed) + after(rejected)
     load_low = before(load_passed) - before(load_reviewed)
@@ -100,7 +101,8 @@ def _edges(values: Floats) -> Floats:
     """Log odds of the values between those of the ends of the scale: cut i lies between edges i and i + 1."""
     inner = np.clip(values, EDGE, 1 - EDGE)
     ends = np.concatenate([[EDGE], inner, [1 - EDGE]])
-    return np.log(ends) - np.log1p(-ends)
+    log_odds: Floats = np.log(ends) - np.log1p(-ends)
+    return log_odds
 
 
 def _widest_run(cuts: Indices, edges: Floats) -> tuple[int, int]:
