@@ -22,7 +22,17 @@ from plants.errors import InputError
 from plants.hashing import sha256
 from plants.images import MAX_BYTES, MAX_PIXELS, decode, view_boxes
 from plants.plant import Plant
-from plants.tables import Files, Rejected, raw_rows, to_arrow
+from plants.tables import (
+    Files,
+    Refused,
+    Rejected,
+    box_cell,
+    number_cell,
+    raw_rows,
+    text_cell,
+    time_cell,
+    to_arrow,
+)
 
 LABEL_SCHEMA = pa.schema(
     [
@@ -48,7 +58,6 @@ LABEL_SCHEMA = pa.schema(
 NUM_READERS = 8
 
 Progress = Callable[[int, int], None]
-Box = tuple[int, int, int, int]
 Row = dict[str, Any]
 
 
@@ -64,10 +73,6 @@ class Imported:
     def counts(self) -> dict[str, int]:
         """Rows a class."""
         return {str(name): int(n) for name, n in self.rows["class"].value_counts().sort_index().items()}
-
-
-class _Refused(Exception):
-    """One row cannot be taken."""
 
 
 def read_rows(
@@ -97,7 +102,7 @@ def read_rows(
     for cells in raw:
         try:
             rows.append(_described(cells, plant=plant, declared=declared, sizes=sizes, max_bytes=max_bytes))
-        except _Refused as refusal:
+        except Refused as refusal:
             rejected.append(Rejected(str(cells["frame"]), str(refusal)))
     rows = _without_duplicates(rows, rejected=rejected, notes=notes)
     reader = _Reader(plant, files=files, max_bytes=max_bytes, max_pixels=max_pixels)
@@ -139,35 +144,35 @@ def _nfc(text: str) -> str:
 def _described(
     raw: Mapping[str, Any], *, plant: Plant, declared: Mapping[str, str], sizes: Mapping[str, int], max_bytes: int
 ) -> dict[str, Any]:
-    """The row without what only its bytes can tell. Raises _Refused with the reason."""
+    """The row without what only its bytes can tell. Raises Refused with the reason."""
     frame = str(raw["frame"])
     if not frame:
-        raise _Refused("the row names no frame")
+        raise Refused("the row names no frame")
     if frame.startswith("/") or ".." in frame.split("/"):
-        raise _Refused("leaves the plant's folder")
+        raise Refused("leaves the plant's folder")
     name = _class(raw.get("class"), plant=plant, declared=declared)
     if frame not in sizes:
-        raise _Refused("no such file in the plant's folder")
+        raise Refused("no such file in the plant's folder")
     if sizes[frame] > max_bytes:
-        raise _Refused(f"{sizes[frame] / 2**20:.0f} MiB are more than the limit of {max_bytes / 2**20:.0f} MiB")
-    part = _text(raw, "part_id") or _matched(plant.part_pattern, frame)
-    sample_prob = _number(raw, "sample_prob", default=1.0)
+        raise Refused(f"{sizes[frame] / 2**20:.0f} MiB are more than the limit of {max_bytes / 2**20:.0f} MiB")
+    part = text_cell(raw, "part_id") or _matched(plant.part_pattern, frame)
+    sample_prob = number_cell(raw, "sample_prob", default=1.0)
     if not sample_prob or not 0 < sample_prob <= 1:
-        raise _Refused(f"sample_prob {sample_prob} is not within 0..1")
+        raise Refused(f"sample_prob {sample_prob} is not within 0..1")
     return {
         "frame": frame,
-        "sha256": _text(raw, "sha256"),
+        "sha256": text_cell(raw, "sha256"),
         "part_id": part or frame,
-        "product": _text(raw, "product"),
-        "pose": _text(raw, "pose"),
-        "lot": _text(raw, "lot") or _matched(plant.lot_pattern, frame) or part,
+        "product": text_cell(raw, "product"),
+        "pose": text_cell(raw, "pose"),
+        "lot": text_cell(raw, "lot") or _matched(plant.lot_pattern, frame) or part,
         "class": name,
-        "severity": _number(raw, "severity", default=None),
-        "box": _box(raw),
-        "captured_at": _time(raw),
+        "severity": number_cell(raw, "severity", default=None),
+        "box": box_cell(raw),
+        "captured_at": time_cell(raw),
         "environment": _environment(raw, plant=plant, frame=frame),
-        "annotator": _text(raw, "annotator"),
-        "source": _text(raw, "source") or "import",
+        "annotator": text_cell(raw, "annotator"),
+        "source": text_cell(raw, "source") or "import",
         "sample_prob": sample_prob,
     }
 
@@ -175,79 +180,37 @@ def _described(
 def _class(value: Any, *, plant: Plant, declared: Mapping[str, str]) -> str:
     written = "" if value is None else str(value)
     if not written.strip():
-        raise _Refused("the row has no class")
+        raise Refused("the row has no class")
     name = declared.get(_nfc(written))
     if name is None and written != written.strip():
-        raise _Refused(f"the class name {written!r} has white space at its ends; rename it to {written.strip()!r}")
+        raise Refused(f"the class name {written!r} has white space at its ends; rename it to {written.strip()!r}")
     if name is None:
-        raise _Refused(f"unknown class {written!r}; known: {', '.join(plant.classes)}")
+        raise Refused(f"unknown class {written!r}; known: {', '.join(plant.classes)}")
     state = plant.classes[name].state
     if state != "occurs":
-        raise _Refused(f"class {name!r} is declared {state} at this plant; set its state to occurs")
+        raise Refused(f"class {name!r} is declared {state} at this plant; set its state to occurs")
     return name
 
 
 def _environment(raw: Mapping[str, Any], *, plant: Plant, frame: str) -> str:
     known = ", ".join(plant.environments)
-    name = _text(raw, "environment")
+    name = text_cell(raw, "environment")
     if name is None and plant.environment_pattern:
         name = _matched(plant.environment_pattern, frame)
         if name is None:
-            raise _Refused(f"environment_pattern does not match; known environments: {known}")
+            raise Refused(f"environment_pattern does not match; known environments: {known}")
     if name is None and len(plant.environments) == 1:
         return next(iter(plant.environments))
     if name is None:
-        raise _Refused(f"the row names no environment; known: {known}")
+        raise Refused(f"the row names no environment; known: {known}")
     if name not in plant.environments:
-        raise _Refused(f"unknown environment {name!r}; known: {known}")
+        raise Refused(f"unknown environment {name!r}; known: {known}")
     return name
-
-
-def _text(raw: Mapping[str, Any], key: str) -> str | None:
-    value = raw.get(key)
-    return None if value is None or not str(value).strip() else str(value)
 
 
 def _matched(pattern: str | None, frame: str) -> str | None:
     match = re.search(pattern, frame) if pattern else None
     return (match.group(1) or None) if match else None
-
-
-def _number(raw: Mapping[str, Any], key: str, *, default: float | None) -> float | None:
-    text = _text(raw, key)
-    if text is None:
-        return default
-    try:
-        return float(text)
-    except ValueError:
-        raise _Refused(f"{key} {text!r} is not a number") from None
-
-
-def _time(raw: Mapping[str, Any]) -> pd.Timestamp | None:
-    value = raw.get("captured_at")
-    if value is None:
-        return None
-    try:
-        stamp = pd.Timestamp(value)
-    except ValueError:
-        raise _Refused(f"captured_at {value!r} is not a time; write it like 2026-03-31T14:05:00Z") from None
-    return stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp.tz_convert("UTC")
-
-
-def _box(raw: Mapping[str, Any]) -> Box | None:
-    value = raw.get("box")
-    if value is None:
-        value = [raw.get(key) for key in ("x0", "y0", "x1", "y1")]
-        if all(number is None for number in value):
-            return None
-    numbers = re.split(r"[\s,;]+", value.strip(" []()")) if isinstance(value, str) else list(value)
-    try:
-        x0, y0, x1, y1 = (round(float(number)) for number in numbers)
-    except (TypeError, ValueError):
-        raise _Refused(f"the box {value!r} is not four numbers x0, y0, x1, y1") from None
-    if not (0 <= x0 < x1 and 0 <= y0 < y1):
-        raise _Refused(f"the box {x0}, {y0}, {x1}, {y1} is empty or inverted; it is x0, y0, x1, y1")
-    return x0, y0, x1, y1
 
 
 def _area(row: Row) -> int:
@@ -322,13 +285,13 @@ class _Reader:
         try:
             data = self.files.read(self.plant.images, row["frame"])
             return self._completed(row, data)
-        except (InputError, OSError, _Refused) as error:
+        except (InputError, OSError, Refused) as error:
             return Rejected(row["frame"], str(error) or type(error).__name__)
 
     def _completed(self, row: Row, data: bytes) -> Row:
         digest = sha256(data)
         if row["sha256"] not in (None, digest):
-            raise _Refused("the file's SHA-256 is not the one in the table: it was changed or swapped")
+            raise Refused("the file's SHA-256 is not the one in the table: it was changed or swapped")
         geometry = self.plant.environments[row["environment"]].geometry
         pixels = decode(
             data,
@@ -340,7 +303,7 @@ class _Reader:
         height, width = pixels.shape[:2]
         view_boxes(width, height, geometry=geometry)
         if row["box"] and (row["box"][2] > width or row["box"][3] > height):
-            raise _Refused(f"the box {row['box']} leaves the frame of {width} x {height} pixels")
+            raise Refused(f"the box {row['box']} leaves the frame of {width} x {height} pixels")
         lot = row["lot"] or f"{self.plant.name}:{digest[:16]}"
         known = row["lot"] is not None
         return {**row, "sha256": digest, "lot": lot, "lot_known": known, "width_px": width, "height_px": height}

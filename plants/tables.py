@@ -1,7 +1,7 @@
 """What a customer hands over, as raw rows: class folders (with a `boxes.csv` at the top), a CSV or a Parquet table.
 
-Nothing is judged here but what is not a row at all; what a row means is decided in `plants.labels`. Also the way back:
-rows as an Arrow table with a schema.
+Nothing is judged here but what is not a row at all; what a row means is decided in `plants.labels`, from the cells
+read here. Also the way back: rows as an Arrow table with a schema.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from plants.errors import InputError
 from plants.plant import Plant
 
 BOXES_FILE = "boxes.csv"
+
+Box = tuple[int, int, int, int]
 
 
 class Files(Protocol):
@@ -38,6 +40,10 @@ class Rejected(NamedTuple):
 
     frame: str
     reason: str
+
+
+class Refused(Exception):
+    """One row cannot be taken; the text is the reason."""
 
 
 class RawRows(NamedTuple):
@@ -143,6 +149,52 @@ def _is_blank(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return bool(value is None or (pd.api.types.is_scalar(value) and pd.isna(value)))
+
+
+def text_cell(raw: Mapping[str, Any], key: str) -> str | None:
+    """The cell as text, None where it is blank."""
+    value = raw.get(key)
+    return None if value is None or not str(value).strip() else str(value)
+
+
+def number_cell(raw: Mapping[str, Any], key: str, *, default: float | None) -> float | None:
+    """The cell as a number. Raises Refused when it is none."""
+    text = text_cell(raw, key)
+    if text is None:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise Refused(f"{key} {text!r} is not a number") from None
+
+
+def time_cell(raw: Mapping[str, Any]) -> pd.Timestamp | None:
+    """The cell `captured_at` in UTC; without a zone it is taken as UTC. Raises Refused when it is no time."""
+    value = raw.get("captured_at")
+    if value is None:
+        return None
+    try:
+        stamp = pd.Timestamp(value)
+    except (TypeError, ValueError):
+        raise Refused(f"captured_at {value!r} is not a time; write it like 2026-03-31T14:05:00Z") from None
+    return stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp.tz_convert("UTC")
+
+
+def box_cell(raw: Mapping[str, Any]) -> Box | None:
+    """x0, y0, x1, y1 from a cell `box` or from four cells. Raises Refused when they are no box."""
+    value = raw.get("box")
+    if value is None:
+        value = [raw.get(key) for key in ("x0", "y0", "x1", "y1")]
+        if all(number is None for number in value):
+            return None
+    numbers = re.split(r"[\s,;]+", value.strip(" []()")) if isinstance(value, str) else list(value)
+    try:
+        x0, y0, x1, y1 = (round(float(number)) for number in numbers)
+    except (TypeError, ValueError, OverflowError):
+        raise Refused(f"the box {value!r} is not four numbers x0, y0, x1, y1") from None
+    if not (0 <= x0 < x1 and 0 <= y0 < y1):
+        raise Refused(f"the box {x0}, {y0}, {x1}, {y1} is empty or inverted; it is x0, y0, x1, y1")
+    return x0, y0, x1, y1
 
 
 def to_arrow(frame: pd.DataFrame, *, schema: pa.Schema) -> pa.Table:

@@ -367,6 +367,13 @@ def test_a_table_without_its_columns_says_which_it_has(root):
         imported(root, labels=table(root, [{"image": "a", "label": "b"}]))
 
 
+def test_a_row_that_names_none_of_several_environments_is_refused(root):
+    rows = [{**FULL, "environment": "cam1"}, {"frame": "gut/1.png", "class": "gut"}]
+    found = imported(root, labels=table(root, rows), environments={"cam1": {}, "cam2": {}})
+    assert found.rows["environment"].tolist() == ["cam1"]
+    assert "names no environment" in reasons(found)["gut/1.png"]
+
+
 def test_repeated_rows_are_refused_once_each_and_the_first_stays(root):
     found = imported(root, labels=table(root, [FULL, FULL, FULL]))
     assert len(found.rows) == 1
@@ -404,6 +411,7 @@ def test_of_several_boxes_the_largest_is_kept_and_it_is_said(root):
         ({"captured_at": "yesterday-ish"}, "captured_at"),
         ({"environment": "moon"}, "unknown environment"),
         ({"box": "1,2,3"}, "four numbers"),
+        ({"box": "0,0,inf,9"}, "four numbers"),
         ({"box": "9,9,1,1"}, "inverted"),
         ({"box": "0,0,500,500"}, "leaves the frame"),
         ({"sha256": "0" * 64}, "SHA-256"),

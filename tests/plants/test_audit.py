@@ -1,0 +1,263 @@
+"""Findings name the plant, the place, the numbers and the remedy; a sound plant has none to worry about."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from plants.audit import Finding, audit, strategy
+from plants.plant import Fleet, Geometry, Plant
+from plants.splits import ROLES, seal
+
+CLASSES = {"gut": "ok", "Kratzer groß": "scratch", "Delle": "dent"}
+BY_ROLE = {"train": 72, "select": 12, "decide": 12, "test": 24}
+
+
+def plant(**changes) -> Plant:
+    fields = {"name": "werk-1", "images": "x", "classes": CLASSES, "ok": ("gut",)}
+    return Plant.model_validate({**fields, **changes})
+
+
+def sound_rows(*, size: tuple[int, int] = (256, 256), side_px: int = 40) -> pd.DataFrame:
+    """360 images, 120 a class, three a lot, in roles at their shares; every defect has a box."""
+    roles = np.repeat(list(BY_ROLE), list(BY_ROLE.values()))
+    rows = [
+        {"lot": f"L{lot}", "class": name, "frame": f"{name}/{lot}.png", "role": role}
+        for lot, role in enumerate(roles)
+        for name in CLASSES
+    ]
+    table = pd.DataFrame(rows)
+    boxes = [None if name == "gut" else [10, 20, 10 + side_px, 20 + side_px // 2] for name in table["class"]]
+    return table.assign(
+        sha256=table["frame"],
+        part_id=table["frame"],
+        lot_known=True,
+        severity=np.nan,
+        environment="default",
+        box=pd.Series(boxes, dtype=object),
+        width_px=size[0],
+        height_px=size[1],
+    )
+
+
+def findings(rows: pd.DataFrame, *, size_px: int = 96, others: tuple[Plant, ...] = (), **changes) -> list[Finding]:
+    this = plant(**changes)
+    fleet = Fleet(fleet="f", store="s", plants=(this, *others))
+    return audit(this, rows, fleet=fleet, trunk_size_px=size_px)
+
+
+def kinds(found: list[Finding], *, level: str | None = None) -> set[str]:
+    return {finding.kind for finding in found if level in (None, finding.level)}
+
+
+def the(found: list[Finding], kind: str) -> Finding:
+    (finding,) = (f for f in found if f.kind == kind)
+    return finding
+
+
+def with_geometry(**geometry) -> dict:
+    return {"environments": {"default": {"geometry": geometry}}}
+
+
+def test_a_sound_plant_has_no_finding_above_info():
+    found = findings(sound_rows())
+    assert kinds(found, level="error") | kinds(found, level="warning") == set()
+    assert {finding.plant for finding in found} == {"werk-1"}
+
+
+def test_errors_come_first():
+    rows = sound_rows(side_px=6).assign(lot_known=False)
+    levels = [finding.level for finding in findings(rows)]
+    assert levels == sorted(levels, key=["error", "warning", "info"].index)
+    assert levels[0] == "error"
+
+
+# --- defect size -----------------------------------------------------------------------------------------------------
+
+
+def test_small_defects_in_large_frames_are_refused_with_camera_sizes_and_remedy():
+    found = findings(sound_rows(size=(2048, 1536), side_px=24), **with_geometry(fit="whole"))
+    errors = [f for f in found if f.kind == "small_defects"]
+    assert len(errors) == 2
+    assert {f.level for f in errors} == {"error"}
+    for word in ("environment default", "'Delle'", "2048 x 1536", "24 px", "1.1 px", "96 px", "fit: whole"):
+        assert word in errors[0].detail
+    assert "fit: tiles" in errors[0].remedy
+
+
+@pytest.mark.parametrize("fit", ["whole", "letterbox"])
+@pytest.mark.parametrize("side_px", [20, 24, 30])
+def test_the_remedy_is_one(fit, side_px):
+    rows = sound_rows(size=(2048, 1536), side_px=side_px)
+    before = the(
+        findings(rows, **with_geometry(fit=fit, min_defect_px=side_px), classes={"a": "dent"}, ok=()), "small_defects"
+    )
+    tile, overlap = (int(n) for n in re.findall(r"_px: (\d+)", before.remedy))
+    assert Geometry(fit="tiles", tile_px=tile, overlap_px=overlap)
+    assert overlap >= side_px
+    assert "small_defects" not in kinds(findings(rows, **with_geometry(fit="tiles", tile_px=tile, overlap_px=overlap)))
+
+
+def test_a_declared_smallest_defect_is_checked_without_any_box():
+    rows = sound_rows(size=(1000, 800)).assign(box=None)
+    found = the(findings(rows, **with_geometry(fit="letterbox", min_defect_px=30)), "small_defects")
+    assert found.level == "error"
+    assert "30 px in a frame of 1000 x 800, is 2.9 px" in found.detail
+
+
+def test_a_region_of_interest_enlarges_defects():
+    rows = sound_rows(size=(1000, 800), side_px=30)
+    assert "small_defects" in kinds(findings(rows))
+    assert "small_defects" not in kinds(findings(rows, **with_geometry(roi=[0, 0, 200, 200])))
+
+
+def test_one_small_defect_among_many_is_a_warning():
+    rows = sound_rows()
+    rows.at[2, "box"] = [0, 0, 5, 5]
+    assert the(findings(rows), "small_defects").level == "warning"
+
+
+def test_a_box_on_a_good_part_says_nothing_about_defects():
+    rows = sound_rows()
+    rows["box"] = pd.Series([[0, 0, 2, 2] if name == "gut" else None for name in rows["class"]], dtype=object)
+    assert "small_defects" not in kinds(findings(rows))
+
+
+def test_tiles_that_are_too_large_should_become_smaller():
+    found = findings(sound_rows(size=(2048, 2048), side_px=24), **with_geometry(fit="tiles", tile_px=1024))
+    assert "Set a smaller tile_px" in next(f for f in found if f.kind == "small_defects").remedy
+
+
+def test_a_defect_of_a_pixel_needs_another_camera():
+    found = findings(sound_rows(side_px=1).assign(box=None), **with_geometry(min_defect_px=1))
+    assert "camera" in the(found, "small_defects").remedy
+
+
+# --- classes, environments -------------------------------------------------------------------------------------------
+
+
+def test_an_empty_class_and_one_of_a_single_image_are_named():
+    rows = sound_rows()
+    keep = (rows["class"] == "gut") | (rows.index == rows.index[rows["class"] == "Delle"][0])
+    found = findings(rows[keep])
+    assert "'Kratzer groß'" in the(found, "empty_class").detail
+    assert "'Delle'" in the(found, "single_image_class").detail
+
+
+def test_a_class_declared_absent_is_not_called_empty():
+    rows = sound_rows()
+    absent = {**CLASSES, "Delle": {"fleet": "dent", "state": "absent"}}
+    assert "empty_class" not in kinds(findings(rows[rows["class"] != "Delle"], classes=absent))
+
+
+def test_rare_classes_are_named_with_their_counts():
+    rows = sound_rows()
+    few = rows["class"].eq("Delle").cumsum().le(5) | rows["class"].ne("Delle")
+    found = findings(rows[few])
+    assert "'Delle' (5)" in the(found, "rare_classes").detail
+    assert "'Delle' (5)" in the(found, "few_labels").detail
+
+
+@pytest.mark.parametrize(
+    ("num_labelled", "words"),
+    [
+        (0, "normality only"),
+        (19, "normality only"),
+        (20, "frozen features"),
+        (199, "frozen features"),
+        (200, "gradual unfreezing or LoRA"),
+        (1_000, "full fine-tuning"),
+    ],
+)
+def test_the_strategy_follows_the_number_of_labels(num_labelled, words):
+    assert strategy(num_labelled) == words
+
+
+def test_good_images_do_not_count_as_labelled_defects():
+    found = the(findings(sound_rows()), "strategy")
+    assert "gut" not in found.detail
+    assert "frozen features" in found.detail
+
+
+def test_environments_without_images_and_without_test_images_are_named():
+    rows = sound_rows()
+    rows.loc[(rows["role"] == "train") & (rows.index % 2 == 0), "environment"] = "night"
+    environments = {"default": {}, "night": {}, "dusk": {}}
+    found = findings(rows, environments=environments)
+    assert "dusk" in the(found, "empty_environment").detail
+    assert "night" in the(found, "environment_not_tested").detail
+
+
+# --- lots, duplicates, roles -----------------------------------------------------------------------------------------
+
+
+def test_no_known_lot_is_said_plainly():
+    found = the(findings(sound_rows().assign(lot_known=False)), "unknown_lots")
+    assert found.level == "warning"
+    assert "no lot is known" in found.detail
+    assert "flattered" in found.detail
+
+
+def test_a_few_unknown_lots_are_counted():
+    rows = sound_rows()
+    rows.loc[:3, "lot_known"] = False
+    assert "4 of 360" in the(findings(rows), "unknown_lots").detail
+
+
+def test_the_same_image_under_two_labels_is_an_error_that_names_both():
+    rows = sound_rows()
+    rows.loc[1, "sha256"] = rows.loc[0, "sha256"]
+    found = the(findings(rows), "conflicting_labels")
+    assert found.level == "error"
+    assert rows.loc[0, "frame"] in found.detail
+    assert rows.loc[1, "frame"] in found.detail
+
+
+def test_copies_that_agree_are_only_counted():
+    rows = sound_rows()
+    rows.loc[3, "sha256"] = rows.loc[0, "sha256"]
+    found = findings(rows)
+    assert "1 images" in the(found, "duplicates").detail
+    assert "conflicting_labels" not in kinds(found)
+
+
+def test_a_copy_in_another_role_is_an_error():
+    rows = sound_rows()
+    train, test = (rows.index[(rows["role"] == role) & (rows["class"] == "gut")][0] for role in ("train", "test"))
+    rows.loc[test, "sha256"] = rows.loc[train, "sha256"]
+    assert the(findings(rows), "straddling_duplicates").level == "error"
+
+
+def test_realised_shares_are_written_down():
+    detail = the(findings(sound_rows()), "shares").detail
+    assert "train 60.0% (72 lots)" in detail
+    assert "test 20.0% (24 lots)" in detail
+
+
+def test_few_lots_and_odd_shares_are_warnings():
+    rows = sound_rows()
+    found = findings(rows[(rows["role"] == "train") | rows["lot"].isin(["L80", "L90", "L100"])])
+    assert "select (1)" in the(found, "few_lots").detail
+    assert "train" in the(found, "shares_off").detail
+
+
+def test_rows_that_were_never_dealt_say_so():
+    assert "not_dealt" in kinds(findings(sound_rows().drop(columns="role")))
+
+
+def test_sealed_rows_are_audited_without_their_answers():
+    rows = sound_rows(size=(2048, 2048))
+    is_test = rows["role"] == "test"
+    found = findings(seal(rows).open_rows)
+    assert f"of {(~is_test).sum() // 3} located" in next(f for f in found if f.kind == "small_defects").detail
+    assert all(role in the(found, "shares").detail for role in ROLES)
+
+
+def test_a_plant_alone_in_its_classes_is_told_so():
+    other = Plant(name="werk-2", images="y", classes={"tear": "tear"})
+    assert "no_sister" in kinds(findings(sound_rows(), others=(other,)))
+    sister = Plant(name="werk-2", images="y", classes={"ding": "dent"})
+    assert "no_sister" not in kinds(findings(sound_rows(), others=(sister,)))
