@@ -23,7 +23,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 MIN_DEFECT_PX = 8.0
 """The longer side of a defect at the model's input below which nothing can be learned. Source: PRACTICE.md, G2."""
 MAX_SMALL_SHARE = 0.1
-"""Share of a class's located defects that may be smaller; above it the finding is an error."""
+"""Share of a class's located defects that may be smaller; above it, and with two or more, the finding is an error."""
 MIN_LOTS = 10
 RARE_RATIO = 0.1
 """A class with fewer rows than this share of the largest class is called rare."""
@@ -76,9 +76,8 @@ def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> _Found:
         here = rows[rows["environment"] == name]
         if len(here):
             yield from _declared_size(name, environment, here, size_px=size_px)
-            boxed = here[here["box"].notna() & here["class"].notna()]
-            for defect, located in boxed[boxed["class"].isin(plant.defects)].groupby("class", sort=True):
-                yield from _located_sizes(name, environment, located, defect=str(defect), size_px=size_px)
+            located = here[here["box"].notna() & here["class"].isin(plant.defects)]
+            yield from _located_sizes(name, environment, located, size_px=size_px)
 
 
 def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> _Found:
@@ -98,22 +97,30 @@ def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, s
         )
 
 
-def _located_sizes(name: str, environment: Environment, rows: pd.DataFrame, *, defect: str, size_px: int) -> _Found:
-    in_frame, at_input = _box_sizes(rows, geometry=environment.geometry, size_px=size_px)
-    num_small = int((at_input < MIN_DEFECT_PX).sum())
-    if not num_small:
-        return
-    level: Level = "error" if num_small / len(rows) > MAX_SMALL_SHARE else "warning"
-    width, height = (int(rows[column].median()) for column in ("width_px", "height_px"))
-    yield (
-        level,
-        "small_defects",
-        f"environment {name}: {num_small} of {len(rows)} located defects of class {defect!r} are under "
-        f"{MIN_DEFECT_PX:.0f} px at the model's {size_px} px input with fit: {environment.geometry.fit} "
-        f"(median {np.median(in_frame):.0f} px in a frame of {width} x {height}, {np.median(at_input):.1f} px at the "
-        f"input; smallest {in_frame.min():.0f} and {at_input.min():.1f} px)",
-        _tiles_remedy(environment.geometry, smallest_px=float(np.quantile(in_frame, 0.05)), size_px=size_px),
-    )
+def _located_sizes(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> _Found:
+    level: Level = "warning"
+    words, smallest_px = [], np.inf
+    for defect, group in rows.groupby("class", sort=True):
+        in_frame, at_input = _box_sizes(group, geometry=environment.geometry, size_px=size_px)
+        num_small = int((at_input < MIN_DEFECT_PX).sum())
+        if not num_small:
+            continue
+        if num_small > MAX_SMALL_SHARE * len(group) and (num_small > 1 or len(group) == 1):
+            level = "error"
+        words.append(
+            f"{num_small} of {len(group)} of class {defect!r} "
+            f"(median {np.median(in_frame):.0f} px in the frame, {np.median(at_input):.1f} px at the input)"
+        )
+        smallest_px = min(smallest_px, float(np.quantile(in_frame, 0.05)))
+    if words:
+        width, height = (int(rows[column].median()) for column in ("width_px", "height_px"))
+        yield (
+            level,
+            "small_defects",
+            f"environment {name}, frames of {width} x {height}: located defects are under {MIN_DEFECT_PX:.0f} px at "
+            f"the model's {size_px} px input with fit: {environment.geometry.fit}: {'; '.join(words)}",
+            _tiles_remedy(environment.geometry, smallest_px=smallest_px, size_px=size_px),
+        )
 
 
 def _box_sizes(

@@ -79,13 +79,11 @@ def test_errors_come_first():
 
 
 def test_small_defects_in_large_frames_are_refused_with_camera_sizes_and_remedy():
-    found = findings(sound_rows(size=(2048, 1536), side_px=24), **with_geometry(fit="whole"))
-    errors = [f for f in found if f.kind == "small_defects"]
-    assert len(errors) == 2
-    assert {f.level for f in errors} == {"error"}
+    found = the(findings(sound_rows(size=(2048, 1536), side_px=24), **with_geometry(fit="whole")), "small_defects")
+    assert found.level == "error"
     for word in ("environment default", "'Delle'", "2048 x 1536", "24 px", "1.1 px", "96 px", "fit: whole"):
-        assert word in errors[0].detail
-    assert "fit: tiles" in errors[0].remedy
+        assert word in found.detail
+    assert "fit: tiles" in found.remedy
 
 
 @pytest.mark.parametrize("fit", ["whole", "letterbox"])
@@ -120,6 +118,14 @@ def test_one_small_defect_among_many_is_a_warning():
     assert the(findings(rows), "small_defects").level == "warning"
 
 
+@pytest.mark.parametrize(("num_defects", "level"), [(1, "error"), (5, "warning")])
+def test_one_small_defect_is_an_error_only_where_it_is_all_there_is(num_defects, level):
+    rows = sound_rows()
+    rows.at[2, "box"] = [0, 0, 5, 5]
+    few = rows["class"].eq("gut") | (rows["class"].eq("Delle") & rows["class"].eq("Delle").cumsum().le(num_defects))
+    assert the(findings(rows[few]), "small_defects").level == level
+
+
 def test_a_box_on_a_good_part_says_nothing_about_defects():
     rows = sound_rows()
     rows["box"] = pd.Series([[0, 0, 2, 2] if name == "gut" else None for name in rows["class"]], dtype=object)
@@ -128,7 +134,7 @@ def test_a_box_on_a_good_part_says_nothing_about_defects():
 
 def test_tiles_that_are_too_large_should_become_smaller():
     found = findings(sound_rows(size=(2048, 2048), side_px=24), **with_geometry(fit="tiles", tile_px=1024))
-    assert "Set a smaller tile_px" in next(f for f in found if f.kind == "small_defects").remedy
+    assert "Set a smaller tile_px" in the(found, "small_defects").remedy
 
 
 def test_a_defect_of_a_pixel_needs_another_camera():
@@ -252,7 +258,7 @@ def test_sealed_rows_are_audited_without_their_answers():
     rows = sound_rows(size=(2048, 2048))
     is_test = rows["role"] == "test"
     found = findings(seal(rows).open_rows)
-    assert f"of {(~is_test).sum() // 3} located" in next(f for f in found if f.kind == "small_defects").detail
+    assert f"of {(~is_test).sum() // 3} of class" in the(found, "small_defects").detail
     assert all(role in the(found, "shares").detail for role in ROLES)
 
 
