@@ -23,7 +23,7 @@ from serving.schemas import Refusal, unknown_plant
 
 log = logging.getLogger("crossplant.serving")
 
-_MIN_BETWEEN_S = 0.5
+_MIN_BETWEEN_S = 0.2
 """How soon an unknown token may cause another query: guessing must not load the database."""
 
 
@@ -113,7 +113,7 @@ class Gate:
         raise _no_token("the token is unknown, expired or revoked")
 
     async def _renew_since(self, asked_at: float) -> None:
-        """The snapshot is younger than this moment. All who ask within half a second share one query."""
+        """The snapshot is younger than this moment. All who ask within a moment share one query."""
         await asyncio.sleep(max(0.0, self._renewed_at + _MIN_BETWEEN_S - asked_at))
         if self._renewed_at <= asked_at:
             await asyncio.get_running_loop().run_in_executor(None, self.renew, asked_at)

@@ -20,7 +20,7 @@ from serving.schemas import Refusal
 FIELDS = ("part_id", "product", "environment", "deadline_ms")
 MAX_FIELD_CHARS = 200
 MAX_FRAMES = 64
-_TEXT = re.compile(r"^(text/|application/(json|xml|xhtml|javascript|x-www-form-urlencoded))")
+_TEXT = re.compile(r"^(text/|application/(json|xml|xhtml|javascript))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,8 @@ def parse(plant: str, *, body: bytes, content_type: str | None, query: Mapping[s
             remedy="Send the image itself (image/jpeg, image/png, ...) or multipart/form-data with `image`",
         )
     else:
-        frames, fields = ([Frame("body", body)] if body else []), {}
+        is_image = bool(body) and kind != b"application/x-www-form-urlencoded"
+        frames, fields = ([Frame("body", body)] if is_image else []), {}
     if not frames:
         raise Refusal(
             "there is no image in the request", plant=plant, field="image", remedy="Send at least one file as `image`"

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plants.errors import InputError
+from plants.images import decode, tensor_digest, views
+from plants.plant import Environment, Geometry, Photometry
+from serving.intake import Frame, PartRequest
+from serving.loading import Loader
+from serving.local import local_predictor, predict_local
+from serving.predictor import FrameError, Judgement, Predictor, judge
+from serving.router import Target
+from serving.wiring import Shelf
+from tests.serving.toys import BLUE, GREEN, LEAVES, RED, SIZE_PX, TILES, Works, plant_view, png, spoil
+
+
+def part(*images: bytes, environment: str | None = "cam-1", plant: str = "mill") -> PartRequest:
+    return PartRequest(plant, tuple(Frame(f"{n}.png", data) for n, data in enumerate(images)), environment=environment)
+
+
+def predictor(works: Works, *, plant: str = "mill", policy: str | None = None, bundle: str | None = None) -> Predictor:
+    shelf = Shelf(works.store, folder=works.root / "shelf")
+    return shelf.predictor(plant, Target(bundle or works.bundle("own"), policy or works.policy(plant), 1))
+
+
+def test_the_digest_of_a_frame_is_that_of_the_tensor_training_makes(works: Works):
+    judgement = predictor(works).predict(part(png(RED, size=(100, 80)), environment="tiled"))
+    seen = views(decode(png(RED, size=(100, 80))), geometry=TILES, photometry=Photometry(), size_px=SIZE_PX)
+    assert judgement.frames[0].tensor_digest == tensor_digest(seen.pixels)
+
+
+def test_many_parts_of_many_plants_at_once_get_the_answers_they_get_alone(works: Works):
+    rng = np.random.default_rng(1)
+    bundle = works.bundle("both", serves={"mill": plant_view(), "foundry": plant_view()})
+    shelf = Shelf(works.store, folder=works.root / "shelf")
+    plants = {p: shelf.predictor(p, Target(bundle, works.policy(p), 1)) for p in ("mill", "foundry")}
+    plants["deep"] = shelf.predictor("mill", Target(works.bundle("deep", cut=1), works.policy(), 1))
+    work = []
+    for n in range(12):
+        one = plants[["mill", "foundry", "deep"][n % 3]]
+        images = [png(tuple(rng.integers(0, 256, 3).tolist()), size=(90, 70)) for _ in range(n % 4 + 1)]
+        work.append((one, part(*images, environment=["cam-1", "tiled"][n % 2], plant=one.plant)))
+    together, alone = judge(work), [judge([one])[0] for one in work]
+    for a, b in zip(together, alone, strict=True):
+        assert isinstance(a, Judgement)
+        assert isinstance(b, Judgement)
+        assert a.decision.verdict == b.decision.verdict
+        assert a.probabilities == pytest.approx(b.probabilities, abs=2e-6)
+        assert [f.tensor_digest for f in a.frames] == [f.tensor_digest for f in b.frames]
+
+
+def test_a_part_that_cannot_be_judged_does_not_harm_its_batch(works: Works):
+    one = predictor(works)
+    good, bad, also_good = judge([(one, part(png(GREEN))), (one, part(png(GREEN), b"text")), (one, part(png(RED)))])
+    assert isinstance(good, Judgement)
+    assert isinstance(also_good, Judgement)
+    assert also_good.decision.defect == "dent"
+    assert isinstance(bad, FrameError)
+    assert bad.field == "image[1]"
+
+
+def test_plants_share_one_trunk_session_and_one_model_of_the_same_bundle(works: Works):
+    shelf = Shelf(works.store, folder=works.root / "shelf")
+    bundle = works.bundle("both", serves={"mill": plant_view(), "foundry": plant_view()})
+    mill, foundry = (shelf.predictor(p, Target(bundle, works.policy(p), 1)) for p in ("mill", "foundry"))
+    deep = shelf.predictor("mill", Target(works.bundle("deep", cut=1), works.policy(), 1))
+    assert mill.scorer is foundry.scorer
+    assert deep.scorer is not mill.scorer
+    assert deep.scorer.trunk.session is mill.scorer.trunk.session
+
+
+def test_mass_on_a_class_that_cannot_occur_here_goes_to_a_person(works: Works):
+    classes = ("ok", "dent")
+    bundle = works.bundle("pooled", serves={"mill": plant_view(classes)})
+    judgement = predictor(works, bundle=bundle, policy=works.policy(classes=classes)).predict(part(png(BLUE)))
+    assert judgement.impossible > 0.9
+    assert (judgement.decision.verdict, set(judgement.probabilities)) == ("review", {"ok", "dent"})
+
+
+def test_a_plant_that_divides_a_class_less_finely_gets_the_sum_of_its_leaves(works: Works):
+    view = plant_view(("ok", "damage")).model_copy(update={"leaf_sets": {"ok": ("ok",), "damage": ("dent", "scratch")}})
+    bundle = works.bundle("fine", serves={"mill": view})
+    judgement = predictor(works, bundle=bundle, policy=works.policy(classes=("ok", "damage"))).predict(part(png(RED)))
+    assert judgement.decision.defect == "damage"
+    assert sum(judgement.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_environments_own_geometry_and_photometry_are_applied(works: Works):
+    environments = {
+        "left": Environment(geometry=Geometry(roi=(0, 0, 20, 40))),
+        "dark": Environment(photometry=Photometry(gain=10)),
+        "deep": Environment(geometry=Geometry(bit_depth=16)),
+    }
+    one = predictor(works, bundle=works.bundle("own", serves={"mill": plant_view(environments=environments)}))
+    half = png(GREEN, patch=(RED, (24, 0, 48, 40)))
+    assert one.predict(part(half, environment="left")).decision.verdict == "ok"
+    assert one.predict(part(png((2, 22, 2)), environment="dark")).decision.verdict == "ok"
+    with pytest.raises(FrameError, match="16 bit"):
+        one.predict(part(png(GREEN), environment="deep"))
+
+
+def test_a_roi_outside_the_frame_names_plant_and_frame(works: Works):
+    environments = {"wide": Environment(geometry=Geometry(roi=(0, 0, 500, 500)))}
+    one = predictor(works, bundle=works.bundle("own", serves={"mill": plant_view(environments=environments)}))
+    with pytest.raises(FrameError, match=r"plant mill: field image\[0\].*500") as caught:
+        one.predict(part(png(GREEN), environment=None))
+    assert caught.value.field == "image[0]"
+
+
+def test_an_ensemble_is_the_weighted_mean_of_its_members_on_one_trunk_pass(works: Works):
+    sure, unsure = works.bundle("sure"), works.bundle("unsure", cut=1, sharpness=2.0)
+    colour = (200, 60, 40)
+    alone = [predictor(works, bundle=b).predict(part(png(colour))).probabilities for b in (sure, unsure)]
+    both = predictor(works, bundle=works.ensemble((sure, unsure), (3.0, 1.0)))
+    calls: list[Any] = []
+    session = both.scorer.trunk.session
+
+    class Counting:
+        def run(self, names: Any, inputs: Any) -> Any:
+            calls.append(names)
+            return session.run(names, inputs)
+
+    object.__setattr__(both.scorer.trunk, "session", Counting())
+    found = both.predict(part(png(colour))).probabilities
+    assert calls == [["cut0", "cut1"]]
+    for name in LEAVES:
+        assert found[name] == pytest.approx(0.75 * alone[0][name] + 0.25 * alone[1][name], abs=2e-6)
+
+
+def test_members_with_other_leaves_are_averaged_by_name(works: Works):
+    narrow = works.bundle("narrow", leaves=("ok", "dent"))
+    turned = works.bundle("turned", leaves=("scratch", "dent", "ok"))
+    both = predictor(works, bundle=works.ensemble((narrow, turned), (1.0, 1.0)))
+    assert both.scorer.leaves == ("ok", "dent", "scratch")
+    blue = both.predict(part(png(BLUE))).probabilities
+    assert blue["scratch"] == pytest.approx(0.5, abs=0.01)
+    assert sum(blue.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bundle_is_refused_when_it_answers_otherwise_than_where_it_was_exported(works: Works):
+    digest = works.bundle("own")
+    folder = works.root / "exports" / "own"
+    with np.load(folder / "probe.npz") as probe:
+        inputs, logits = probe["inputs"], probe["logits"]
+    np.savez(folder / "probe.npz", inputs=inputs, logits=logits + 1)
+    from plants import bundle
+
+    manifest, _ = bundle.read(works.store.root / "bundles" / digest)
+    changed = bundle.write(folder, manifest).digest
+    works.bundles.publish(folder)
+    with pytest.raises(InputError, match="gives other outputs here"):
+        predictor(works, bundle=changed)
+
+
+@pytest.mark.parametrize("name", ["branch.onnx", "manifest.json", "probe.npz"])
+def test_a_bundle_with_one_byte_changed_is_refused_and_the_file_named(works: Works, name: str):
+    folder = works.root / "exports" / "own"
+    works.bundle("own")
+    spoil(folder / name)
+    with pytest.raises(InputError, match=name.removesuffix(".json") if name != "manifest.json" else "manifest|bundle"):
+        local_predictor(folder, trunk=works.trunk)
+
+
+def test_another_trunk_than_the_bundle_was_made_on_is_refused(works: Works):
+    from tests.serving.toys import make_trunk
+
+    works.bundle("own")
+    other = make_trunk(works.root / "other.onnx", scale=1 / 128)
+    with pytest.raises(InputError, match="not what the bundle was made with"):
+        local_predictor(works.root / "exports" / "own", trunk=other)
+
+
+def test_a_policy_of_another_plant_or_other_classes_is_refused(works: Works):
+    with pytest.raises(InputError, match="policy of plant foundry"):
+        predictor(works, policy=works.policy("foundry"))
+    with pytest.raises(InputError, match="other classes"):
+        predictor(works, policy=works.policy(classes=("ok", "dent")))
+
+
+def test_a_policy_that_was_changed_in_the_store_is_refused(works: Works):
+    digest = works.policy()
+    path = works.store.root / "policies" / f"{digest}.json"
+    path.write_text(path.read_text().replace("0.2", "0.3"))
+    with pytest.raises(InputError, match="not the policy it is named after"):
+        predictor(works, policy=digest)
+
+
+def test_a_bundle_on_disk_answers_as_the_one_in_the_store(works: Works, tmp_path: Path):
+    digest, policy = works.bundle("own"), works.policy()
+    served = predictor(works, bundle=digest, policy=policy).predict(part(png(RED), png(GREEN)))
+    folder = works.store.root / "bundles" / digest
+    local = local_predictor(folder, policy=works.store.root / "policies" / f"{policy}.json")
+    (answer,) = predict_local(local, [part(png(RED), png(GREEN))])
+    assert not isinstance(answer, InputError)
+    assert answer.probabilities == served.probabilities
+    assert answer.frames == list(served.frames)
+    assert (answer.verdict, answer.model.bundle) == (served.decision.verdict, digest)
+
+
+def test_without_a_policy_the_larger_probability_decides_and_bad_files_are_told_one_by_one(works: Works):
+    digest = works.bundle("own")
+    local = local_predictor(works.store.root / "bundles" / digest)
+    answers = list(predict_local(local, [part(png(GREEN)), part(b"text"), part(png(BLUE))]))
+    assert [a if isinstance(a, InputError) else a.verdict for a in answers][::2] == ["ok", "reject"]
+    assert isinstance(answers[1], InputError)
+    assert "money" in local.policy.note[0]
+
+
+def test_a_bundle_of_several_plants_asks_which_one(works: Works):
+    works.bundle("both", serves={"mill": plant_view(), "foundry": plant_view()})
+    folder = works.root / "exports" / "both"
+    with pytest.raises(InputError, match="foundry, mill"):
+        local_predictor(folder, trunk=works.trunk)
+    assert local_predictor(folder, plant="mill", trunk=works.trunk).plant == "mill"
+    with pytest.raises(InputError, match="does not serve this plant"):
+        local_predictor(folder, plant="moon", trunk=works.trunk)
+
+
+@pytest.mark.parametrize("missing", ["trunk", "policy"])
+def test_a_missing_trunk_or_policy_is_named(works: Works, missing: str):
+    works.bundle("own")
+    kwargs = {"trunk": works.trunk, "policy": None} | {missing: works.root / "nowhere"}
+    with pytest.raises(InputError, match="nowhere"):
+        local_predictor(works.root / "exports" / "own", **kwargs)
+
+
+def test_a_file_that_is_no_model_is_refused_in_one_line(works: Works):
+    from plants import bundle
+
+    folder = works.root / "exports" / "broken"
+    folder.mkdir(parents=True)
+    (folder / "branch.onnx").write_bytes(b"not a model")
+    bundle.write(folder, works.manifest(serves={"mill": plant_view()}))
+    with pytest.raises(InputError, match=r"branch\.onnx.*no ONNX model") as caught:
+        local_predictor(folder, trunk=works.trunk)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_nobody_uses_are_freed(works: Works):
+    import gc
+
+    digest = works.bundle("own")
+    loader = Loader(folder_of=lambda d: works.store.root / "bundles" / d, trunk_of=lambda _: works.trunk)
+    scorer = loader.scorer(digest)
+    assert loader.scorer(digest) is scorer
+    del scorer
+    gc.collect()
+    assert len(loader._scorers) == 0
+    assert len(loader._sessions._open) == 0
