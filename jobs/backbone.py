@@ -68,7 +68,8 @@ def _config(trunk: Trunk) -> Any:
     try:
         config = timm.get_pretrained_cfg(trunk.backbone) if known else None
     except RuntimeError as error:
-        raise InputError(str(error), field="trunks.backbone", remedy=f"Without the tag: {trunk.backbone}") from None
+        base = trunk.backbone.split(".")[0]
+        raise InputError(str(error).rstrip("."), field="trunks.backbone", remedy=f"Without the tag: {base}") from None
     if known:
         return config
     names = timm.list_models()
@@ -91,6 +92,7 @@ def _create(trunk: Trunk, *, pretrained: bool) -> nn.Module:
             f"{trunk.backbone} does not take options {sorted(options)} ({error})", field="trunks.options"
         ) from None
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None) or (1,)
+    patch = (patch,) if isinstance(patch, int) else patch
     if any(trunk.size_px % p for p in patch):
         raise InputError(
             f"{trunk.backbone} sees patches of {patch[0]} px, and {trunk.size_px} is no multiple of that",
