@@ -1,0 +1,51 @@
+# `make demo` and `make test` are the two commands; each makes .venv and installs when needed, and only then.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast check bench
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+ROOMS := plants cluster serving
+ARGS ?=
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv and install the pinned packages into it
+	@echo "Installed in .venv: $$($(BIN)/python --version), $$(wc -l < constraints.txt | tr -d ' ') packages pinned by constraints.txt"
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than 3.11: say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "Installing crossplant and the packages that constraints.txt pins; the first time this takes about 4 minutes"
+	@$(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
+	  --constraint constraints.txt --editable '.[dev]' | awk \
+	  '/Downloading .*[0-9][0-9]+(\.[0-9]+)? MB\)/ {print "  downloading " $$2 " " $$3 " " $$4; fflush()} \
+	   /^Installing collected/ {print "  unpacking"; fflush()}'
+	@touch $@
+
+demo: $(STAMP) ## Train, compare, export, serve and call the embedded fleet (synthetic data)
+	@echo "Running the demo: the embedded fleet, from plants to endpoints"
+	@$(BIN)/crossplant demo $(ARGS)
+
+test: $(STAMP) ## Run every test and hold 90 % of the lines of plants, cluster, serving
+	@echo "Running all tests with coverage of $(ROOMS)"
+	@$(BIN)/python -m pytest $(ROOMS:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+
+test-fast: $(STAMP) ## Run the tests that need no Ray, no store and no server (under a minute)
+	@echo "Running the fast tests"
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: $(STAMP) ## Check format, lint, types and layering
+	@echo "ruff format"; $(BIN)/ruff format --check .
+	@echo "ruff check"; $(BIN)/ruff check .
+	@echo "mypy --strict: $(ROOMS)"; $(BIN)/mypy
+	@echo "layering"; $(BIN)/python -m pytest --durations=0 tests/test_layering.py $(ARGS)
+
+bench: $(STAMP) ## Run every benchmark; each prints one JSON object last
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
