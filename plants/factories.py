@@ -126,13 +126,13 @@ def _panel(surface: Surface, rng: Rng, *, variant: int) -> None:
 def _metal(names: tuple[str, str, str, str, str]) -> dict[str, Kind]:
     """The five shared defects under a plant's own words; the last, chip, is rare."""
     fleet = ("scratch", "dent", "stain", "crack", "chip")
-    weights = (1.0, 1.0, 1.0, 1.0, 0.35)
+    weights = (1.0, 1.0, 1.0, 1.0, 0.4)
     return {name: Kind(f, f, w) for name, f, w in zip(names, fleet, weights, strict=True)}
 
 
 _SMALL = {"scratch": (50.0, 90.0), "dent": (30.0, 48.0), "stain": (26.0, 48.0), "rust": (28.0, 48.0),
           "crack": (45.0, 75.0), "chip": (20.0, 32.0)}  # fmt: skip
-_TINY = {"scratch": (22.0, 30.0), "dent": (22.0, 28.0), "stain": (20.0, 28.0), "crack": (22.0, 28.0)}
+_TINY = {"scratch": (22.0, 30.0), "dent": (22.0, 28.0), "stain": (20.0, 28.0), "crack": (19.0, 24.0)}
 _LETTERBOX: dict[str, Any] = {"fit": "letterbox", "min_defect_px": 15}
 _TILES: dict[str, Any] = {"fit": "tiles", "tile_px": 224, "overlap_px": 32, "min_defect_px": 20}
 
@@ -194,7 +194,7 @@ FACTORIES: tuple[Factory, ...] = (
             "aceite": Kind("stain", "stain", 0.8),
             "oxido": Kind("stain", "rust", 0.8),
             "grieta": Kind("crack", "crack"),
-            "desconchado": Kind("chip", "chip", 0.35),
+            "desconchado": Kind("chip", "chip", 0.4),
         },
         stations={
             "celda-a": Station(
