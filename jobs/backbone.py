@@ -16,7 +16,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from jobs.weights import EMBEDDED, load_embedded
 from plants.errors import InputError
 from plants.plant import Trunk
 
@@ -34,7 +34,6 @@ OFFLINE = (
     "Offline choices: weights: embedded (test_resnet), a path or s3:// address of a safetensors file, "
     "or none (random, for comparison only)"
 )
-EMBEDDED = "embedded.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,12 @@ def load_backbone(trunk: Trunk, *, read: Callable[[str], bytes] | None = None, s
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = _create(trunk, pretrained=False)
-        metadata = {} if trunk.weights == "none" else _load_file(net, trunk=trunk, read=read)
+        metadata = {}
+        if trunk.weights == "embedded":
+            _load_state(net, load_embedded(trunk.backbone), trunk=trunk, source=EMBEDDED["file"])
+            metadata = EMBEDDED
+        elif trunk.weights != "none":
+            metadata = _load_file(net, trunk=trunk, read=read)
     config = getattr(net, "pretrained_cfg", {})
     mean = trunk.mean or metadata.get("mean") or config.get("mean") or (0.5, 0.5, 0.5)
     std = trunk.std or metadata.get("std") or config.get("std") or (0.5, 0.5, 0.5)
@@ -144,13 +148,19 @@ def _is_reachable(address: str, *, timeout_s: float = 5.0) -> bool:
 
 def _load_file(net: nn.Module, *, trunk: Trunk, read: Callable[[str], bytes] | None) -> dict[str, Any]:
     """The weights are in the backbone; returns the file's metadata (mean, std where it states them)."""
-    data, source = _bytes(trunk, read=read)
+    data, source = _bytes(trunk, read=read), trunk.weights
     try:
         state = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError):
         raise InputError(
             "is not a safetensors file", file=source, field="trunks.weights", remedy="Convert it with safetensors.torch"
         ) from None
+    _load_state(net, state, trunk=trunk, source=source)
+    return _metadata(data)
+
+
+def _load_state(net: nn.Module, state: dict[str, Tensor], *, trunk: Trunk, source: str) -> None:
+    """The backbone holds these weights. Raises InputError unless they are all of them, but for the classifier."""
     classifiers = getattr(net, "pretrained_cfg", {}).get("classifier") or ()
     prefixes = tuple(f"{c}." for c in ([classifiers] if isinstance(classifiers, str) else classifiers))
     state = {name: value for name, value in state.items() if not name.startswith(prefixes or ("\0",))}
@@ -166,25 +176,15 @@ def _load_file(net: nn.Module, *, trunk: Trunk, read: Callable[[str], bytes] | N
             remedy="Name the backbone these weights were made for, with its options",
         )
     net.load_state_dict({name: state[name].to(value.dtype) if name in state else value for name, value in own.items()})
-    return _metadata(data)
 
 
-def _bytes(trunk: Trunk, *, read: Callable[[str], bytes] | None) -> tuple[bytes, str]:
-    if trunk.weights == "embedded":
-        file = resources.files("jobs") / "weights" / EMBEDDED
-        if not file.is_file():
-            raise InputError(
-                "the embedded weights are not installed",
-                field="trunks.weights",
-                remedy="Rebuild them: python -m jobs.pretrain",
-            )
-        return file.read_bytes(), EMBEDDED
+def _bytes(trunk: Trunk, *, read: Callable[[str], bytes] | None) -> bytes:
     if "://" in trunk.weights:
         if read is None:
             raise InputError("weights in a store need a reader", file=trunk.weights, field="trunks.weights")
-        return read(trunk.weights), trunk.weights
+        return read(trunk.weights)
     try:
-        return Path(trunk.weights).read_bytes(), trunk.weights
+        return Path(trunk.weights).read_bytes()
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
         raise InputError(reason, file=trunk.weights, field="trunks.weights", remedy=OFFLINE) from None

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ __all__ = ["TOLERANCE", "BranchExporter", "Evaluator", "agrees", "export_trunk",
 def export_trunk(model: CutModel, path: str | Path) -> str:
     """The trunk is one ONNX file; returns its sha256.
 
-    Input `images` uint8 [batch, S, S, 3], normalisation inside; one float32 output a cut: `cut0` [batch, F], `cut1`, ...
+    Input `images` uint8 [batch, S, S, 3], normalisation inside; a float32 output for each cut: `cut0` [batch, F], ...
     """
     trunk = copy.deepcopy(model.trunk).cpu()
     trunk.compute_in(torch.float32, torch.contiguous_format)
@@ -52,35 +53,48 @@ def export_trunk(model: CutModel, path: str | Path) -> str:
 
 
 class BranchExporter:
-    """Writes branches of one shape (backbone, cut, number of leaves) as ONNX, milliseconds each.
+    """Writes branches at one cut of a backbone as ONNX, milliseconds each, whatever their leaves. Can be pickled.
 
-    Input `activation`; outputs `logits` [batch, L] and `features` [batch, F], float32. Can be pickled.
+    Input `activation`; outputs `logits` [batch, L] and `features` [batch, F], float32. The form is made once a model
+    and cut; num_leaves, where given, is only checked.
     """
 
-    def __init__(self, model: CutModel, cut: int, num_leaves: int) -> None:
+    def __init__(self, model: CutModel, cut: int, num_leaves: int | None = None) -> None:
         self.cut, self.num_leaves, self.shape = cut, num_leaves, model.shapes[cut]
-        branch = model.new_branch(cut, [f"leaf{i}" for i in range(num_leaves)]).eval()
-        if cut == 0:
-            graph = head_only(feature_dim=model.feature_dim, num_leaves=num_leaves)
-        else:
-            graph = _exported(branch, self.shape, optimize=False)
-        template = Template.of(graph)
-        self.template = template if _is_exact(template, branch, shape=self.shape) else None
+        known = _TEMPLATES.setdefault(model, {})
+        if cut not in known:
+            known[cut] = _template(model, cut)
+        self.template = known[cut]
 
     @property
     def is_fast(self) -> bool:
-        """Whether branches are filled into a template; otherwise each is exported plainly."""
+        """Whether branches are filled into a form; otherwise each is exported plainly."""
         return self.template is not None
 
     def write(self, branch: Branch, path: str | Path) -> str:
         """The branch is one ONNX file, in evaluation mode; returns its sha256. The branch is left as it was."""
-        if branch.cut != self.cut or len(branch.leaves) != self.num_leaves:
+        if branch.cut != self.cut or self.num_leaves not in (None, len(branch.leaves)):
             raise ValueError(
                 f"the branch has cut {branch.cut} and {len(branch.leaves)} leaves, not those exported here"
             )
         if self.template is not None:
             return _write(self.template.filled(_arrays(branch)), path)
         return _write(_exported(copy.deepcopy(branch).cpu().eval(), self.shape, optimize=True), path)
+
+
+_TEMPLATES: weakref.WeakKeyDictionary[CutModel, dict[int, Template | None]] = weakref.WeakKeyDictionary()
+
+
+def _template(model: CutModel, cut: int) -> Template | None:
+    """The form of branches at a cut, or None where the graph does not keep parameters apart."""
+    branch = model.new_branch(cut, ["a", "b", "c"]).eval()
+    if cut == 0:
+        graph = head_only(feature_dim=model.feature_dim, num_leaves=3)
+    else:
+        graph = _exported(branch, model.shapes[cut], optimize=False)
+    template = Template.of(graph, state=_arrays(branch))
+    other = model.new_branch(cut, ["a", "b", "c", "d", "e"]).eval()
+    return template if _is_exact(template, other, shape=model.shapes[cut]) else None
 
 
 def _is_exact(template: Template, branch: Branch, *, shape: Sequence[int]) -> bool:
@@ -159,5 +173,6 @@ def _jitter(branch: nn.Module, *, generator: torch.Generator) -> None:
     """Every parameter and statistic is a little different, variances still positive."""
     for value in branch.state_dict().values():
         if value.is_floating_point():
-            value.mul_(1 + 0.2 * torch.rand(value.shape, generator=generator))
-            value.add_(0.05 * torch.rand(value.shape, generator=generator))
+            value.mul_(0.9 + 0.2 * torch.rand(value.shape, generator=generator))
+            if value.ndim <= 1:
+                value.add_(0.05 * torch.rand(value.shape, generator=generator))

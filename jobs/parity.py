@@ -52,7 +52,10 @@ def parity_full(
         blocks = [trunk(torch.from_numpy(block))[branch.cut].numpy() for block in _blocks(images, batch)]
     expected = torch_answers(branch, np.concatenate(blocks), batch=batch)
     evaluator = Evaluator(trunk_path)
-    return compared(expected, evaluator.branch(branch_path, evaluator.activations(images, batch=batch)[branch.cut]))
+    return compared(
+        expected,
+        evaluator.branch(branch_path, evaluator.activations(images, batch=batch, cuts=[branch.cut])[branch.cut]),
+    )
 
 
 def compared(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
@@ -103,10 +106,14 @@ class Evaluator:
         self.cuts = tuple(int(output.name.removeprefix("cut")) for output in self._trunk.get_outputs())
         self.size_px = int(self._trunk.get_inputs()[0].shape[1])
 
-    def activations(self, images: np.ndarray, *, batch: int = 64) -> dict[int, np.ndarray]:
-        """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]."""
-        blocks = [self._trunk.run(None, {"images": block}) for block in _blocks(images, batch)]
-        return {cut: np.concatenate([block[i] for block in blocks]) for i, cut in enumerate(self.cuts)}
+    def activations(
+        self, images: np.ndarray, *, batch: int = 64, cuts: Sequence[int] | None = None
+    ) -> dict[int, np.ndarray]:
+        """Activations float32 [N, ...] by cut (all, or those asked for) of images uint8 [N, S, S, 3]."""
+        cuts = self.cuts if cuts is None else tuple(cuts)
+        names = [f"cut{cut}" for cut in cuts]
+        blocks = [self._trunk.run(names, {"images": block}) for block in _blocks(images, batch)]
+        return {cut: np.concatenate([block[i] for block in blocks]) for i, cut in enumerate(cuts)}
 
     def branch(self, path: str | Path, activation: np.ndarray, *, batch: int = 64) -> tuple[np.ndarray, np.ndarray]:
         """Logits [N, L] and features [N, F], float32, of activations at the branch's cut."""

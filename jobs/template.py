@@ -33,10 +33,10 @@ class _Fold:
     def arrays(self, state: Arrays) -> dict[str, np.ndarray]:
         scale, shift, mean, var = (state[name].astype(np.float64) for name in self.norm)
         factor = scale / np.sqrt(var + self.epsilon)
-        weight = state[self.weight].astype(np.float64)
+        weight = state[self.weight]
         bias = state[self.bias].astype(np.float64) if self.had_bias else 0.0
         return {
-            self.weight: (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32),
+            self.weight: weight * factor.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1)),
             self.bias: ((bias - mean) * factor + shift).astype(np.float32),
         }
 
@@ -50,22 +50,32 @@ class Template:
     parameters: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> Template:
+    def of(cls, model: onnx.ModelProto, *, state: Arrays) -> Template:
+        """The form of an exported branch; state: its parameters, so that constants can be told from them."""
         model = _simplified(model)
         folds = _fold_norms(model.graph)
         folded = {name for fold in folds for name in (fold.weight, fold.bias)}
-        names = tuple(i.name for i in model.graph.initializer if i.name not in folded)
-        return cls(model=model.SerializeToString(), folds=tuple(folds), parameters=names)
+        names = []
+        for initializer in model.graph.initializer:
+            if initializer.name in state and initializer.name not in folded:
+                names.append(initializer.name)
+            if initializer.name in state or initializer.name in folded:
+                initializer.ClearField("raw_data")
+        return cls(model=model.SerializeToString(), folds=tuple(folds), parameters=tuple(names))
 
     def filled(self, state: Arrays) -> onnx.ModelProto:
-        """The graph with these parameters; constants that are no parameters stay."""
+        """The graph with these parameters; constants stay. The head may have any number of leaves."""
         model = onnx.load_from_string(self.model)
-        arrays: dict[str, np.ndarray] = {name: state[name] for name in self.parameters if name in state}
+        arrays: dict[str, np.ndarray] = {name: state[name] for name in self.parameters}
         for fold in self.folds:
             arrays.update(fold.arrays(state))
         for initializer in model.graph.initializer:
-            if initializer.name in arrays:
-                initializer.raw_data = np.ascontiguousarray(arrays[initializer.name]).tobytes()
+            array = arrays.get(initializer.name)
+            if array is not None:
+                initializer.dims[:] = array.shape
+                initializer.raw_data = np.ascontiguousarray(array).tobytes()
+        logits = next(output for output in model.graph.output if output.name == "logits")
+        logits.type.tensor_type.shape.dim[1].dim_value = len(state["head.bias"])
         return model
 
 
