@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plants.costs import OK, REJECT, REVIEW, Policy, decide_many, part_costs
+from plants.costs import OK, REJECT, REVIEW, OutOfFold, Policy, decide_many, part_costs
 from plants.scores import Mask, PartScores, calibrate
 from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Lots, percentiles, wilson
 
@@ -27,7 +27,9 @@ BLOCK = 100_000
 Figure = dict[str, Any]
 
 
-def report(scores: PartScores, *, policy: Policy | None = None, n_boot: int = 500, seed: int = 0) -> dict[str, Any]:
+def report(
+    scores: PartScores, *, policy: Policy | OutOfFold | None = None, n_boot: int = 500, seed: int = 0
+) -> dict[str, Any]:
     """Everything that is said of a model at a plant, ready for JSON.
 
     A figure is `{value, low, high, words}`; `words` says why there is no interval. `auc`, `average_precision` and
@@ -56,8 +58,8 @@ def paired(
     scores_a: PartScores,
     scores_b: PartScores,
     *,
-    policy_a: Policy | None = None,
-    policy_b: Policy | None = None,
+    policy_a: Policy | OutOfFold | None = None,
+    policy_b: Policy | OutOfFold | None = None,
     n_boot: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -227,7 +229,7 @@ def _curves(bad: Floats, good: Floats) -> dict[str, Any]:
     }
 
 
-def _cost_sums(scores: PartScores, policy: Policy) -> Floats:
+def _cost_sums(scores: PartScores, policy: Policy | OutOfFold) -> Floats:
     """Per part [N, 4]: good, its cost, bad, its cost."""
     each, good = part_costs(scores, policy), scores.is_good
     return np.stack([good, good * each, ~good, ~good * each], axis=1).astype(np.float64)
@@ -239,7 +241,9 @@ def _cost(sums: Floats, *, rate: float) -> Floats:
     return (1 - rate) * of_good + rate * of_bad
 
 
-def _money(scores: PartScores, *, policy: Policy | None, lots: Lots, draws: Floats | None) -> dict[str, Any]:
+def _money(
+    scores: PartScores, *, policy: Policy | OutOfFold | None, lots: Lots, draws: Floats | None
+) -> dict[str, Any]:
     """What the policy's verdicts cost, let through, stopped and passed on to people."""
     if policy is None or not policy.has_money:
         return {"cost": None, "verdicts": None}
