@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from cluster import session
 from cluster.settings import Settings
 from plants.errors import InputError
 from serving.schemas import Answer, Change, PlantStatus, Refusal, RouteAnswer
@@ -228,15 +230,11 @@ def run(
 
     Raises InputError when the port is taken or the CPUs for the replicas are not there.
     """
-    import ray
     from ray import serve
 
-    if not ray.is_initialized():
-        from cluster import session
-
-        session.start(settings, num_slots=num_replicas)
     port = _free_port(host, port)
-    _check_cpus(num_replicas * cpus_per_replica)
+    session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica))
+    session.require({"CPU": cpus_per_replica}, copies=num_replicas)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
     deployment = serve.deployment(
@@ -281,18 +279,6 @@ def _free_port(host: str, port: int) -> int:
                 f"{host}:{port} cannot be used ({error.strerror})", field="port", remedy="Choose another --port"
             ) from None
         return int(probe.getsockname()[1])
-
-
-def _check_cpus(needed: float) -> None:
-    import ray
-
-    there = float(ray.cluster_resources().get("CPU", 0))
-    if needed > there:
-        raise InputError(
-            f"the replicas need {needed:g} CPUs and Ray has {there:g}",
-            field="replicas",
-            remedy="Start fewer replicas, or give each less than one CPU",
-        )
 
 
 def _wait_until_healthy(address: str, *, timeout_s: float) -> None:

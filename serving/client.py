@@ -1,7 +1,7 @@
 """Asks a plant's endpoint, as `crossplant predict --address` does; an example for the line's own software too.
 
-A replica that is replaced may drop the requests it holds, so a request without an answer is sent again: judging a part
-twice is harmless.
+A replica that is replaced may drop the requests it holds, and Ray's proxy answers for it with a bare 500, so a request
+without an answer of ours is sent again: judging a part twice is harmless.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class Client:
                 found: dict[str, Any] = response.json()
                 return found
             problem = _words(response)
-            if response.status_code not in _AGAIN:
+            is_lost = response.status_code == 500 and not _body(response)
+            if response.status_code not in _AGAIN and not is_lost:
                 raise _refused(response, plant=plant)
         raise InputError(
             f"no answer after {self._num_tries} tries ({problem})",

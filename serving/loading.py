@@ -16,8 +16,9 @@ import numpy as np
 from plants import bundle
 from plants.bundle import Manifest
 from plants.errors import InputError
+from plants.normality import Normality
 from serving.ensemble import Ensemble
-from serving.predictor import Distance, Model, Scorer, Sessions, Trunk
+from serving.predictor import Model, Scorer, Sessions, Trunk
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of a logit from the recorded one; float32 kernels of two machines differ by less."""
@@ -62,17 +63,10 @@ class Loader:
                 trunk.sha256, trunk.size_px, self._sessions.get(self._trunk_of(trunk.sha256), digest=trunk.sha256)
             ),
             branch=self._sessions.get(folder / "branch.onnx", digest=manifest.files["branch.onnx"]),
-            normality=_normality(folder) if "normality.npz" in manifest.files else None,
+            normality=Normality.load(folder / "normality.npz") if "normality.npz" in manifest.files else None,
         )
         check_probe(model, folder=folder)
         return model
-
-
-def _normality(folder: Path) -> Distance:
-    from plants.normality import Normality  # brings scikit-learn, which most replicas can do without
-
-    found: Distance = Normality.load(folder / "normality.npz")
-    return found
 
 
 def check_probe(model: Model, *, folder: Path) -> None:

@@ -24,6 +24,7 @@ from plants.costs import Decision, Policy, decide_part
 from plants.errors import InputError
 from plants.hashing import sha256
 from plants.images import decode, tensor_digest, views
+from plants.normality import Normality
 from plants.plant import is_ok, projection
 from plants.scores import calibrate, pool, pool_groups, softmax, suspicion
 from serving.intake import Frame, PartRequest
@@ -52,13 +53,6 @@ class Session(Protocol):
 
     def run(self, names: Sequence[str] | None, inputs: Mapping[str, Any], /) -> list[Any]:
         """The named outputs."""
-
-
-class Distance(Protocol):
-    """The part of `plants.normality.Normality` that is used."""
-
-    def score(self, features: Any, /) -> npt.NDArray[Any]:
-        """How far each row of features [N, F] lies from good parts [N]."""
 
 
 def open_session(path: Path) -> Session:
@@ -161,7 +155,7 @@ class Model:
     manifest: Manifest
     trunk: Trunk
     branch: Session
-    normality: Distance | None
+    normality: Normality | None
 
     @property
     def leaves(self) -> tuple[str, ...]:
