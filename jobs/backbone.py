@@ -14,7 +14,7 @@ import struct
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,15 @@ def load_backbone(trunk: Trunk, *, read: Callable[[str], bytes] | None = None, s
         elif trunk.weights != "none":
             metadata = _load_file(net, trunk=trunk, read=read)
     config = getattr(net, "pretrained_cfg", {})
-    mean = trunk.mean or metadata.get("mean") or config.get("mean") or (0.5, 0.5, 0.5)
-    std = trunk.std or metadata.get("std") or config.get("std") or (0.5, 0.5, 0.5)
-    return Backbone(net=net.eval(), mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+    mean = trunk.mean or metadata.get("mean") or config.get("mean") or 0.5
+    std = trunk.std or metadata.get("std") or config.get("std") or 0.5
+    return Backbone(net=net.eval(), mean=_rgb(mean), std=_rgb(std))
+
+
+def _rgb(value: float | Sequence[float]) -> tuple[float, ...]:
+    """One value a channel; some of timm's configurations give one for all."""
+    values = (value,) if isinstance(value, int | float) else tuple(value)
+    return tuple(float(v) for v in (values * 3 if len(values) == 1 else values))
 
 
 def _config(trunk: Trunk) -> Any:
