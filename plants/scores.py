@@ -66,10 +66,10 @@ def pool_groups(
         raise ValueError("top_k is at least 1")
     if not len(groups):
         return probs[:0], np.zeros(0, dtype=np.intp)
-    order = np.lexsort((-suspicion(probs, ok=ok), groups))
-    sizes = np.bincount(groups)
+    sizes = np.bincount(np.maximum(groups, 0))
     if groups.min() < 0 or not sizes.all():
         raise ValueError("groups are numbered 0..G-1 and none is empty")
+    order = np.lexsort((-suspicion(probs, ok=ok), groups))
     starts = np.cumsum(sizes) - sizes
     kept = order
     if ok.any():

@@ -123,7 +123,7 @@ def best_cuts(
         return Cuts(0.0, 0.0, total, looked_at)
     start, end = edges[first], edges[final + 1]
     if i == j:
-        half = GAP_REVIEWED / 2 * (end - start) if may_review and j < len(values) else 0.0
+        half = GAP_REVIEWED / 2 * (end - start) if may_review and first == final < len(values) else 0.0
         middle = (start + end) / 2
         return Cuts(_from_log_odds(middle - half), _from_log_odds(middle + half), total, looked_at)
     pass_below = _from_log_odds((start + end) / 2) if first > 0 else 0.0

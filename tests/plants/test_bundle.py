@@ -1,0 +1,149 @@
+"""A bundle is its manifest's digest: any other byte is another bundle, or none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from plants import bundle
+from plants.bundle import Manifest, PlantView, TrunkRef
+from plants.errors import InputError
+from plants.hashing import sha256
+from plants.plant import Environment
+
+
+def manifest(**changes) -> Manifest:
+    fields = {
+        "kind": "own",
+        "run_id": "own-a-0",
+        "name": "own a",
+        "plants": ("a",),
+        "leaves": ("ok", "dent"),
+        "trunk": TrunkRef(sha256="0" * 64, backbone="test_resnet", weights_digest="1" * 64, size_px=96, cuts=(0, 1)),
+        "cut": 1,
+        "tier": "branch",
+        "branch_inputs": "map",
+        "serves": {
+            "a": PlantView(
+                classes=("gut", "Kratzer groß"),
+                ok=("gut",),
+                leaf_sets={"gut": ("ok",), "Kratzer groß": ("dent",)},
+                environments={"default": Environment()},
+            )
+        },
+        "seed": 0,
+        "recipe": {"rate": 1e-3},
+        "code_version": "0.1.0",
+        "created_at": "2026-01-01T00:00:00Z",
+    }
+    return Manifest(**(fields | changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "branch.onnx").write_bytes(b"branch")
+    (tmp_path / "card.md").write_bytes(b"# card")
+    return tmp_path
+
+
+def test_what_is_written_is_read_back_under_the_same_digest(folder):
+    written = bundle.write(folder, manifest())
+    assert bundle.read(folder) == written
+    assert written.digest == sha256((folder / "manifest.json").read_bytes())
+    assert written.manifest.files == {"branch.onnx": sha256(b"branch"), "card.md": sha256(b"# card")}
+
+
+def test_equal_bundles_have_equal_digests_and_a_changed_file_another(folder):
+    first = bundle.write(folder, manifest())
+    assert bundle.write(folder, first.manifest).digest == first.digest
+    (folder / "card.md").write_bytes(b"# another card")
+    assert bundle.write(folder, manifest()).digest != first.digest
+
+
+@pytest.mark.parametrize("name", ["branch.onnx", "card.md"])
+def test_one_changed_byte_is_refused_and_the_file_named(folder, name):
+    bundle.write(folder, manifest())
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=name):
+        bundle.read(folder)
+
+
+def test_a_missing_file_is_refused_and_named(folder):
+    bundle.write(folder, manifest())
+    (folder / "card.md").unlink()
+    with pytest.raises(InputError, match=r"card\.md: is missing"):
+        bundle.read(folder)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        bundle.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "schema version None"),
+        ('{"schema_version": 2}', "schema version 2"),
+        ('{"schema_version": 1}', "kind"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(tmp_path, text, words):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        bundle.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/b", ".hidden", "a\\b", ""])
+def test_a_manifest_cannot_point_outside_its_folder(folder, name):
+    bundle.write(folder, manifest())
+    document = json.loads((folder / "manifest.json").read_text())
+    document["files"][name] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="not a plain name"):
+        bundle.read(folder)
+
+
+def test_folders_in_a_bundle_and_a_bundle_without_a_branch_are_refused(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep" / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="deep/file"):
+        bundle.write(folder, manifest())
+    (folder / "deep" / "file").unlink()
+    (folder / "branch.onnx").unlink()
+    with pytest.raises(InputError, match=r"needs branch\.onnx"):
+        bundle.write(folder, manifest())
+
+
+def test_an_ensemble_names_its_members_and_needs_no_branch(tmp_path):
+    ensemble = manifest(kind="ensemble", members=("2" * 64, "3" * 64), weights=(0.5, 0.5))
+    assert bundle.write(tmp_path, ensemble).manifest.members == ("2" * 64, "3" * 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "ensemble"}, "needs members"),
+        ({"kind": "ensemble", "members": ("2" * 64,), "weights": (0.0,)}, "not all are 0"),
+        ({"members": ("2" * 64,), "weights": (1.0,)}, "belong to an ensemble"),
+        ({"cut": 2}, "cut: 2 is not an output"),
+        ({"kind": "magic"}, "kind"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(changes, words):
+    with pytest.raises(ValidationError, match=words):
+        manifest(**changes)
+
+
+def test_a_view_must_know_the_leaves_of_its_classes_and_its_good_ones():
+    environments = {"default": Environment()}
+    with pytest.raises(ValidationError, match="lacks dent"):
+        PlantView(classes=("dent",), leaf_sets={}, environments=environments)
+    with pytest.raises(ValidationError, match="ok names gut"):
+        PlantView(classes=("dent",), ok=("gut",), leaf_sets={"dent": ("dent",)}, environments=environments)

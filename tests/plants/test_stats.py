@@ -1,0 +1,101 @@
+"""Fractions remember what they were counted on; intervals come from lots, and not from too few."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plants.stats import Interval, Lots, Rate, bootstrap, paired_bootstrap, percentiles
+
+
+def mean_of(values: np.ndarray):
+    return lambda weights: (weights @ values) / weights.sum(axis=1)
+
+
+def test_a_fraction_of_nothing_is_none():
+    assert Rate(0, 0).value is None
+    assert Rate(0, 0).interval() is None
+
+
+# Source of the expected values: Newcombe, Statistics in Medicine 17, 1998, table I, method 3.
+@pytest.mark.parametrize(
+    ("hits", "of", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_is_the_published_one(hits, of, low, high):
+    interval = Rate(hits, of).interval()
+    assert interval is not None
+    assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
+
+
+def test_under_ten_lots_there_is_no_interval():
+    values = np.arange(90.0)
+    lots = [f"lot{i % 9}" for i in range(90)]
+    assert bootstrap(lots, mean_of(values), seed=0) is None
+    paired = paired_bootstrap(lots, mean_of(values), mean_of(values + 1), seed=0)
+    assert (paired.diff, paired.low, paired.high) == (-1.0, None, None)
+
+
+def test_the_same_seed_draws_the_same_lots_and_another_seed_others():
+    lots = Lots([f"lot{i}" for i in range(30)])
+    assert (lots.draws(5, seed=1) == lots.draws(5, seed=1)).all()
+    assert (lots.draws(5, seed=1) != lots.draws(5, seed=2)).any()
+    assert (lots.draws(5, seed=1).sum(axis=1) == 30).all()
+
+
+def test_drawing_lots_gives_the_sums_that_drawing_their_parts_gives():
+    rng = np.random.default_rng(0)
+    names = rng.integers(0, 12, 100).astype(str)
+    values = rng.normal(size=(100, 3))
+    lots = Lots(names)
+    draws = lots.draws(4, seed=0)
+    np.testing.assert_allclose(draws @ lots.sums(values), draws[:, lots.index] @ values)
+
+
+def test_lots_that_resemble_themselves_give_a_wider_interval_than_independent_parts():
+    rng = np.random.default_rng(0)
+    by_lot = np.repeat(rng.normal(size=20), 20)
+    clustered = bootstrap(np.repeat(np.arange(20), 20).astype(str), mean_of(by_lot), seed=0)
+    single = bootstrap(np.arange(400).astype(str), mean_of(by_lot), seed=0)
+    assert clustered.high - clustered.low > 3 * (single.high - single.low)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(200):
+        values = np.random.default_rng(seed).normal(size=40)
+        interval = bootstrap(np.arange(40).astype(str), mean_of(values), n=300, seed=seed)
+        covered += interval.low <= 0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_a_paired_difference_is_far_narrower_than_two_intervals():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=50) * 10
+    a, b = hard + 1 + 0.1 * rng.normal(size=50), hard
+    names = np.arange(50).astype(str)
+    paired = paired_bootstrap(names, mean_of(a), mean_of(b), seed=0)
+    alone = bootstrap(names, mean_of(a), seed=0)
+    assert 0.9 < paired.low < paired.high < 1.1
+    assert alone.high - alone.low > 20 * (paired.high - paired.low)
+
+
+def test_draws_that_counted_nothing_are_left_out_and_too_many_of_them_leave_no_interval():
+    some = np.array([np.nan, *np.arange(99.0)])
+    assert percentiles(some) == Interval(pytest.approx(2.45), pytest.approx(95.55))
+    assert percentiles(np.where(np.arange(100) < 51, np.nan, 1.0)) is None
+    assert percentiles(np.zeros(0)) is None
+
+
+def test_a_statistic_that_counted_nothing_has_no_difference():
+    names = np.arange(20).astype(str)
+    paired = paired_bootstrap(names, lambda w: np.full(len(w), np.nan), mean_of(np.ones(20)), seed=0)
+    assert (paired.diff, paired.low, paired.high) == (None, None, None)
+
+
+def test_many_parts_are_drawn_in_blocks_and_give_the_same_interval(monkeypatch):
+    values = np.random.default_rng(0).normal(size=60)
+    names = np.arange(60).astype(str)
+    whole = bootstrap(names, mean_of(values), seed=3)
+    monkeypatch.setattr("plants.stats.BLOCK", 600)
+    assert bootstrap(names, mean_of(values), seed=3) == whole
