@@ -162,7 +162,7 @@ def _load_file(net: nn.Module, *, trunk: Trunk, read: Callable[[str], bytes] | N
             "is not a safetensors file", file=source, field="trunks.weights", remedy="Convert it with safetensors.torch"
         ) from None
     _load_state(net, state, trunk=trunk, source=source)
-    return _metadata(data)
+    return _metadata(data, trunk=trunk)
 
 
 def _load_state(net: nn.Module, state: dict[str, Tensor], *, trunk: Trunk, source: str) -> None:
@@ -221,8 +221,23 @@ def _converted(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
-    """`mean` and `std` from the header of a safetensors file, where it has them."""
+def _metadata(data: bytes, *, trunk: Trunk) -> dict[str, Any]:
+    """`mean` and `std` from the header of a safetensors file, where it has them.
+
+    Raises InputError where the header asks for a padding that the trunk's options do not give.
+    """
     (length,) = struct.unpack("<Q", data[:8])
     raw = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    return {key: json.loads(raw[key]) for key in ("mean", "std") if key in raw}
+    padding = raw.get("pad_type")
+    if padding and trunk.options.get("pad_type", "") != padding:
+        raise InputError(
+            f"was trained with pad_type {padding!r}",
+            file=trunk.weights,
+            field="trunks.options",
+            remedy=f"Set options: {{pad_type: {padding}}}",
+        )
+    try:
+        found = {key: json.loads(raw[key]) for key in ("mean", "std") if key in raw}
+        return {key: _rgb(value) for key, value in found.items()}
+    except (ValueError, TypeError):
+        raise InputError("states a mean or std that is no number", file=trunk.weights, field="trunks.weights") from None

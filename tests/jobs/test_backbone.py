@@ -169,10 +169,21 @@ def test_a_backbone_that_cannot_be_made_is_refused_by_field(values, words):
     assert "field trunks." in str(caught.value)
 
 
+def test_a_header_that_asks_for_another_padding_or_states_nonsense_is_refused(tmp_path):
+    path = tmp_path / "own.safetensors"
+    path.write_bytes(save(state_of(), metadata={"pad_type": "same"}))
+    with pytest.raises(
+        InputError, match=r"own\.safetensors.*trained with pad_type 'same'.*Set options: {pad_type: same}"
+    ):
+        load_backbone(trunk(weights=str(path)))
+    path.write_bytes(save(state_of(), metadata={"std": "wide"}))
+    with pytest.raises(InputError, match="states a mean or std that is no number"):
+        load_backbone(trunk(weights=str(path)))
+
+
 @pytest.mark.skipif(not MOBILENET_035.exists(), reason=f"no {MOBILENET_035} (set CROSSPLANT_WEIGHTS)")
-def test_imagenet_weights_from_disk_load_into_stock_timm():
-    loaded = load_backbone(
-        trunk(backbone="mobilenetv2_035", weights=str(MOBILENET_035), options={"pad_type": "same"}, mean=(0.5,) * 3)
-    )
-    assert len(loaded.std) == 3
+def test_imagenet_weights_from_disk_load_into_stock_timm_with_their_own_normalisation():
+    options = {"pad_type": "same"}
+    loaded = load_backbone(trunk(backbone="mobilenetv2_035", weights=str(MOBILENET_035), options=options))
     assert loaded.net.state_dict()["bn2.running_var"].std() > 0
+    assert loaded.mean == loaded.std == (0.5, 0.5, 0.5)
