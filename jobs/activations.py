@@ -38,13 +38,13 @@ class PackLike(Protocol):
     frames: Sequence[str]
 
 
-class TrunkLike(Protocol):
-    """What is needed of `jobs.model.CutModel`: the frozen lower part."""
+class Trunk(Protocol):
+    """The frozen lower part, whatever computes it."""
 
     weights_digest: str
 
-    def trunk(self, images: torch.Tensor) -> Mapping[int, torch.Tensor]:
-        """Activations by cut of uint8 images [N, S, S, 3]."""
+    def activations(self, images: np.ndarray) -> Mapping[int, np.ndarray]:
+        """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def prepare(
     rows: pd.DataFrame,
     pack: PackLike,
     pack_digest: str,
-    model: TrunkLike,
+    trunk: Trunk,
     cuts: Sequence[int],
     policy: Augment,
     views: int,
@@ -164,7 +164,7 @@ def prepare(
     """The plant's activations are in the cache: view 0 of every row, views 1.. of the training rows."""
     num_train = int((rows["role"] == "train").sum())
     name = {
-        "weights": model.weights_digest,
+        "weights": trunk.weights_digest,
         "cuts": list(cuts),
         "pack": pack_digest,
         "inputs": hashlib.sha256(rows["input"].to_numpy(np.int64).tobytes()).hexdigest(),
@@ -180,13 +180,13 @@ def prepare(
     for view in range(views):
         if all((folder / f"cut{cut}.view{view}.npy").exists() for cut in cuts):
             continue
-        _run_view(data, view=view, pack=pack, model=model, policy=policy, seed=seed)
+        _run_view(data, view=view, pack=pack, trunk=trunk, policy=policy, seed=seed)
         if progress:
             progress(view + 1, views)
     return data
 
 
-def _run_view(data: PlantData, *, view: int, pack: PackLike, model: TrunkLike, policy: Augment, seed: int) -> None:
+def _run_view(data: PlantData, *, view: int, pack: PackLike, trunk: Trunk, policy: Augment, seed: int) -> None:
     rows = data.rows if view == 0 else data.rows.iloc[: data.num_train]
     inputs, environments = rows["input"].to_numpy(), rows["environment"].to_numpy()
     parts: dict[int, list[np.ndarray]] = {cut: [] for cut in data.cuts}
@@ -200,10 +200,9 @@ def _run_view(data: PlantData, *, view: int, pack: PackLike, model: TrunkLike, p
                 policy=policy,
                 seed=_seed(seed, view, data.folder.name, start),
             )
-        with torch.inference_mode():
-            for cut, values in model.trunk(torch.from_numpy(images)).items():
-                if cut in parts:
-                    parts[cut].append(values.to(torch.float16).numpy())
+        for cut, values in trunk.activations(images).items():
+            if cut in parts:
+                parts[cut].append(values.astype(np.float16))
     for cut, blocks in parts.items():
         _save(
             data.folder / f"cut{cut}.view{view}.npy", np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float16)

@@ -135,6 +135,8 @@ def prepare_all(names: Sequence[str], *, material: Material, say: Say) -> None:
     """Packs and activations of these plants are in the cache; one Ray task a plant."""
     import ray
 
+    material.export_trunk_once()
+
     @ray.remote(num_cpus=1, max_retries=2)
     def prepare_plant(config: dict[str, Any], name: str) -> dict[str, Any]:
         import torch

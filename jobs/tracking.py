@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.registry import prepare_tracking
 from cluster.settings import Settings
+from cluster.tracking import prepare_tracking
 from jobs.plan import Plan
 
 

@@ -1,0 +1,139 @@
+"""What exported models say of labelled parts: the numbers that comparing, calibrating and evaluating look at.
+
+Nothing here touches torch's originals but to export them. Views, tiles, frames and parts are pooled by the rules that
+serving applies, so that a part gets the same probabilities here, from a bundle on disk and over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cluster import packs
+from jobs.activations import ok_mask
+from jobs.compress import BranchExporter, Evaluator, agrees, parity
+from jobs.material import Material
+from jobs.model import Branch
+from jobs.plan import Plan
+from plants.errors import CheckFailed
+from plants.plant import Plant, projection
+from plants.scores import PartScores, pool_groups, softmax
+
+Leaves = tuple[str, ...]
+Member = tuple[np.ndarray, Leaves]
+"""Leaf probabilities [N, L] of inputs, and the leaves."""
+
+
+class Exports:
+    """The exported trunk and branches of a plan, made when first asked for, and kept in the cache."""
+
+    def __init__(self, material: Material, *, plan: Plan) -> None:
+        self.material, self.plan = material, plan
+        self._exporters: dict[tuple[int, int], BranchExporter] = {}
+        self._branches: dict[str, tuple[dict[str, Any], Branch, Path]] = {}
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Runs the exported files as serving does."""
+        return Evaluator(self.material.trunk_path)
+
+    def branch(self, run_id: str) -> tuple[dict[str, Any], Branch, Path]:
+        """A run's words, its branch in torch, and its branch as ONNX."""
+        if run_id not in self._branches:
+            words, weights = self.material.load(run_id, plan_id=self.plan.plan_id)
+            branch = self.material.model.new_branch(words["cut"], words["leaves"])
+            branch.load_state(weights)
+            shape = (words["cut"], len(words["leaves"]))
+            if shape not in self._exporters:
+                self._exporters[shape] = BranchExporter(self.material.model, *shape)
+            path = self.material.trunk_path.parent / f"{self.plan.plan_id}.{run_id}.onnx"
+            self._exporters[shape].write(branch, path)
+            self._branches[run_id] = (words, branch, path)
+        return self._branches[run_id]
+
+    def check_parity(self, run_id: str, *, activations: Mapping[int, np.ndarray]) -> dict[str, float]:
+        """The parity report of a branch. Raises CheckFailed when torch and the exported file disagree."""
+        words, branch, path = self.branch(run_id)
+        report = parity(branch, path, activations[words["cut"]])
+        if not agrees(report):
+            raise CheckFailed(f"{run_id}: torch and its exported file disagree: {json.dumps(report)}")
+        return report
+
+
+class RoleInputs:
+    """The inputs of a plant's rows of one role, decoded and through the exported trunk."""
+
+    def __init__(self, plant: Plant, *, rows: pd.DataFrame, pack: packs.Pack, exports: Exports) -> None:
+        self.plant, self.exports = plant, exports
+        by_frame = rows.set_index("frame")
+        frames = np.asarray(pack.frames, dtype=object)[pack.frame_index]
+        known = np.isin(frames, by_frame.index.to_numpy(dtype=object))
+        self.inputs = np.flatnonzero(known)
+        self.pixels = pack.pixels
+        names, self.frame_groups = np.unique(frames[known], return_inverse=True)
+        self.frames = by_frame.loc[list(names)]
+        self.parts, self.part_groups = np.unique(self.frames["part_id"].to_numpy(dtype=object), return_inverse=True)
+
+    @cached_property
+    def activations(self) -> dict[int, np.ndarray]:
+        """By cut, [N, ...]."""
+        return self.exports.evaluator.activations(self.pixels[self.inputs], batch=8)
+
+    def probabilities(self, run_id: str) -> Member:
+        """Leaf probabilities [N, L] of the inputs by one run's exported branch."""
+        words, _, path = self.exports.branch(run_id)
+        logits, _ = self.exports.evaluator.branch(path, self.activations[words["cut"]])
+        return np.asarray(softmax(logits), dtype=np.float32), tuple(words["leaves"])
+
+    def scores(self, members: Sequence[Member], *, leaf_sets: Mapping[str, Sequence[str]]) -> PartScores:
+        """What the model, or the plain average of several, says of every part."""
+        probs, leaves = averaged(members)
+        ok = ok_mask(leaves)
+        vectors = np.zeros((len(self.frames), len(leaves)), dtype=np.float32)
+        environments = self.frames["environment"].to_numpy(dtype=object)
+        for name in sorted(set(environments)):
+            here = np.flatnonzero(environments == name)
+            at = np.flatnonzero(np.isin(self.frame_groups, here))
+            groups = np.searchsorted(here, self.frame_groups[at])
+            top_k = self.plant.environments[name].geometry.top_k
+            vectors[here] = pool_groups(probs[at], groups, ok=ok, top_k=top_k)[0]
+        parts, _ = pool_groups(vectors, self.part_groups, ok=ok)
+        classes = self.plant.annotated
+        first = self.frames.drop_duplicates("part_id").set_index("part_id").loc[list(self.parts)]
+        return PartScores(
+            part_ids=self.parts,
+            lots=first["lot"].to_numpy(dtype=object),
+            environments=first["environment"].to_numpy(dtype=object),
+            truth=first["class"].to_numpy(dtype=object),
+            probs=parts @ projection(leaves, leaf_sets, classes),
+            classes=classes,
+            ok=self.plant.ok,
+        )
+
+
+def averaged(members: Sequence[Member]) -> Member:
+    """The mean of the members' probabilities over the union of their leaves; a leaf a member lacks counts as 0."""
+    if len(members) == 1:
+        return members[0]
+    leaves = tuple(dict.fromkeys(leaf for _, known in members for leaf in known))
+    total = np.zeros((len(members[0][0]), len(leaves)))
+    for probs, known in members:
+        total[:, [leaves.index(leaf) for leaf in known]] += probs / len(members)
+    return total.astype(np.float32), leaves
+
+
+def role_inputs(name: str, *, role: str, exports: Exports, rows: pd.DataFrame | None = None) -> RoleInputs | None:
+    """The inputs of a plant's labelled rows of a role; None where there are none."""
+    material = exports.material
+    plant = material.fleet.plant(name)
+    rows = material.catalog.rows(name) if rows is None else rows
+    rows = rows[(rows["role"] == role) & rows["class"].isin(plant.annotated)]
+    if rows.empty:
+        return None
+    return RoleInputs(plant, rows=rows, pack=material.pack(plant, rows=rows), exports=exports)
