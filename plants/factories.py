@@ -50,7 +50,7 @@ class Factory:
     num_parts: int
     style: Style = field(default_factory=Style)
     sizes_px: dict[str, tuple[float, float]] = field(default_factory=dict)
-    force: tuple[float, float] = (0.7, 1.3)
+    force: tuple[float, float] = (0.8, 1.3)
     poses: tuple[str, ...] = ("front",)
     suffix: str = "png"
     tile_px: int = 256
@@ -90,10 +90,10 @@ def _cloth(surface: Surface, rng: Rng, *, variant: int) -> None:
     high, wide = surface.height.shape
     if variant:
         x = int(rng.uniform(0.1, 0.9) * wide)
-        surface.height[:, x : x + 12] *= 1.25
+        surface.height[:, x : x + 12] *= 1.12
     for _ in range(int(rng.integers(1, 4))):
         y = int(rng.uniform(0, high - 2))
-        surface.height[y : y + 2] *= rng.uniform(1.1, 1.3)
+        surface.height[y : y + 2] *= rng.uniform(1.05, 1.2)
 
 
 def _tile(surface: Surface, rng: Rng, *, variant: int) -> None:
@@ -130,9 +130,9 @@ def _metal(names: tuple[str, str, str, str, str]) -> dict[str, Kind]:
     return {name: Kind(f, f, w) for name, f, w in zip(names, fleet, weights, strict=True)}
 
 
-_SMALL = {"scratch": (50.0, 90.0), "dent": (30.0, 48.0), "stain": (26.0, 48.0), "rust": (28.0, 48.0),
-          "crack": (45.0, 75.0), "chip": (20.0, 32.0)}  # fmt: skip
-_TINY = {"scratch": (22.0, 30.0), "dent": (22.0, 28.0), "stain": (20.0, 28.0), "crack": (19.0, 24.0)}
+_SMALL = {"scratch": (45.0, 80.0), "dent": (30.0, 48.0), "stain": (26.0, 48.0), "rust": (28.0, 48.0),
+          "crack": (45.0, 70.0), "chip": (20.0, 32.0)}  # fmt: skip
+_TINY = {"scratch": (24.0, 30.0), "dent": (25.0, 29.0), "stain": (24.0, 29.0), "crack": (21.0, 24.0)}
 _LETTERBOX: dict[str, Any] = {"fit": "letterbox", "min_defect_px": 15}
 _TILES: dict[str, Any] = {"fit": "tiles", "tile_px": 224, "overlap_px": 32, "min_defect_px": 20}
 
@@ -149,10 +149,10 @@ FACTORIES: tuple[Factory, ...] = (
         good="ok",
         kinds=_metal(("scratch", "dent", "stain", "crack", "chip")),
         stations={
-            "line1": Station((128, 128), Light("coaxial"), Camera(noise=0.02), dict(_LETTERBOX)),
+            "line1": Station((112, 112), Light("coaxial"), Camera(noise=0.02), dict(_LETTERBOX)),
             "line2": Station(
-                (128, 168), Light("coaxial", strength=1.5), Camera(gain=0.7, gamma=0.8, blur_px=0.6, noise=0.025),
-                _roi(20, 0, 148, 128), {"gain": 1.2},
+                (112, 152), Light("coaxial", strength=1.5), Camera(gain=0.7, gamma=0.8, blur_px=0.6, noise=0.025),
+                _roi(20, 0, 132, 112), {"gain": 1.2},
             ),
         },
         marks=_cover,
@@ -168,11 +168,11 @@ FACTORIES: tuple[Factory, ...] = (
         kinds=_metal(("skrabanec", "promacklina", "skvrna", "prasklina", "odlomek")),
         stations={
             "hala-1": Station(
-                (144, 144), Light("coaxial", strength=0.8),
+                (120, 120), Light("coaxial", strength=0.8),
                 Camera(gain=0.85, gamma=1.3, blur_px=1.0, tint=(1.0, 0.82, 0.6), turns=1), dict(_LETTERBOX),
             ),
             "hala-2": Station(
-                (144, 144), Light("coaxial", strength=1.2),
+                (120, 120), Light("coaxial", strength=1.2),
                 Camera(gain=1.15, gamma=1.5, blur_px=0.7, noise=0.03, tint=(1.0, 0.9, 0.75), turns=3),
                 dict(_LETTERBOX), {"gamma": 0.85},
             ),
@@ -198,12 +198,12 @@ FACTORIES: tuple[Factory, ...] = (
         },
         stations={
             "celda-a": Station(
-                (128, 128), Light("grazing", angle=35, strength=0.8), Camera(noise=0.025), dict(_LETTERBOX),
+                (112, 112), Light("grazing", angle=35, strength=0.8), Camera(noise=0.025), dict(_LETTERBOX),
                 forbid=("flip", "rotate"),
             ),
             "celda-b": Station(
-                (120, 160), Light("grazing", angle=75, strength=0.7), Camera(gain=1.2, gamma=1.2, blur_px=0.5),
-                _roi(20, 0, 140, 120), forbid=("flip", "rotate"),
+                (104, 144), Light("grazing", angle=75, strength=0.7), Camera(gain=1.2, gamma=1.2, blur_px=0.5),
+                _roi(20, 0, 124, 104), forbid=("flip", "rotate"),
             ),
         },
         marks=_casting,
@@ -221,16 +221,16 @@ FACTORIES: tuple[Factory, ...] = (
         good="goed",
         kinds=_metal(("haal", "knoop", "vlek", "scheur", "gat")),
         stations={
-            "baan-1": Station((128, 128), Light("back"), Camera(gain=1.6, noise=0.02), dict(_LETTERBOX)),
+            "baan-1": Station((112, 112), Light("back"), Camera(gain=1.6, noise=0.02), dict(_LETTERBOX)),
             "baan-2": Station(
-                (112, 144), Light("back", strength=1.2),
+                (100, 124), Light("back", strength=1.2),
                 Camera(gain=2.0, gamma=0.8, blur_px=0.5, tint=(0.9, 0.95, 1.0)), {**_LETTERBOX, "fit": "whole"},
             ),
         },
         marks=_cloth,
         num_parts=380,
         style=Style(
-            groove=1.0, groove_px=1.8, dent=-1.2, soil=-0.45, crack=1.2, crack_soil=0.0, chip=1.6, chip_albedo=0.0,
+            groove=1.0, groove_px=1.8, dent=-1.3, soil=-0.55, crack=1.2, crack_soil=0.0, chip=1.6, chip_albedo=0.0,
             along=(0.0, 90.0),
         ),
         sizes_px=_SMALL,
@@ -245,10 +245,10 @@ FACTORIES: tuple[Factory, ...] = (
         absent={"Kratzer": "scratch"},
         stations={
             "ofen 1": Station(
-                (144, 144), Light("ring", strength=2.0), Camera(noise=0.01, tint=(0.75, 0.9, 1.0)), dict(_LETTERBOX),
+                (120, 120), Light("ring", strength=2.0), Camera(noise=0.01, tint=(0.75, 0.9, 1.0)), dict(_LETTERBOX),
             ),
             "ofen 2": Station(
-                (144, 144), Light("grazing", angle=80, strength=0.5),
+                (120, 120), Light("grazing", angle=80, strength=0.5),
                 Camera(gain=1.1, blur_px=0.8, tint=(1.0, 0.7, 0.55)), dict(_LETTERBOX),
             ),
         },
@@ -280,7 +280,7 @@ FACTORIES: tuple[Factory, ...] = (
         lot_parts=(1, 3),
         style=Style(groove=4.0, groove_px=2.6, dent=12.0, soil=0.7, crack=3.0, crack_soil=-0.7),
         sizes_px=_TINY,
-        force=(0.9, 1.4),
+        force=(1.1, 1.5),
         suffix="jpg",
         tile_px=512,
         costs={"miss": 70_000, "false_alarm": 6_000, "review": 700},

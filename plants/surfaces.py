@@ -80,7 +80,7 @@ def woven(rng: Rng, *, size: int, strength: float) -> Surface:
     warp, weft = np.cos(grid[None, :] + drift[1]), np.cos(grid[:, None] + drift[0])
     thick = 1.0 + 0.16 * (warp + weft) + 0.12 * warp * weft
     thick = thick * (
-        1.0 + 0.05 * _noise(rng, size=size, sigma=(0.8, 22.0)) + 0.05 * _noise(rng, size=size, sigma=(22.0, 0.8))
+        1.0 + 0.035 * _noise(rng, size=size, sigma=(0.8, 22.0)) + 0.035 * _noise(rng, size=size, sigma=(22.0, 0.8))
     )
     return Surface(thick.astype(np.float32), 1.0 + 0.04 * _noise(rng, size=size, sigma=10.0))
 
