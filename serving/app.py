@@ -230,9 +230,9 @@ def run(
 
     Raises InputError when the port is taken or the CPUs for the replicas are not there.
     """
-    from ray import serve
-
     port = _free_port(host, port)
+    from ray import serve  # two seconds that a taken port should not cost
+
     session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica))
     session.require({"CPU": cpus_per_replica}, copies=num_replicas)
     quiet = {"log_level": "WARNING", "enable_access_log": False}

@@ -15,7 +15,7 @@ import numpy as np
 from plants.bundle import Manifest
 from plants.errors import InputError
 from plants.plant import is_ok
-from serving.predictor import Floats, Model, Scored, Trunk
+from serving.scoring import Floats, Model, Scored, Trunk
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from plants.bundle import Manifest
 from plants.errors import InputError
 from plants.normality import Normality
 from serving.ensemble import Ensemble
-from serving.predictor import Model, Scorer, Sessions, Trunk
+from serving.scoring import Model, Scorer, Sessions, Trunk
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of a logit from the recorded one; float32 kernels of two machines differ by less."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import struct
 import threading
 import time
@@ -15,7 +16,9 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from plants.errors import InputError
 from plants.images import MAX_BYTES
+from serving.app import Board, run
 from serving.service import Service
 from tests.serving.toys import BLUE, GREEN, RED, Works, png
 
@@ -349,3 +352,22 @@ def test_an_expired_token_is_refused(http: TestClient, live: Works):
 def test_health_needs_no_token_and_names_no_plant(http: TestClient):
     health = http.get("/healthz")
     assert health.json() == {"status": "ok", "plants": 1, "plants_with_problems": 0, "problems": []}
+
+
+def test_a_board_keeps_what_a_dead_replica_counted_and_the_newest_of_each():
+    board = Board()
+    board.post("a", {"mill": {"cam-1": {"requests": 1}}})
+    board.post("a", {"mill": {"cam-1": {"requests": 2}}})
+    board.post("b", {})
+    assert board.others("b") == [{"mill": {"cam-1": {"requests": 2}}}]
+    assert board.others("c") == [{"mill": {"cam-1": {"requests": 2}}}, {}]
+
+
+@pytest.mark.filterwarnings("error::pydantic.PydanticDeprecatedSince20")
+def test_a_taken_port_is_refused_before_ray_starts(live: Works):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be used"):
+            run(live.settings, store_uri=live.store.uri, fleet="toys", port=port)

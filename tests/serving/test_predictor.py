@@ -8,11 +8,12 @@ import pytest
 
 from plants.errors import InputError
 from plants.images import decode, tensor_digest, views
+from plants.normality import Normality
 from plants.plant import Environment, Geometry, Photometry
 from serving.intake import Frame, PartRequest
 from serving.loading import Loader
 from serving.local import local_predictor, predict_local
-from serving.predictor import FrameError, Judgement, Predictor, judge
+from serving.predictor import CHUNK_VIEWS, FrameError, Judgement, Predictor, judge
 from serving.router import Target
 from serving.wiring import Shelf
 from tests.serving.toys import BLUE, GREEN, LEAVES, RED, SIZE_PX, TILES, Works, plant_view, png, spoil
@@ -251,3 +252,36 @@ def test_models_nobody_uses_are_freed(works: Works):
     gc.collect()
     assert len(loader._scorers) == 0
     assert len(loader._sessions._open) == 0
+
+
+def test_a_part_unlike_the_good_ones_is_looked_at_though_its_class_says_good(works: Works):
+    rng = np.random.default_rng(0)
+    good = np.clip(rng.normal([0.08, 0.86, 0.08], 0.02, (40, 3)), 0, 1).astype(np.float32)
+    bundle = works.bundle("own", normality=Normality.fit(good))
+    one = predictor(works, bundle=bundle, policy=works.policy(novelty_above=4.0))
+    square = (40, 40)
+    usual = one.predict(part(png(GREEN, size=square), png(GREEN, size=square)))
+    odd = one.predict(part(png(GREEN, size=square), png((110, 255, 110), size=square)))
+    assert usual.decision.verdict == "ok"
+    assert usual.novelty is not None
+    assert odd.novelty is not None
+    assert usual.novelty < 2 < 4 < odd.novelty
+    assert (odd.decision.verdict, odd.probabilities["ok"] > 0.9) == ("review", True)
+
+
+def test_the_novelty_of_an_ensemble_is_that_of_its_members_who_know_good_parts(works: Works):
+    good = np.random.default_rng(0).normal([0.1, 0.8, 0.1], 0.05, (30, 3)).astype(np.float32)
+    knows, knows_not = works.bundle("knows", normality=Normality.fit(good)), works.bundle("not", cut=1)
+    both = predictor(works, bundle=works.ensemble((knows, knows_not), (1.0, 1.0)))
+    alone = predictor(works, bundle=knows)
+    assert both.predict(part(png(GREEN))).novelty == alone.predict(part(png(GREEN))).novelty
+    assert predictor(works, bundle=knows_not).predict(part(png(GREEN))).novelty is None
+
+
+def test_a_frame_of_more_tiles_than_one_trunk_pass_takes_is_scored_whole(works: Works):
+    frame = png(GREEN, size=(32 * 24, 200), patch=(RED, (736, 168, 768, 200)))
+    judgement = predictor(works).predict(part(frame, environment="tiled"))
+    assert judgement.frames[0].num_views > 2 * CHUNK_VIEWS
+    assert judgement.decision.defect == "dent"
+    assert judgement.location is not None
+    assert judgement.location.box == (736, 168, 768, 200)
