@@ -63,8 +63,8 @@ NUM_FOLDS = 5
 class OutOfFold(Config):
     """Policies that each were solved without the lots they judge: what solving a policy on these parts is worth.
 
-    Stands wherever metrics take a policy. A policy judged on the parts it was solved on flatters itself: in a
-    simulation of 60 good and 12 bad parts it claimed 19 a part where new parts cost 95 to 190.
+    Stands wherever metrics take a policy. A policy judged on the parts it was solved on flatters itself: over 60
+    simulated samples of 60 parts it claimed 151 a part, out of fold 223, and new parts cost 199.
     """
 
     folds: dict[str, int]
@@ -163,9 +163,9 @@ def solve(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> 
     """The policy of least expected cost on these parts at the high end of the defect rate, holding the recall floors.
 
     Every part counts as a small cloud around its score, so that thresholds follow where parts lie rather than which
-    few were drawn; a gap in which nobody has seen a part is cut in its middle, and its middle half is reviewed where
-    review pays; the temperature is pulled towards 1 as if by a few parts. Where no good or no bad part was seen,
-    thresholds follow the calibrated probabilities. `note` says what a person should know.
+    few were drawn; a gap in which nobody has seen a part is cut in its middle, and its middle half is reviewed as far
+    as the probabilities leave doubt; the temperature is pulled towards 1 as if by a few parts. Where no good or no bad
+    part was seen, thresholds follow the calibrated probabilities. `note` says what a person should know.
     """
     note: list[str] = []
     common: dict[str, Any] = {
@@ -240,7 +240,8 @@ def _solved(scores: PartScores, *, policy: Policy, cap: float, floors: dict[str,
         return ((shares * values)[:, None] * weight).ravel()
 
     if_passed, if_rejected = prices(scores, costs=costs)
-    miss = float(if_passed[~good].mean())
+    at = {"miss": float(if_passed[~good].mean()), "false_alarm": costs.false_alarm, "review": costs.review}
+    doubt = bayes_cuts(**at, may_review=True) if cap > 0 and review_pays(**at) else None
     cuts = best_cuts(
         clouds.ravel(),
         passed=each(np.where(never_passes, costs.review, if_passed)),
@@ -251,7 +252,7 @@ def _solved(scores: PartScores, *, policy: Policy, cap: float, floors: dict[str,
         load_rejected=each(strange.astype(np.float64)),
         cap=cap,
         stop_at=stop_at,
-        may_review=cap > 0 and review_pays(miss=miss, false_alarm=costs.false_alarm, review=costs.review),
+        doubt=doubt,
     )
     return policy.model_copy(update={"pass_below": cuts.pass_below, "reject_above": cuts.reject_above})
 

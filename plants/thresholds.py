@@ -81,13 +81,14 @@ def best_cuts(
     load_rejected: Floats,
     cap: float,
     stop_at: float = np.inf,
-    may_review: bool = True,
+    doubt: tuple[float, float] | None = None,
 ) -> Cuts:
     """The pair of cuts of least total cost whose review load stays within `cap`, with nothing passed from `stop_at` on.
 
     All arrays are [N]: what a part adds to cost or load in each zone. Of equally cheap pairs the one of least load is
     taken, then the middle of the widest interval in log odds. A threshold is 0 or 1 only where no part lies beyond.
-    If passing meets rejecting in the middle of a gap and `may_review`, the middle half of the gap is reviewed.
+    If passing meets rejecting in the middle of a gap, the middle half of the gap is reviewed, as far as it lies within
+    `doubt`; nothing of it where that is None.
     """
     values, at = np.unique(score, return_inverse=True)
 
@@ -123,12 +124,21 @@ def best_cuts(
         return Cuts(0.0, 0.0, total, looked_at)
     start, end = edges[first], edges[final + 1]
     if i == j:
-        half = GAP_REVIEWED / 2 * (end - start) if may_review and first == final < len(values) else 0.0
-        middle = (start + end) / 2
-        return Cuts(_from_log_odds(middle - half), _from_log_odds(middle + half), total, looked_at)
+        is_gap = first == final < len(values)
+        return Cuts(*_gap_cuts(float(start), float(end), doubt=doubt if is_gap else None), total, looked_at)
     pass_below = _from_log_odds((start + end) / 2) if first > 0 else 0.0
     reject_above = _from_log_odds((edges[j] + edges[j + 1]) / 2) if j < len(values) else 1.0
     return Cuts(pass_below, max(pass_below, reject_above), total, looked_at)
+
+
+def _gap_cuts(start: float, end: float, *, doubt: tuple[float, float] | None) -> tuple[float, float]:
+    """Where to stop passing and start rejecting between two log odds with no part between them."""
+    middle, half = (start + end) / 2, GAP_REVIEWED / 2 * (end - start)
+    if doubt is None:
+        return _from_log_odds(middle), _from_log_odds(middle)
+    lowest, highest = _log_odds(np.array(doubt))
+    low, high = max(middle - half, min(middle, lowest)), min(middle + half, max(middle, highest))
+    return _from_log_odds(low), _from_log_odds(high)
 
 
 def bayes_cuts(*, miss: float, false_alarm: float, review: float, may_review: bool) -> tuple[float, float]:

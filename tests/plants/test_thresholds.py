@@ -69,17 +69,21 @@ def separated(low: list[float], high: list[float], **changes):
 
 
 def test_parts_that_are_apart_are_cut_in_the_middle_of_their_log_odds():
-    found = separated([0.01, 0.1], [0.9, 0.99], may_review=False)
+    found = separated([0.01, 0.1], [0.9, 0.99])
     assert found.pass_below == found.reject_above == pytest.approx(0.5)
-    skewed = separated([0.0001], [0.01], may_review=False).pass_below
+    skewed = separated([0.0001], [0.01]).pass_below
     middle = (np.log(0.0001 / 0.9999) + np.log(0.01 / 0.99)) / 2
     assert np.log(skewed / (1 - skewed)) == pytest.approx(middle)
 
 
-def test_the_middle_half_of_a_gap_is_reviewed_where_review_is_allowed():
-    found = separated([0.01, 0.1], [0.9, 0.99])
-    assert found.pass_below == pytest.approx(0.25)
-    assert found.reject_above == pytest.approx(0.75)
+@pytest.mark.parametrize(
+    ("doubt", "low", "high"),
+    [((0.01, 0.9), 0.25, 0.75), ((0.4, 0.6), 0.4, 0.6), ((0.4, 0.9), 0.4, 0.75), ((0.6, 0.7), 0.5, 0.7)],
+)
+def test_the_middle_half_of_a_gap_is_reviewed_as_far_as_there_is_doubt(doubt, low, high):
+    found = separated([0.01, 0.1], [0.9, 0.99], doubt=doubt)
+    assert found.pass_below == pytest.approx(low)
+    assert found.reject_above == pytest.approx(high)
     assert found.load == 0
 
 
@@ -91,7 +95,7 @@ def test_among_equally_cheap_cuts_the_middle_of_all_is_taken():
 
 
 def test_scores_at_the_very_ends_are_still_cut_between():
-    found = separated([EDGE, EDGE], [1 - EDGE], may_review=False)
+    found = separated([EDGE, EDGE], [1 - EDGE])
     assert found.pass_below == pytest.approx(0.5)
 
 
