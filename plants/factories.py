@@ -132,7 +132,7 @@ def _metal(names: tuple[str, str, str, str, str]) -> dict[str, Kind]:
 
 _SMALL = {"scratch": (45.0, 80.0), "dent": (30.0, 48.0), "stain": (26.0, 48.0), "rust": (28.0, 48.0),
           "crack": (45.0, 70.0), "chip": (20.0, 32.0)}  # fmt: skip
-_TINY = {"scratch": (24.0, 30.0), "dent": (25.0, 29.0), "stain": (24.0, 29.0), "crack": (21.0, 24.0)}
+_TINY = {"scratch": (24.0, 28.0), "dent": (21.0, 25.0), "stain": (18.5, 22.0), "crack": (18.0, 22.0)}
 _LETTERBOX: dict[str, Any] = {"fit": "letterbox", "min_defect_px": 15}
 _TILES: dict[str, Any] = {"fit": "tiles", "tile_px": 224, "overlap_px": 32, "min_defect_px": 20}
 
