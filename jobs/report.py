@@ -78,7 +78,7 @@ def _glance(document: Document) -> str:
         chosen, frozen = reports.get("chosen") or {}, reports.get("frozen") or {}
         rows.append(
             [
-                f'<a href="#{_text(name)}">{_text(name)}</a>',
+                f'<a href="#plant-{_text(name)}">{_text(name)}</a>',
                 f'<span class="chosen">{_text(decision.get("model"))}</span>',
                 _text(decision.get("why")),
                 _figure(chosen.get("macro_f1")),
@@ -108,7 +108,7 @@ def _picture(document: Document) -> str:
 def _plant(name: str, document: Document) -> str:
     decision, reports = document["decisions"].get(name, {}), document["details"].get(name, {})
     chosen, frozen = reports.get("chosen") or {}, reports.get("frozen") or {}
-    parts = [f'<h2 id="{_text(name)}">Plant {_text(name)}</h2>', _decision(decision), _models(name, document)]
+    parts = [f'<h2 id="plant-{_text(name)}">Plant {_text(name)}</h2>', _decision(decision), _models(name, document)]
     if chosen:
         parts += [
             _summary(chosen, frozen),
@@ -122,19 +122,21 @@ def _plant(name: str, document: Document) -> str:
 
 def _decision(decision: Mapping[str, Any]) -> str:
     words = [f'<p><span class="chosen">{_text(decision.get("model"))}</span>: {_text(decision.get("why"))}.']
-    interval = decision.get("interval")
-    if interval:
-        show = _money if interval["metric"] == "cost" else _percent
-        words.append(
-            f"Its difference in {_text(str(interval['metric']).replace('_', ' '))} to "
-            f"{_text(decision.get('against'))}: {_figure({**interval, 'value': interval['diff']}, show=show)}."
-        )
+    for figure, other in (
+        (decision.get("interval"), decision.get("against")),
+        (decision.get("gain"), "the frozen baseline"),
+    ):
+        if figure:
+            show = _money if figure["metric"] == "cost" else _percent
+            words.append(
+                f"Difference in {_text(figure['metric'].replace('_', ' '))} to {_text(other)}: "
+                f"{_figure({**figure, 'value': figure['diff']}, show=show)}."
+            )
     if decision.get("members"):
         words.append(f"Members: {_text(', '.join(decision['members']))}.")
-    words.append(
-        f'<br><span class="small">bundle <code>{_text(decision.get("bundle"))}</code>, '
-        f"policy <code>{_text(decision.get('policy'))}</code></span></p>"
-    )
+    names = {key: decision.get(key) for key in ("bundle", "policy")}
+    digests = [f"{key} <code>{_text(name)}</code>" for key, name in names.items() if isinstance(name, str)]
+    words.append(f'<br><span class="small">{", ".join(digests)}</span></p>')
     return " ".join(words)
 
 
@@ -335,7 +337,11 @@ def _matrix_figure(document: Document) -> Any:
     figure = Figure(figsize=(2.4 + 1.1 * len(plants), 1.2 + 0.3 * len(runs)), layout="constrained")
     axes = figure.subplots()
     colours = colormaps[COLOURS]
-    axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=1.0, aspect="auto")
+    edges = (np.arange(size + 1) - 0.5 for size in (len(plants), len(runs)))
+    axes.pcolormesh(
+        *edges, np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=1.0, edgecolors="white", linewidth=1
+    )
+    axes.invert_yaxis()
     for row, run in enumerate(runs):
         for column, plant in enumerate(plants):
             value, is_chosen = cells[row][column], document["decisions"].get(plant, {}).get("model") == run

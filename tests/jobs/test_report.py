@@ -1,0 +1,245 @@
+"""The report says what the document says, escapes what is the user's, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.report import SYNTHETIC, matrix_png, report_html, write_report
+from plants.costs import solve
+from plants.metrics import report
+from plants.plant import Costs
+from plants.scores import PartScores
+
+PLANTS = {"panel": (("gut", "Kratzer groß", "<b>x</b> & 'y'"), ("gut",)), "mill": (("scale", "scratch"), ())}
+VOID = {"meta", "br", "img", "path", "use", "image"}
+
+
+def figures(plant: str, *, skill: float, lots: int) -> dict[str, Any]:
+    classes, ok = PLANTS[plant]
+    rng = np.random.default_rng(int(10 * skill))
+    n = 120
+    truth = rng.integers(0, len(classes), n)
+    logits = rng.normal(size=(n, len(classes)))
+    logits[np.arange(n), truth] += skill
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    scores = PartScores(
+        part_ids=np.array([f"p{i}" for i in range(n)], dtype=object),
+        lots=np.array([f"l{i % lots}" for i in range(n)], dtype=object),
+        environments=np.array([f"cam<{i % 2}>" for i in range(n)], dtype=object),
+        truth=np.array(classes, dtype=object)[truth],
+        probs=probs,
+        classes=classes,
+        ok=ok,
+    )
+    policy = solve(scores, costs=Costs(), plant=plant) if ok else None
+    return report(scores, policy=policy, n_boot=50)
+
+
+def cell(found: dict[str, Any]) -> dict[str, Any]:
+    f1, cost, auc = found["macro_f1"], found["cost"] or {}, found["auc"] or {}
+    name, row = min(found["per_class"].items(), key=lambda item: item[1]["recall"]["value"])
+    return {
+        **{"macro_f1": f1["value"], "macro_f1_low": f1["low"], "macro_f1_high": f1["high"]},
+        **{"cost": cost.get("value"), "cost_low": cost.get("low"), "cost_high": cost.get("high")},
+        **{"recall": row["recall"]["value"], "recall_class": name, "auc": auc.get("value")},
+        **{"n": found["n"], "n_lots": found["n_lots"]},
+    }
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    details = {
+        "panel": {"chosen": figures("panel", skill=2.5, lots=20), "frozen": figures("panel", skill=1.2, lots=20)},
+        "mill": {"chosen": figures("mill", skill=3.1, lots=5), "frozen": None},
+    }
+    matrix = {
+        "own-panel-s0": {
+            "panel": cell(details["panel"]["chosen"]),
+            "mill": dict.fromkeys(cell(details["mill"]["chosen"])),
+        },
+        "frozen-panel-s0": {"panel": cell(details["panel"]["frozen"])},
+        "pooled-s0": {"mill": cell(details["mill"]["chosen"])},
+    }
+    interval = {"metric": "cost", "diff": -321.5, "low": -400.25, "high": -12.125, "words": None}
+    no_interval = {"metric": "macro_f1", "diff": 0.0123, "low": None, "high": None, "words": "not enough lots"}
+    decisions = {
+        "panel": {"model": "own-panel-s0", "kind": "own", "why": "cheapest & <best>", "interval": interval},
+        "mill": {"model": "pooled-s0", "kind": "pooled", "why": "only one", "interval": no_interval},
+    }
+    for decision in decisions.values():
+        decision.update(against="frozen-panel-s0", bundle="b" * 64, policy="c" * 64, members=["own-panel-s0"])
+    models = {run: {"kind": run.split("-")[0], "plants": [], "cut": 0, "tier": "head", "seed": 0} for run in matrix}
+    found = {"fleet": "steel", "synthetic": True, "plan": "steel-abc", "seed": 0, "plants": ["panel", "mill"]}
+    return json.loads(
+        json.dumps({**found, "models": models, "matrix": matrix, "decisions": decisions, "details": details})
+    )
+
+
+class Page(HTMLParser):
+    """What a reader's browser would make of a page; fails on tags that do not close."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.values: list[tuple[str, str]] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self._value: str | None = None
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.add(tag)
+        self.links += [str(value) for key, value in attrs if key in ("src", "href", "xlink:href", "action")]
+        self.ids += [str(found["id"])] if "id" in found else []
+        self._value = found.get("value") if tag == "data" else None
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+        if self._value is not None:
+            self.values.append((self._value, data))
+            self._value = None
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def page(document) -> Page:
+    return Page(report_html(document))
+
+
+def numbers(value: Any) -> set[str]:
+    if isinstance(value, dict | list):
+        return {n for item in (value.values() if isinstance(value, dict) else value) for n in numbers(item)}
+    return {repr(value)} if isinstance(value, int | float) and not isinstance(value, bool) else set()
+
+
+def test_every_figure_is_the_documents_own_and_rounded_from_it(page, document):
+    assert len(page.values) > 100
+    assert {value for value, _ in page.values} <= numbers(document)
+    for value, shown in page.values:
+        exact, seen = float(value), float(shown.replace(",", ""))
+        assert any(abs(scale * exact - seen) <= step for scale, step in ((100, 0.0501), (1, 0.501)))
+
+
+def test_what_the_reader_asks_of_the_document_is_on_the_page(page, document):
+    shown = {value for value, _ in page.values}
+    for name in ("panel", "mill"):
+        chosen = document["details"][name]["chosen"]
+        assert {repr(chosen["macro_f1"]["value"]), repr(chosen["n"]), repr(chosen["n_lots"])} <= shown
+        assert {repr(row["recall"]["value"]) for row in chosen["per_class"].values()} <= shown
+        assert {repr(row["macro_f1"]) for row in chosen["by_environment"].values()} <= shown
+        assert {repr(n) for row in chosen["confusion"]["counts"] for n in row} <= shown
+    panel = document["details"]["panel"]
+    for side in (panel["chosen"], panel["frozen"]):
+        assert {repr(side["cost"][end]) for end in ("value", "low", "high")} <= shown
+        assert repr(side["verdicts"]["escapes"]["value"]) in shown
+    assert {repr(document["decisions"]["panel"]["interval"][end]) for end in ("diff", "low", "high")} <= shown
+
+
+def test_the_page_asks_nothing_of_the_network(page):
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert all(link.startswith("#") for link in page.links)
+    assert not page.tags & {"script", "link", "iframe", "img", "object", "base"}
+
+
+def test_names_of_classes_plants_and_reasons_cannot_become_markup(page):
+    assert "b" not in page.tags
+    assert "<b>x</b> & 'y'" in page.text
+    assert "cheapest & <best>" in page.text
+    assert "cam<0>" in page.text
+    assert "Kratzer groß" in page.text
+
+
+def test_synthetic_data_are_said_to_be_synthetic_and_real_ones_are_not(page, document):
+    assert page.text.count(SYNTHETIC) == 2
+    assert SYNTHETIC not in Page(report_html({**document, "synthetic": False})).text
+
+
+def test_plants_come_in_the_documents_order_worst_first(page):
+    assert [name for name in page.ids if name.startswith("plant-")] == ["plant-panel", "plant-mill"]
+
+
+def test_environments_come_worst_first_whatever_the_order_of_the_json(document):
+    changed = copy.deepcopy(document)
+    found = {"cam-good": 0.99, "cam-unseen": None, "cam-bad": 0.11, "cam-fair": 0.55}
+    changed["details"]["mill"]["chosen"]["by_environment"] = {
+        name: {"macro_f1": value, "low": None, "high": None, "words": None, "n": 3, "n_lots": 2}
+        for name, value in found.items()
+    }
+    text = Page(report_html(changed)).text
+    at = [text.index(f" {name} ") for name in ("cam-bad", "cam-fair", "cam-good", "cam-unseen")]
+    assert at == sorted(at)
+
+
+def test_a_plant_without_good_parts_says_that_there_is_no_money(page):
+    assert page.text.count("there is no money to count") == 1
+
+
+def test_without_an_interval_the_reason_stands_in_its_place(page):
+    assert "1.2 not enough lots" in page.text
+
+
+def test_the_picture_holds_the_judged_cells_as_text_and_frames_the_chosen(page, document):
+    for row in document["matrix"].values():
+        for values in row.values():
+            if values["macro_f1"] is not None:
+                assert f"{100 * values['macro_f1']:.1f}" in page.words
+    assert {name for name in page.ids if name.startswith("chosen-")} == {
+        f"chosen-{plant}-{edge}" for plant in ("panel", "mill") for edge in ("white", "black")
+    }
+
+
+def test_a_decision_for_a_model_outside_the_matrix_is_said_in_words(document):
+    changed = copy.deepcopy(document)
+    changed["decisions"]["mill"]["model"] = "average-mill"
+    assert "not in the picture: mill: average-mill" in Page(report_html(changed)).text
+
+
+def test_a_matrix_without_any_figure_is_still_a_page(document):
+    changed = copy.deepcopy(document)
+    for row in changed["matrix"].values():
+        for values in row.values():
+            values.update(dict.fromkeys(values))
+    changed["details"] = {}
+    assert "panel" in Page(report_html(changed)).text
+
+
+def test_the_same_document_gives_the_same_bytes(document, tmp_path: Path):
+    for name in ("a.html", "deep/b.html"):
+        write_report(document, tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "deep/b.html").read_bytes()
+
+
+def test_the_matrix_is_a_readable_png(document, tmp_path: Path):
+    matrix_png(document, tmp_path / "docs/matrix.png")
+    with Image.open(tmp_path / "docs/matrix.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert min(image.size) > 200
