@@ -136,9 +136,9 @@ def compare(fleet: FleetFile = FLEET, json_to: JsonFile = None) -> None:
 
     Example: crossplant compare --fleet steel.yaml
     """
-    from jobs import verbs
+    from jobs import release
 
-    _finish(verbs.compare(_fleet(fleet), settings=_settings(), show=console), to=json_to)
+    _finish(release.compare(_fleet(fleet), settings=_settings(), show=console), to=json_to)
 
 
 @app.command()
@@ -147,10 +147,10 @@ def evaluate(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile =
 
     Example: crossplant evaluate --fleet steel.yaml
     """
-    from jobs import verbs
+    from jobs import release
 
     loaded = _fleet(fleet)
-    document = verbs.evaluate(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
+    document = release.evaluate(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
 
 
@@ -160,10 +160,10 @@ def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
 
     Example: crossplant publish --fleet steel.yaml
     """
-    from jobs import verbs
+    from jobs import release
 
     loaded = _fleet(fleet)
-    document = verbs.publish(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
+    document = release.publish(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
 
 
@@ -179,9 +179,9 @@ def promote(
 
     Example: crossplant promote --fleet steel.yaml --plant neu --bundle 3f2a
     """
-    from jobs import verbs
+    from jobs import release
 
-    document = verbs.promote(
+    document = release.promote(
         _fleet(fleet), settings=_settings(), plant=plant, bundle=bundle, policy=policy, show=console
     )
     _finish(document, to=json_to)
@@ -195,9 +195,9 @@ def rollback(
 
     Example: crossplant rollback --fleet steel.yaml --plant neu
     """
-    from jobs import verbs
+    from jobs import release
 
-    _finish(verbs.rollback(_fleet(fleet), settings=_settings(), plant=plant, show=console), to=json_to)
+    _finish(release.rollback(_fleet(fleet), settings=_settings(), plant=plant, show=console), to=json_to)
 
 
 @app.command()
@@ -206,9 +206,226 @@ def status(fleet: FleetFile = FLEET, json_to: JsonFile = None) -> None:
 
     Example: crossplant status --fleet steel.yaml
     """
-    from jobs import verbs
+    from jobs import release
 
-    _finish(verbs.status(_fleet(fleet), settings=_settings(), show=console), to=json_to)
+    _finish(release.status(_fleet(fleet), settings=_settings(), show=console), to=json_to)
+
+
+@app.command()
+def serve(
+    fleet: FleetFile = FLEET,
+    plant: Plants = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 picks a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+    json_to: JsonFile = None,
+) -> None:
+    """Serve every plant that has a route, until interrupted; tokens are written under home, never shown.
+
+    Example: crossplant serve --fleet steel.yaml --port 8000
+    """
+    from serving import verbs
+
+    loaded, settings = _fleet(fleet), _settings()
+    document = verbs.serve_fleet(loaded, settings=settings, plants=plant or (), host=host, port=port, replicas=replicas)
+    for name in document["plants"]:
+        console.print(f"{document['address']}/plants/{name}/predict  token: {settings.home}/tokens/{name}.token")
+    _finish(document, to=json_to)
+    verbs.wait_until_interrupted(loaded)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Frames, or folders of frames.")],
+    plant: Annotated[str | None, typer.Option(help="The plant; a bundle that serves one needs none.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ask this endpoint, e.g. http://127.0.0.1:8000.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Or judge with this bundle's folder.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file for --bundle.")] = None,
+    environment: Annotated[str | None, typer.Option(help="Where the frames were taken.")] = None,
+    one_part: Annotated[bool, typer.Option("--one-part", help="All frames show one part.")] = False,
+    json_to: JsonFile = None,
+) -> None:
+    """Judge frames through a plant's endpoint or with a bundle on disk: the same frames get the same answer.
+
+    Example: crossplant predict --plant neu --address http://127.0.0.1:8000 frames/
+    """
+    from serving import verbs
+
+    document = verbs.predict_files(
+        images,
+        plant=plant,
+        address=address,
+        bundle=bundle,
+        policy=policy,
+        environment=environment,
+        one_part=one_part,
+        settings=_settings(),
+    )
+    for row in document["predictions"]:
+        said = row.get("error") or f"{row['verdict']}  {row['defect'] or ''}  {row['confidence']:.3f}"
+        console.print(f"{row['image']}: {said}", markup=False, soft_wrap=True)
+    _finish(document, to=json_to)
+    _fail_if([row for row in document["predictions"] if row.get("error")], "frames could not be judged")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(help="The cluster's dashboard, e.g. http://head:8265.")] = None,
+    kuberay: Annotated[bool, typer.Option("--kuberay", help="Print a RayJob manifest instead.")] = False,
+    image: Annotated[str, typer.Option(help="Container image for --kuberay.")] = "crossplant:0.1.0",
+    working_dir: Annotated[Path | None, typer.Option(help="Folder to send along.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
+    json_to: JsonFile = None,
+) -> None:
+    """Run a verb as a Ray job of a cluster, or print it as a RayJob for Kubernetes.
+
+    Example: crossplant submit --address http://127.0.0.1:8265 train --fleet steel.yaml
+    """
+    import os
+
+    from plants.errors import InputError
+
+    if kuberay:
+        from cluster.kuberay import rayjob_manifest, to_yaml
+
+        manifest = rayjob_manifest(context.args, image=image)
+        sys.stdout.write(to_yaml(manifest))
+        _finish({"manifest": manifest}, to=json_to if json_to != "-" else None)
+        return
+    if address is None:
+        raise InputError("no cluster is named", field="--address", remedy="Name its dashboard, or use --kuberay")
+    from cluster.submit import submit as send
+
+    done = send(
+        context.args,
+        address=address,
+        working_dir=working_dir,
+        env={k: v for k, v in os.environ.items() if k.startswith("CROSSPLANT_") and k != "CROSSPLANT_RAY_ADDRESS"},
+        wait=wait,
+        on_line=lambda line: console.print(line, markup=False, soft_wrap=True),
+    )
+    console.print(f"job {done.job_id}: {done.status}", markup=False)
+    _finish({"job_id": done.job_id, "status": done.status}, to=json_to)
+    _fail_if([done.status] if done.status in ("FAILED", "STOPPED") else [], "job did not succeed")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of the embedded fleet.")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on serving until interrupted.")] = False,
+    json_to: JsonFile = None,
+) -> None:
+    """Generate the embedded fleet, train, compare, evaluate, publish, serve it and call its endpoints over HTTP.
+
+    Example: crossplant demo
+    """
+    import shutil
+    import time
+
+    from cluster.settings import Settings
+    from jobs import release, verbs
+    from plants.synthetic import make_fleet
+
+    start, own = time.monotonic(), _settings()
+    home = own.home / "demo"
+    marker = home / "unfinished"
+    if home.exists() and not marker.exists():
+        shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    settings = Settings.model_validate(
+        {**own.model_dump(), "home": home, "tracking_uri": "", "journal_url": "", "ray_address": "local"}
+    )
+    console.print("The embedded fleet: generated images of six invented plants. Nothing here is a real factory.")
+    loaded = _fleet(make_fleet(home / "fleet", seed=seed))
+    names = [plant.name for plant in loaded.plants]
+    verbs.import_fleet(loaded, names=names, show=console)
+    verbs.audit_fleet(loaded, names=names, show=console)
+    trained = verbs.train(
+        loaded, settings=settings, recipe_file=None, seeds=(0,), leave_out=(), retry_failed=False, show=console
+    )
+    compared = release.compare(loaded, settings=settings, show=console)
+    release.evaluate(loaded, settings=settings, names=names, show=console)
+    release.publish(loaded, settings=settings, names=names, show=console)
+    served = _called(loaded, settings=settings)
+    document = {
+        "plants": names,
+        "synthetic": True,
+        "runs": trained["runs"],
+        **{key: compared[key] for key in ("matrix", "decisions", "report")},
+        **served,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    marker.unlink()
+    console.print(f"report: {compared['report']}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(names)} plants from images to endpoints in {document['seconds']:.0f} s. The data are synthetic. "
+        f"Next: `crossplant --help`, and your own plants in a fleet.yaml (README).",
+        soft_wrap=True,
+    )
+    _finish(document, to=json_to)
+    _stop(loaded, keep=keep)
+
+
+def _called(loaded: Any, *, settings: Any) -> dict[str, Any]:
+    """The fleet is served, three parts of every plant were judged over HTTP with its token, and counted."""
+    from rich.table import Table
+
+    from cluster.catalog import Catalog
+    from cluster.storage import PlantFiles, open_store
+    from serving.client import Client
+    from serving.verbs import ensure_token, serve_fleet
+
+    served = serve_fleet(loaded, settings=settings, host="127.0.0.1", port=0)
+    catalog, files = Catalog(open_store(loaded.store)), PlantFiles()
+    table = Table(title=f"Endpoints at {served['address']}, each called with its own token", title_justify="left")
+    for column in ("endpoint", "environment", "frames", "verdict", "defect", "confidence", "ms"):
+        table.add_column(column, overflow="fold")
+    endpoints, metrics = {}, {}
+    for name in served["plants"]:
+        plant = loaded.plant(name)
+        rows = catalog.rows(name)
+        rows = rows[rows["role"] == "test"]
+        with Client(served["address"], token=ensure_token(settings, plant=name)) as client:
+            for part_id in rows["part_id"].drop_duplicates().head(3):
+                frames = rows[rows["part_id"] == part_id]
+                images = [(frame, files.read(plant.images, frame)) for frame in frames["frame"]]
+                environment = frames["environment"].iloc[0]
+                answer = client.predict(name, images, part_id=part_id, environment=environment)
+                cells = [environment, str(len(images)), answer["verdict"], answer["defect"] or ""]
+                table.add_row(
+                    f"/plants/{name}/predict", *cells, f"{answer['confidence']:.2f}", f"{answer['latency_ms']:.0f}"
+                )
+            metrics[name] = client.metrics(name)
+        endpoints[name] = f"{served['address']}/plants/{name}/predict"
+    console.print(table)
+    for name, counted in metrics.items():
+        console.print(f"metrics {name}: {_counts(counted)}", markup=False, soft_wrap=True)
+    return {"address": served["address"], "endpoints": endpoints, "metrics": metrics}
+
+
+def _counts(metrics: dict[str, Any]) -> str:
+    """Requests and verdicts by environment, in words."""
+    said = []
+    for name, row in metrics.get("environments", {}).items():
+        verdicts = ", ".join(f"{verdict} {n}" for verdict, n in row["verdicts"].items() if n)
+        said.append(f"{name}: {row['requests']} requests ({verdicts})")
+    return "; ".join(said)
+
+
+def _stop(loaded: Any, *, keep: bool) -> None:
+    """Serving goes on until interrupted, or ends now; then Ray ends."""
+    from cluster import session
+    from serving import app as serving
+    from serving.verbs import wait_until_interrupted
+
+    if keep:
+        console.print("serving; Ctrl-C ends it")
+        wait_until_interrupted(loaded)
+    else:
+        serving.stop(loaded.fleet)
+    session.stop()
 
 
 def _fail_if(bad: list[Any], what: str) -> None:

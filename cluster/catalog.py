@@ -1,6 +1,6 @@
 """The recorded tables of a fleet in its store: label rows, split assignments, and the sealed labels of test rows.
 
-Nothing here opens the seal: `sealed/` is written at import and read by the one job that evaluates.
+`sealed/` is written at import and read for the one job that evaluates, after its ledger has counted the opening.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cluster.storage import Store
 from plants import splits
 from plants.errors import InputError
 from plants.labels import from_parquet, read_rows, to_parquet
-from plants.tables import Files, Rejected
 from plants.plant import Fleet, Plant
+from plants.tables import Files, Rejected
 
 ASSIGNMENTS = "assignments.parquet"
 
@@ -96,6 +96,10 @@ class Catalog:
         if assignments is None or not self.store.exists(key):
             raise InputError("has not been imported", plant=plant, remedy="Run `crossplant import --fleet FILE` first")
         return splits.with_roles(from_parquet(self.store.read(key)), assignments)
+
+    def sealed(self, plant: str) -> pd.DataFrame:
+        """The answers of the plant's test rows. Only `jobs/evaluate.py` asks, after the ledger has counted it."""
+        return pd.read_parquet(io.BytesIO(self.store.read(f"sealed/{plant}.parquet")))
 
     def data_digest(self, plants: Sequence[str]) -> str:
         """Names what can be learned from: frames, labels and roles of the train and select rows of these plants."""

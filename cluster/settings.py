@@ -48,6 +48,8 @@ class Settings(Config):
     """Shared memory of an embedded Ray. Packs and activations are memory-mapped files and do not count."""
     budget: int = Field(default=5, ge=1)
     """How often a generation of the sealed test may be opened."""
+    token: str = Field(default="", repr=False)
+    """Bearer token for `predict`; the one kept under `home` for the plant when empty."""
     token_ttl_days: float = Field(default=90.0, gt=0)
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from plants.plant import Fleet
 def import_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:
     """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store."""
     catalog = Catalog(open_store(fleet.store))
-    table = _table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
+    table = new_table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
     plants: list[dict[str, Any]] = []
     for name in names:
         with _bar(show, f"reading {name}") as tick:
@@ -82,7 +82,7 @@ def audit_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[st
             )
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda f: (order[f["level"]], names.index(f["plant"])))
-    table = _table("Audit", "level", "plant", "kind", "finding", "remedy")
+    table = new_table("Audit", "level", "plant", "kind", "finding", "remedy")
     for f in findings:
         table.add_row(f["level"], f["plant"], f["kind"], f["detail"], f["remedy"] or "")
     show.print(table)
@@ -117,7 +117,7 @@ def train(
             say=progress.say,
         )
     document = trained.to_json()
-    table = _table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
+    table = new_table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
     for run in sorted(document["runs"], key=lambda r: r["state"] != "failed"):
         cause = run["error"] or ""
         table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
@@ -177,7 +177,8 @@ def _bar(show: Console, what: str) -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """A table with a title, whose cells fold instead of losing text."""
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, overflow="fold")

@@ -20,6 +20,7 @@ class InputError(ValueError):
         field: str | None = None,
         remedy: str | None = None,
     ) -> None:
+        self.plant, self.file, self.field, self.remedy = plant, file, field, remedy
         where = [f"{name} {value}" for name, value in (("plant", plant), ("file", file), ("field", field)) if value]
         text = ": ".join([*where, " ".join(str(message).split())])
         super().__init__(f"{text}. {remedy}" if remedy else text)

@@ -1,0 +1,262 @@
+"""Which model should judge each plant's parts: every model at every plant on `decide`, and a decision with its proof.
+
+Models are judged as exported files, per part. A cheaper model is taken only where the paired interval over lots shows
+that it is not worse than the best by more than a margin; otherwise the best estimate is taken and what is not known is
+said: "no difference shown", "not enough lots". Costs are taken with thresholds solved out of fold, by lot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.plan import Plan
+from jobs.scoring import Exports, Member, RoleInputs, role_inputs
+from plants.costs import OutOfFold, Policy, out_of_fold, solve
+from plants.metrics import paired, report
+from plants.plant import Fleet, Plant
+from plants.scores import PartScores
+
+MARGIN_F1 = 0.01
+"""A cheaper model may be this much worse in macro-F1 and still be taken."""
+MARGIN_COST = 0.02
+"""Likewise in money, as a fraction of what the cheaper of passing all and rejecting all would cost."""
+ENSEMBLE_KINDS = ("own", "pooled", "warm")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model at one plant."""
+
+    name: str
+    kind: str
+    members: tuple[str, ...]
+    """The runs it is made of: one, or several for an ensemble."""
+    serving_cost: int
+    """Branch passes an image beyond the shared trunk; heads are free."""
+    scores: PartScores
+    policy: Policy
+    """Solved on all parts: what is published."""
+    judged_by: OutOfFold | Policy
+    """Solved out of fold by lot, so that costs do not flatter: what candidates are compared with."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The model of one plant, why, and what the nearest alternative would mean."""
+
+    model: str
+    why: str
+    against: str | None
+    interval: dict[str, Any] | None
+
+
+def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: int = 0) -> Decision:
+    """The cheapest candidate shown not to be worse than the best by more than the margin, else the best.
+
+    Pure. idle_cost: money a part when nothing is inspected, None where there is no money.
+    """
+    order = sorted(candidates, key=_badness)
+    best = order[0]
+    taken, interval = best, None
+    for other in sorted(order[1:], key=lambda c: (c.serving_cost, _badness(c))):
+        if other.serving_cost >= best.serving_cost:
+            continue
+        found = _paired(other, best, seed=seed)
+        if _is_not_worse(found, idle_cost=idle_cost):
+            taken, interval = other, found
+            break
+    if taken is not best:
+        why = f"{taken.name} costs less to serve and is shown not to be worse than {best.name} by more than the margin"
+        return Decision(taken.name, why, best.name, interval)
+    if len(order) == 1:
+        return Decision(best.name, "the only candidate", None, None)
+    rival = order[1]
+    interval = _paired(best, rival, seed=seed)
+    if interval["low"] is None:
+        why = f"not enough lots for an interval; best estimate, before {rival.name}"
+    elif interval["low"] <= 0 <= interval["high"]:
+        why = f"best estimate; no difference shown to {rival.name}"
+    else:
+        why = f"better than {rival.name}, the interval excludes 0"
+    return Decision(best.name, why, rival.name, interval)
+
+
+def _badness(candidate: Candidate) -> tuple[float, float, int, str]:
+    figures = report(candidate.scores, policy=candidate.judged_by, n_boot=1)
+    cost = figures["cost"]["value"] if figures["cost"] else None
+    f1 = figures["macro_f1"]["value"]
+    lost = 1 - (f1 if f1 is not None else 0.0)
+    return (cost if cost is not None else lost, lost, candidate.serving_cost, candidate.name)
+
+
+def _paired(a: Candidate, b: Candidate, *, seed: int) -> dict[str, Any]:
+    return paired(a.scores, b.scores, policy_a=a.judged_by, policy_b=b.judged_by, seed=seed)
+
+
+def _is_not_worse(found: Mapping[str, Any], *, idle_cost: float | None) -> bool:
+    if found["low"] is None:
+        return False
+    if found["metric"] == "cost":
+        return idle_cost is not None and found["high"] <= MARGIN_COST * idle_cost
+    return bool(found["low"] >= -MARGIN_F1)
+
+
+def idle_cost(plant: Plant) -> float | None:
+    """Money a part at the unfavourable defect rate when all parts pass or all are rejected, whichever is cheaper."""
+    rate = plant.costs.defect_rate[2]
+    return min(rate * plant.costs.miss, (1 - rate) * plant.costs.false_alarm) if plant.ok else None
+
+
+def candidates_at(plant: Plant, *, inputs: RoleInputs, exports: Exports, run_ids: Sequence[str]) -> list[Candidate]:
+    """The runs, and the plain average of own, pooled and warm-started, at a plant; each with its policy."""
+    leaf_sets = exports.material.fleet.leaf_sets(plant)
+    members: dict[str, Member] = {run_id: inputs.probabilities(run_id) for run_id in run_ids}
+    words = {run_id: exports.branch(run_id)[0] for run_id in run_ids}
+
+    def candidate(name: str, kind: str, runs: tuple[str, ...]) -> Candidate:
+        scores = inputs.scores([members[run] for run in runs], leaf_sets=leaf_sets)
+        policy = solve(scores, costs=plant.costs, plant=plant.name)
+        price = sum(words[run]["cut"] > 0 for run in runs)
+        judged_by = out_of_fold(scores, costs=plant.costs, plant=plant.name) if plant.ok else policy
+        return Candidate(name, kind, runs, price, scores, policy, judged_by)
+
+    found = [candidate(run_id, words[run_id]["kind"], (run_id,)) for run_id in run_ids]
+    mixed = tuple(
+        run_id
+        for run_id in run_ids
+        if words[run_id]["kind"] in ENSEMBLE_KINDS and words[run_id]["target"] in (plant.name, None)
+    )
+    if len(mixed) > 1:
+        found.append(candidate(f"ensemble-{plant.name}", "ensemble", mixed))
+    return found
+
+
+def cell(*, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What the matrix says of a model at a plant."""
+    recalls = {
+        name: row["recall"]["value"] for name, row in figures["per_class"].items() if row["recall"]["value"] is not None
+    }
+    worst = min(recalls, key=lambda name: recalls[name]) if recalls else None
+    cost = figures["cost"] or {}
+    auc = figures["auc"] or {}
+    return {
+        "macro_f1": figures["macro_f1"]["value"],
+        "macro_f1_low": figures["macro_f1"]["low"],
+        "macro_f1_high": figures["macro_f1"]["high"],
+        "recall": recalls[worst] if worst else None,
+        "recall_class": worst,
+        "cost": cost.get("value"),
+        "cost_low": cost.get("low"),
+        "cost_high": cost.get("high"),
+        "auc": auc.get("value"),
+        "n": figures["n"],
+        "n_lots": figures["n_lots"],
+    }
+
+
+def runs_for(plan: Plan, *, fleet: Fleet, plant: Plant, done: Sequence[str], seed: int) -> list[str]:
+    """The finished runs that can say something of a plant: theirs is the plant, or shares defect classes with it."""
+    near = {plant.name, *(sister.name for sister in fleet.sisters(plant))}
+    return [run.run_id for run in plan.runs if run.run_id in done and run.seed == seed and near & set(run.plants)]
+
+
+def compare_plant(
+    plant: Plant,
+    *,
+    plan: Plan,
+    exports: Exports,
+    done: Sequence[str],
+    seed: int,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]] | None:
+    """A plant's column of the matrix, its decision and its details; None where `decide` holds no labelled part."""
+    inputs = role_inputs(plant.name, role="decide", exports=exports)
+    if inputs is None:
+        return None
+    fleet = exports.material.fleet
+    run_ids = runs_for(plan, fleet=fleet, plant=plant, done=done, seed=seed)
+    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=run_ids)
+    figures = {c.name: report(c.scores, policy=c.judged_by, seed=seed) for c in candidates}
+    column = {c.name: cell(figures=figures[c.name]) for c in candidates}
+    eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan)]
+    decision = decide(eligible, idle_cost=idle_cost(plant), seed=seed)
+    chosen = next(c for c in candidates if c.name == decision.model)
+    for run_id in chosen.members:
+        exports.check_parity(run_id, activations=inputs.activations)
+    frozen = next(
+        (c.name for c in candidates if c.kind == "frozen" and c.name.startswith(f"frozen-{plant.name}-")), None
+    )
+    made = {
+        "model": chosen.name,
+        "kind": chosen.kind,
+        "members": list(chosen.members),
+        "why": decision.why,
+        "against": decision.against,
+        "interval": decision.interval,
+        "policy": chosen.policy.model_dump(mode="json"),
+        "gain": _gain(chosen, next((c for c in candidates if c.name == frozen), None), seed=seed),
+    }
+    details = {"chosen": figures[chosen.name], "frozen": figures[frozen] if frozen else None}
+    return column, made, details
+
+
+def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan) -> bool:
+    """A model that was fitted without the plant is in the matrix, but no candidate for serving it."""
+    return candidate.kind == "ensemble" or plant.name in plan.run(candidate.name).plants
+
+
+def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int) -> dict[str, Any] | None:
+    """The chosen model against the frozen baseline, paired; None where they are the same."""
+    return _paired(chosen, frozen, seed=seed) if frozen and frozen.name != chosen.name else None
+
+
+def worst_first(decisions: Mapping[str, Any], matrix: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Plants by the macro-F1 of their chosen model, worst first."""
+
+    def f1(name: str) -> float:
+        value = matrix[decisions[name]["model"]][name]["macro_f1"]
+        return -1.0 if value is None else float(value)
+
+    return sorted(decisions, key=f1)
+
+
+Say = Callable[[str], None]
+
+
+def compare_fleet(
+    fleet: Fleet, *, plan: Plan, exports: Exports, done: Sequence[str], seed: int, say: Say = lambda text: None
+) -> dict[str, Any]:
+    """The `compare` document without bundles: matrix, decisions, details, plants worst first."""
+    matrix: dict[str, dict[str, Any]] = {}
+    decisions: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+    for plant in fleet.plants:
+        found = compare_plant(plant, plan=plan, exports=exports, done=done, seed=seed)
+        if found is None:
+            say(f"{plant.name}: no labelled part in `decide`: not enough data")
+            continue
+        column, decisions[plant.name], details[plant.name] = found
+        for name, values in column.items():
+            matrix.setdefault(name, {})[plant.name] = values
+        say(f"{plant.name}: {len(column)} models judged")
+    models = {}
+    for name in matrix:
+        if name.startswith("ensemble-"):
+            kind, plants, cut = "ensemble", [name.removeprefix("ensemble-")], None
+        else:
+            words = exports.branch(name)[0]
+            kind, plants, cut = words["kind"], words["plants"], words["cut"]
+        tier = "ensemble" if kind == "ensemble" else "branch" if cut else "head"
+        models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": tier, "seed": seed}
+    return {
+        "fleet": fleet.fleet,
+        "synthetic": fleet.synthetic,
+        "plan": plan.plan_id,
+        "seed": seed,
+        "plants": worst_first(decisions, matrix),
+        "models": models,
+        "matrix": matrix,
+        "decisions": decisions,
+        "details": details,
+    }

@@ -1,0 +1,93 @@
+"""The only opener of the sealed test: evaluates what `compare` chose, once, and writes who looked and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+
+from cluster.catalog import Catalog
+from cluster.storage import Store
+from jobs.compare import cell
+from jobs.scoring import Exports, role_inputs
+from plants import seal, splits
+from plants.costs import Policy
+from plants.errors import InputError
+from plants.metrics import paired, report
+from plants.plant import Fleet
+
+LEDGER = "sealed/ledger.jsonl"
+
+
+def openings(store: Store) -> list[seal.Opening]:
+    """Every opening so far, oldest first."""
+    return seal.read_ledger(store.read(LEDGER).decode()) if store.exists(LEDGER) else []
+
+
+def open_test(
+    name: str, *, catalog: Catalog, who: str, bundles: Sequence[str], now: datetime, budget: int
+) -> pd.DataFrame:
+    """The plant's test rows with their answers, after the ledger has counted the opening.
+
+    Raises SealError when the generation's budget is spent; nothing is read then.
+    """
+    store = catalog.store
+    assignments = catalog.assignments()
+    rows = catalog.rows(name)
+    if assignments is None or not (rows["role"] == "test").any():
+        raise InputError("has no test rows", plant=name, remedy="Import more lots")
+    generation = splits.generation_of(assignments, plant=name)
+    past = openings(store)
+    seal.check_budget(past, plant=name, generation=generation, budget=budget)
+    record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now)
+    store.write(LEDGER, "".join(opening.line for opening in [*past, record]).encode())
+    return splits.unseal(rows, catalog.sealed(name))
+
+
+def evaluate_fleet(
+    fleet: Fleet,
+    *,
+    names: Sequence[str],
+    document: Mapping[str, Any],
+    exports: Exports,
+    who: str,
+    now: datetime,
+    budget: int,
+) -> dict[str, Any]:
+    """The chosen models, and the frozen baselines beside them, on the sealed test; the ledger as it is afterwards.
+
+    A chosen model that is significantly worse than the frozen baseline withdraws its decision.
+    """
+    catalog = exports.material.catalog
+    plants: dict[str, Any] = {}
+    for name in names:
+        decision = document["decisions"].get(name)
+        if decision is None:
+            raise InputError("has no decision", plant=name, remedy="Run `crossplant compare` first")
+        rows = open_test(name, catalog=catalog, who=who, bundles=[decision["bundle"]], now=now, budget=budget)
+        plants[name] = _evaluate(name, rows=rows, decision=decision, document=document, exports=exports)
+    ledger = [opening.model_dump(mode="json") for opening in openings(catalog.store)]
+    return {"fleet": fleet.fleet, "synthetic": fleet.synthetic, "plants": plants, "ledger": ledger}
+
+
+def _evaluate(
+    name: str, *, rows: pd.DataFrame, decision: Mapping[str, Any], document: Mapping[str, Any], exports: Exports
+) -> dict[str, Any]:
+    plant = exports.material.fleet.plant(name)
+    inputs = role_inputs(name, role="test", exports=exports, rows=rows)
+    if inputs is None:
+        raise InputError("no test row has an annotated class", plant=name)
+    leaf_sets = exports.material.fleet.leaf_sets(plant)
+    policy = Policy.model_validate(decision["policy"])
+    scores = inputs.scores([inputs.probabilities(run) for run in decision["members"]], leaf_sets=leaf_sets)
+    figures = report(scores, policy=policy)
+    row = {**cell(figures=figures), "model": decision["model"], "details": figures, "withdrawn": False}
+    frozen = f"frozen-{name}-s{document['seed']}"
+    if frozen in document["matrix"] and decision["members"] != [frozen]:
+        base = inputs.scores([inputs.probabilities(frozen)], leaf_sets=leaf_sets)
+        row["frozen"] = cell(figures=report(base))
+        row["gain"] = gain = paired(scores, base)
+        row["withdrawn"] = gain["high"] is not None and gain["high"] < 0
+    return row

@@ -1,0 +1,214 @@
+"""What a decision becomes: a bundle of exported files with proof and card, and a policy, both named by digest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from cluster.registry import Bundles
+from jobs.plan import Plan
+from jobs.scoring import Exports
+from plants import bundle, splits
+from plants.bundle import Manifest, PlantView, TrunkRef
+from plants.costs import Policy
+from plants.images import tensor_digest
+from plants.plant import Fleet
+
+PROBE_INPUTS = 32
+
+
+def publish_decision(
+    name: str, *, document: Mapping[str, Any], plan: Plan, exports: Exports, finished: Mapping[str, str | None]
+) -> tuple[str, str]:
+    """The chosen model of a plant, with its members, and its policy lie in the store; returns both digests.
+
+    finished: when each run ended; it stands in the manifest, so that the same run gives the same bundle.
+    """
+    decision = document["decisions"][name]
+    store = exports.material.store
+    trunk = Bundles(store).publish_trunk(exports.material.trunk_path)
+    digests = [
+        _publish_run(
+            run_id, plant=name, document=document, plan=plan, exports=exports, trunk=trunk, at=finished[run_id]
+        )
+        for run_id in decision["members"]
+    ]
+    digest = digests[0]
+    if len(digests) > 1:
+        digest = _publish_ensemble(
+            name, members=digests, document=document, plan=plan, exports=exports, trunk=trunk, finished=finished
+        )
+    policy = Policy.model_validate({**decision["policy"], "bundle": digest})
+    store.write(f"policies/{policy.digest}.json", policy.to_json().encode())
+    return digest, policy.digest
+
+
+def _publish_run(
+    run_id: str, *, plant: str, document: Mapping[str, Any], plan: Plan, exports: Exports, trunk: str, at: str | None
+) -> str:
+    words, branch, path = exports.branch(run_id)
+    spec = plan.run(run_id)
+    fleet = exports.material.fleet
+    manifest = Manifest(
+        kind=words["kind"],
+        run_id=run_id,
+        name=f"{fleet.fleet}/{run_id}",
+        plants=spec.plants,
+        leaves=tuple(words["leaves"]),
+        trunk=trunk_ref(exports, sha256=trunk),
+        cut=words["cut"],
+        tier="branch" if words["cut"] else "head",
+        branch_inputs="map" if words["cut"] else "features",
+        serves=_views(fleet, sorted({plant, *spec.plants} if len(spec.plants) > 1 else {plant})),
+        seed=spec.seed,
+        recipe=spec.recipe,
+        splits_digest=_splits_digest(exports),
+        parent=spec.parent,
+        code_version=code_version(),
+        created_at=at or "",
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "branch.onnx").write_bytes(path.read_bytes())
+        save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
+        np.savez(folder / "probe.npz", **probe(run_id, exports=exports))
+        figures = dict(document["matrix"].get(run_id, {}))
+        _write_words(folder, run_id=run_id, manifest=manifest, figures=figures, document=document)
+        bundle.write(folder, manifest)
+        return Bundles(exports.material.store).publish(folder)
+
+
+def _publish_ensemble(
+    name: str,
+    *,
+    members: list[str],
+    document: Mapping[str, Any],
+    plan: Plan,
+    exports: Exports,
+    trunk: str,
+    finished: Mapping[str, str | None],
+) -> str:
+    fleet, decision = exports.material.fleet, document["decisions"][name]
+    runs = decision["members"]
+    leaves = tuple(dict.fromkeys(leaf for run_id in runs for leaf in exports.branch(run_id)[0]["leaves"]))
+    manifest = Manifest(
+        kind="ensemble",
+        run_id=decision["model"],
+        name=f"{fleet.fleet}/{decision['model']}",
+        plants=tuple(sorted({plant for run_id in runs for plant in plan.run(run_id).plants})),
+        leaves=leaves,
+        trunk=trunk_ref(exports, sha256=trunk),
+        serves=_views(fleet, [name]),
+        seed=document["seed"],
+        splits_digest=_splits_digest(exports),
+        members=tuple(members),
+        weights=tuple(1 / len(members) for _ in members),
+        code_version=code_version(),
+        created_at=max(finished[run_id] or "" for run_id in runs),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        figures = document["matrix"][decision["model"]]
+        _write_words(folder, run_id=decision["model"], manifest=manifest, figures=figures, document=document)
+        bundle.write(folder, manifest)
+        return Bundles(exports.material.store).publish(folder)
+
+
+def probe(run_id: str, *, exports: Exports) -> dict[str, np.ndarray]:
+    """Inputs uint8 [n, S, S, 3] with the logits [n, L] that the exported files give for them.
+
+    The inputs are drawn, not photographed, so that no image leaves a plant with a bundle.
+    """
+    words, _, path = exports.branch(run_id)
+    size = exports.material.trunk.size_px
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, size=(PROBE_INPUTS, 8, 8, 3))
+    images = np.repeat(np.repeat(coarse, -(-size // 8), axis=1), -(-size // 8), axis=2)[:, :size, :size]
+    images = np.clip(images + rng.normal(0, 12, size=images.shape), 0, 255).astype(np.uint8)
+    activations = exports.evaluator.activations(images)
+    logits, _ = exports.evaluator.branch(path, activations[words["cut"]])
+    return {"inputs": images, "logits": logits, "digest": np.array(tensor_digest(images))}
+
+
+def trunk_ref(exports: Exports, *, sha256: str) -> TrunkRef:
+    """The trunk, as manifests name it."""
+    model = exports.material.model
+    return TrunkRef(
+        sha256=sha256,
+        backbone=exports.material.trunk.backbone,
+        weights_digest=model.weights_digest,
+        size_px=exports.material.trunk.size_px,
+        cuts=model.cuts,
+    )
+
+
+def _views(fleet: Fleet, names: list[str]) -> dict[str, PlantView]:
+    return {
+        name: PlantView(
+            classes=fleet.plant(name).annotated,
+            ok=fleet.plant(name).ok,
+            leaf_sets=fleet.leaf_sets(fleet.plant(name)),
+            environments=fleet.plant(name).environments,
+        )
+        for name in names
+    }
+
+
+def _splits_digest(exports: Exports) -> str:
+    assignments = exports.material.catalog.assignments()
+    return "" if assignments is None else splits.digest(assignments)
+
+
+def code_version() -> str:
+    """The installed version of crossplant."""
+    return importlib.metadata.version("crossplant")
+
+
+def _write_words(
+    folder: Path, *, run_id: str, manifest: Manifest, figures: Mapping[str, Any], document: Mapping[str, Any]
+) -> None:
+    """report.json and card.md: what it is, what it was judged at, where its limits lie."""
+    frozen = {
+        name: document["matrix"].get(f"frozen-{name}-s{document['seed']}", {}).get(name) for name in manifest.serves
+    }
+    report = {"run": run_id, "role": "decide", "plants": figures, "frozen": frozen}
+    (folder / "report.json").write_text(json.dumps(report, sort_keys=True), encoding="utf-8")
+    lines = [
+        f"# {manifest.name}",
+        "",
+        *(["**The data were generated: these figures say nothing about a real plant.**", ""] * document["synthetic"]),
+        f"A model of kind `{manifest.kind}`, learned from {', '.join(manifest.plants)}; "
+        f"backbone {manifest.trunk.backbone} at {manifest.trunk.size_px} px, cut {manifest.cut}, seed {manifest.seed}.",
+        "",
+        "| plant | macro-F1 on decide | frozen baseline | money a part | parts | lots |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(figures.items(), key=lambda item: item[1]["macro_f1"] or 0):
+        base = (frozen.get(name) or {}).get("macro_f1")
+        cells = [name, _span(row, "macro_f1"), _short(base), _span(row, "cost"), str(row["n"]), str(row["n_lots"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Intervals are 95 %, by bootstrap over lots. Figures on `decide`, on which models were chosen and thresholds",
+        "solved, flatter; the sealed test is in the fleet's reports. It knows only what it was shown: other products,",
+        "cameras or light need new labels and a new comparison.",
+        "",
+    ]
+    (folder / "card.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _span(row: Mapping[str, Any], key: str) -> str:
+    if row[f"{key}_low"] is None:
+        return _short(row[key])
+    return f"{_short(row[key])} ({_short(row[f'{key}_low'])} to {_short(row[f'{key}_high'])})"

@@ -1,0 +1,304 @@
+"""From runs to routes: the verbs compare, evaluate, publish, promote, rollback and status."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+
+from cluster.ledger import RunLedger
+from cluster.registry import Bundles, Journal, Route
+from cluster.settings import Settings
+from cluster.storage import Store, open_store
+from jobs.material import Material
+from jobs.plan import Plan
+from jobs.recipe import Recipe
+from jobs.verbs import new_table, who
+from plants.errors import CheckFailed, InputError
+from plants.plant import Fleet
+
+COMPARED = "reports/compare.json"
+EVALUATED = "reports/evaluate.json"
+
+
+def latest_plan(store: Store) -> Plan:
+    """The plan that was trained last. Raises InputError before the first."""
+    try:
+        plan_id = store.read_json("runs/latest.json")["plan"]
+        return Plan.from_json(store.read_json(f"runs/{plan_id}/plan.json"))
+    except FileNotFoundError:
+        raise InputError("nothing has been trained", file=store.uri, remedy="Run `crossplant train` first") from None
+
+
+def compared(store: Store) -> dict[str, Any]:
+    """The document that `compare` wrote. Raises InputError before the first."""
+    try:
+        found: dict[str, Any] = store.read_json(COMPARED)
+    except FileNotFoundError:
+        raise InputError("nothing has been compared", file=store.uri, remedy="Run `crossplant compare` first") from None
+    return found
+
+
+def _exports(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
+    from jobs.scoring import Exports
+
+    recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
+    return Exports(Material(fleet, cache=settings.cache, recipe=recipe, trunk=plan.trunk), plan=plan)
+
+
+def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]:
+    """Matrix, decisions with bundles and policies in the store, and the HTML report."""
+    from jobs.compare import compare_fleet
+    from jobs.package import publish_decision
+    from jobs.report import write_report
+
+    store = open_store(fleet.store)
+    plan = latest_plan(store)
+    records = RunLedger(store, plan.plan_id).load()
+    done = [run.run_id for run in plan.runs if run.run_id in records and records[run.run_id].state == "done"]
+    if not done:
+        raise InputError("no run has finished", file=f"runs/{plan.plan_id}", remedy="Run `crossplant train` again")
+    exports = _exports(fleet, settings=settings, plan=plan)
+    seed = min(run.seed for run in plan.runs)
+    document = compare_fleet(
+        fleet, plan=plan, exports=exports, done=done, seed=seed, say=lambda text: show.print(text, markup=False)
+    )
+    finished = {run_id: record.finished_at for run_id, record in records.items()}
+    for name, decision in document["decisions"].items():
+        decision["bundle"], decision["policy_digest"] = publish_decision(
+            name, document=document, plan=plan, exports=exports, finished=finished
+        )
+    report = settings.home / "reports" / fleet.fleet / "compare.html"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    write_report(document, report)
+    store.upload(report, "reports/compare.html")
+    document["report"] = str(report)
+    store.write_json(COMPARED, document)
+    show_matrix(document, show=show)
+    show.print(f"report: {report}", markup=False, soft_wrap=True)
+    return document
+
+
+def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
+    """The matrix of macro-F1 and the decisions, worst plant first."""
+    plants = document["plants"]
+    matrix = new_table("Macro-F1 on decide, worst plant first; * is the decision", "model", *plants)
+    for name, row in document["matrix"].items():
+        cells = []
+        for plant in plants:
+            value = row.get(plant, {}).get("macro_f1")
+            star = "*" if document["decisions"][plant]["model"] == name else ""
+            cells.append("" if value is None else f"{100 * value:.1f}{star}")
+        matrix.add_row(name, *cells)
+    show.print(matrix)
+    table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "why")
+    for plant in plants:
+        decision = document["decisions"][plant]
+        row = document["matrix"][decision["model"]][plant]
+        base = document["matrix"].get(f"frozen-{plant}-s{document['seed']}", {}).get(plant, {})
+        table.add_row(
+            plant,
+            decision["model"],
+            _span(row, "macro_f1"),
+            _span(row, "cost"),
+            _span(base, "macro_f1"),
+            decision["why"],
+        )
+    show.print(table)
+    if document["synthetic"]:
+        show.print("These data are synthetic: the figures say nothing about a real plant.", style="bold")
+
+
+def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console) -> dict[str, Any]:
+    """The chosen models on the sealed test, and the ledger."""
+    from jobs.evaluate import evaluate_fleet
+
+    store = open_store(fleet.store)
+    document = compared(store)
+    plan = Plan.from_json(store.read_json(f"runs/{document['plan']}/plan.json"))
+    found = evaluate_fleet(
+        fleet,
+        names=names,
+        document=document,
+        exports=_exports(fleet, settings=settings, plan=plan),
+        who=who(),
+        now=datetime.now(UTC),
+        budget=settings.budget,
+    )
+    past = store.read_json(EVALUATED)["plants"] if store.exists(EVALUATED) else {}
+    kept = {
+        **past,
+        **{name: {**row, "bundle": document["decisions"][name]["bundle"]} for name, row in found["plants"].items()},
+    }
+    store.write_json(EVALUATED, {**found, "plants": kept})
+    table = new_table(
+        "Sealed test, opened once for what was chosen", "plant", "model", "macro-F1", "money a part", "frozen", ""
+    )
+    for name, row in sorted(found["plants"].items(), key=lambda item: item[1]["macro_f1"] or 0):
+        opened = sum(opening["plant"] == name for opening in found["ledger"])
+        words = "WITHDRAWN: worse than the frozen baseline" if row["withdrawn"] else f"opening {opened}"
+        base = _span(row.get("frozen") or row, "macro_f1")
+        table.add_row(name, row["model"], _span(row, "macro_f1"), _span(row, "cost"), base, words)
+    show.print(table)
+    return found
+
+
+def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console) -> dict[str, Any]:
+    """Plants without a champion get the chosen bundle as their route; others get it as the challenger."""
+    store = open_store(fleet.store)
+    document = compared(store)
+    evaluated = store.read_json(EVALUATED)["plants"] if store.exists(EVALUATED) else {}
+    journal = Journal(settings.journal_url)
+    rows = []
+    for name in names:
+        decision = document["decisions"].get(name)
+        if decision is None:
+            raise InputError("has no decision", plant=name, remedy="Run `crossplant compare` first")
+        sealed = evaluated.get(name, {})
+        if sealed.get("withdrawn") and sealed.get("bundle") == decision["bundle"]:
+            raise CheckFailed(f"plant {name}: the sealed test withdrew the decision; train or compare anew")
+        now = journal.route(name)
+        if now is None:
+            route = journal.promote(
+                name,
+                bundle=decision["bundle"],
+                policy=decision["policy_digest"],
+                who=who(),
+                expected=0,
+                action="publish",
+            )
+        elif (now.bundle, now.policy) == (decision["bundle"], decision["policy_digest"]):
+            route = now
+        else:
+            route = journal.challenge(name, challenger=decision["bundle"], shares={}, who=who())
+        _mirror(route, fleet=fleet, settings=settings, show=show)
+        rows.append(
+            {
+                "plant": name,
+                "sequence": route.sequence,
+                "bundle": route.bundle,
+                "policy": route.policy,
+                "challenger": route.challenger,
+            }
+        )
+    _show_routes(rows, show=show)
+    first = rows[0] if len(rows) == 1 else {}
+    return {**first, "plants": rows}
+
+
+def promote(
+    fleet: Fleet, *, settings: Settings, plant: str, bundle: str, policy: str | None, show: Console
+) -> dict[str, Any]:
+    """The plant's new route."""
+    fleet.plant(plant)
+    store = open_store(fleet.store)
+    digest = _whole(store, "bundles", bundle, field="bundle")
+    chosen = (
+        _whole(store, "policies", policy, field="policy") if policy else _policy_of(store, plant=plant, bundle=digest)
+    )
+    Bundles(store).fetch(digest, settings.cache / "bundles")
+    route = Journal(settings.journal_url).promote(plant, bundle=digest, policy=chosen, who=who())
+    _mirror(route, fleet=fleet, settings=settings, show=show)
+    return _shown(route, show=show)
+
+
+def rollback(fleet: Fleet, *, settings: Settings, plant: str, show: Console) -> dict[str, Any]:
+    """The plant's route, one step back."""
+    fleet.plant(plant)
+    route = Journal(settings.journal_url).rollback(plant, who=who())
+    _mirror(route, fleet=fleet, settings=settings, show=show)
+    return _shown(route, show=show)
+
+
+def status(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]:
+    """Runs of the latest plan, routes of all plants, and what needs somebody's eye."""
+    store = open_store(fleet.store)
+    runs: list[dict[str, Any]] = []
+    with contextlib.suppress(InputError):
+        plan = latest_plan(store)
+        records = RunLedger(store, plan.plan_id).load()
+        for run in plan.runs:
+            record = records.get(run.run_id)
+            runs.append(
+                {
+                    "name": run.run_id,
+                    "state": record.state if record else "waiting",
+                    "error": record.error if record else None,
+                }
+            )
+    names = {plant.name for plant in fleet.plants}
+    routes = [r.model_dump(mode="json") for r in Journal(settings.journal_url).current().values() if r.plant in names]
+    alarms = [f"run {run['name']} failed: {run['error']}" for run in runs if run["state"] == "failed"]
+    alarms += [f"plant {name} has no route" for name in sorted(names - {route["plant"] for route in routes})]
+    counts = {state: sum(run["state"] == state for run in runs) for state in ("done", "running", "waiting", "failed")}
+    show.print("runs: " + ", ".join(f"{n} {state}" for state, n in counts.items()), markup=False)
+    _show_routes(routes, show=show)
+    for alarm in alarms:
+        show.print(f"alarm: {alarm}", markup=False, soft_wrap=True)
+    return {"runs": runs, "routes": routes, "alarms": alarms}
+
+
+def _policy_of(store: Store, *, plant: str, bundle: str) -> str:
+    """The policy that the last comparison solved for a bundle at a plant."""
+    decision = compared(store)["decisions"].get(plant, {})
+    if decision.get("bundle") == bundle:
+        return str(decision["policy_digest"])
+    raise InputError("no policy is known for this bundle", plant=plant, remedy="Name one with --policy DIGEST")
+
+
+def _whole(store: Store, prefix: str, start: str, *, field: str) -> str:
+    """The one digest that begins so."""
+    names = {entry.key.split("/")[1].removesuffix(".json") for entry in store.list(prefix)}
+    found = sorted(name for name in names if name.startswith(start))
+    if len(found) != 1:
+        what = "no" if not found else f"{len(found)}"
+        raise InputError(
+            f"{what} published {field} begins with {start!r}", field=field, remedy="See `crossplant status`"
+        )
+    return found[0]
+
+
+def _mirror(route: Route, *, fleet: Fleet, settings: Settings, show: Console) -> None:
+    from cluster.tracking import mirror, prepare_tracking
+
+    try:
+        prepare_tracking(settings)
+    except Exception as error:
+        show.print(f"MLflow cannot be reached ({type(error).__name__}); the route stands", markup=False)
+        return
+    said = mirror(settings.tracking_uri, fleet=fleet.fleet, route=route, source=f"{fleet.store}/bundles")
+    if said:
+        show.print(said, markup=False, soft_wrap=True)
+
+
+def _shown(route: Route, *, show: Console) -> dict[str, Any]:
+    row = {"plant": route.plant, "sequence": route.sequence, "bundle": route.bundle, "policy": route.policy}
+    _show_routes([row], show=show)
+    return row
+
+
+def _show_routes(rows: Sequence[Mapping[str, Any]], *, show: Console) -> None:
+    table = new_table("Routes", "plant", "sequence", "bundle", "policy", "challenger")
+    for row in rows:
+        challenger = row.get("challenger")
+        table.add_row(
+            row["plant"],
+            str(row["sequence"]),
+            row["bundle"][:12],
+            row["policy"][:12],
+            challenger[:12] if challenger else "",
+        )
+    show.print(table)
+
+
+def _span(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return "-"
+    scale, digits = (100, 1) if key == "macro_f1" else (1, 0)
+    text = f"{scale * value:.{digits}f}"
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return text if low is None or high is None else f"{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"

@@ -1,0 +1,126 @@
+"""What the verbs `serve` and `predict` do: tokens and the app, frames of a person's folder through it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cluster.access import Access, keep_token, kept_token
+from cluster.registry import Journal
+from cluster.settings import Settings
+from plants.errors import InputError
+from plants.plant import Fleet
+from serving import app
+from serving.client import Client
+from serving.intake import Frame, PartRequest
+from serving.local import local_predictor, predict_local
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+
+
+def serve_fleet(
+    fleet: Fleet, *, settings: Settings, plants: Sequence[str] = (), host: str, port: int, replicas: int = 1
+) -> dict[str, Any]:
+    """The app answers for every plant with a route; a token for each lies under home. Returns address and plants."""
+    for name in plants:
+        fleet.plant(name)
+    wanted = [plant.name for plant in fleet.plants if not plants or plant.name in plants]
+    routes = Journal(settings.journal_url).current()
+    live = [name for name in wanted if name in routes]
+    if not live:
+        raise InputError("no plant has a route", field="--plant", remedy="Run `crossplant publish` first")
+    for name in live:
+        ensure_token(settings, plant=name)
+    address = app.run(
+        settings, store_uri=fleet.store, fleet=fleet.fleet, plants=live, host=host, port=port, num_replicas=replicas
+    )
+    return {"address": address, "plants": live}
+
+
+def ensure_token(settings: Settings, *, plant: str) -> str:
+    """A token that opens the plant's endpoint now; the kept one as long as it is valid."""
+    access = Access(settings.journal_url)
+    try:
+        token = kept_token(settings.home, plant)
+        if access.check(token) is not None:
+            return token
+    except InputError:
+        pass
+    token = access.issue("plant", plant=plant, ttl=timedelta(days=settings.token_ttl_days))
+    keep_token(settings.home, plant, token)
+    return token
+
+
+def wait_until_interrupted(fleet: Fleet) -> None:
+    """Blocks until Ctrl-C, then the app is stopped."""
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        app.stop(fleet.fleet)
+
+
+def predict_files(
+    images: Sequence[Path],
+    *,
+    settings: Settings,
+    plant: str | None = None,
+    address: str | None = None,
+    bundle: Path | None = None,
+    policy: Path | None = None,
+    environment: str | None = None,
+    one_part: bool = False,
+) -> dict[str, Any]:
+    """`predictions[]`, one a frame, or one for all frames of a part; a frame that cannot be judged carries `error`."""
+    if (address is None) == (bundle is None):
+        raise InputError("name either an endpoint or a bundle", field="--address / --bundle")
+    frames = [Frame(image=path.name, data=path.read_bytes()) for path in _files(images)]
+    parts = [tuple(frames)] if one_part else [(frame,) for frame in frames]
+    if bundle is not None:
+        predictor = local_predictor(bundle, plant=plant, policy=policy)
+        requests = (PartRequest(predictor.plant, part, environment=environment) for part in parts)
+        answers: Iterable[Any] = (
+            answer if isinstance(answer, InputError) else answer.model_dump(mode="json")
+            for answer in predict_local(predictor, requests)
+        )
+    else:
+        answers = _asked(parts, settings=settings, plant=plant, address=str(address), environment=environment)
+    rows = []
+    for part, answer in zip(parts, answers, strict=True):
+        image = ", ".join(frame.image for frame in part)
+        if isinstance(answer, InputError):
+            rows.append({"image": image, "error": str(answer)})
+        else:
+            rows.append({"image": image, **answer})
+    return {"predictions": rows}
+
+
+def _asked(
+    parts: Sequence[tuple[Frame, ...]], *, settings: Settings, plant: str | None, address: str, environment: str | None
+) -> Iterable[Any]:
+    if plant is None:
+        raise InputError("an endpoint is a plant's", field="--plant", remedy="Name the plant")
+    with Client(address, token=settings.token or kept_token(settings.home, plant)) as client:
+        for part in parts:
+            try:
+                yield client.predict(plant, [(f.image, f.data) for f in part], environment=environment)
+            except InputError as refusal:
+                yield refusal
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in images:
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise InputError("there is no such file or folder", file=str(path))
+    if not found:
+        raise InputError(
+            "no images", file=", ".join(map(str, images)), remedy=f"Known endings: {' '.join(sorted(ENDINGS))}"
+        )
+    return found
