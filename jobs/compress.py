@@ -138,6 +138,7 @@ def _export(
             optimize=optimize,
             verbose=False,
         )
+    assert program is not None, "with dynamo=True torch gives a program"
     return bare(program.model_proto)
 
 

@@ -178,7 +178,7 @@ class CutModel:
             body = self._cutter.above(cut)
             first = self._cutter.stages.num - cut
             stage_of = {name: stage - first for name, stage in self._cutter.stages.of.items() if stage >= first}
-        return Branch(
+        branch = Branch(
             body,
             cut=cut,
             leaves=leaves,
@@ -188,6 +188,7 @@ class CutModel:
             dropout=dropout,
             freeze_norm=freeze_norm,
         )
+        return branch.to(self.trunk.scale.device)
 
     @torch.inference_mode()
     def whole(self, images: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ class CutModel:
         return features
 
     def to(self, device: torch.device | str) -> CutModel:
-        """The trunk computes on that device; branches are moved by who trains them."""
+        """The trunk computes on that device, and new branches are made there."""
         self.backbone.to(device)
         self.trunk.to(device)
         return self

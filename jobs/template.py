@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxscript.optimizer
 from onnx import TensorProto, helper, numpy_helper
 
 Arrays = Mapping[str, np.ndarray]
@@ -111,6 +110,8 @@ def bare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     """Shape arithmetic folded away, parameters untouched: while that happens they are inputs, not numbers."""
+    import onnxscript.optimizer  # half a second, needed only where something is exported
+
     graph, parameters = model.graph, list(model.graph.initializer)
     inputs = [copy.deepcopy(value) for value in graph.input]
     del graph.initializer[:]

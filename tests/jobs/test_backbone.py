@@ -9,12 +9,12 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from nets import MOBILENET_035
 from safetensors.torch import save, save_file
 
 from jobs.backbone import load_backbone
 from plants.errors import InputError
 from plants.plant import Trunk
+from tests.jobs.nets import MOBILENET_035
 
 
 def trunk(**values):

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from nets import images, model_of, randomise
 
 from jobs import compress
 from jobs.compress import BranchExporter, Evaluator, agrees, export_trunk, parity, parity_full
+from tests.jobs.nets import images, model_of, randomise
 
 pytestmark = pytest.mark.slow
 LEAVES = ["ok", "crack", "scale", "rust"]

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from nets import images, model_of
 from torch import nn
 
 from jobs.cut import CannotCut, Cutter, Stages, is_batch_norm
 from plants.errors import InputError
+from tests.jobs.nets import images, model_of
 
 FAMILIES = {
     "test_resnet": 5,

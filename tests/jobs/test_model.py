@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import images, model_of
 
 from jobs.backbone import load_backbone
 from jobs.model import KINDS, CutModel, load_model, probe_compute
 from plants.errors import InputError
 from plants.plant import Trunk
+from tests.jobs.nets import images, model_of
 
 LEAVES = ["ok", "crack", "scale"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from nets import model_of, randomise
 from onnx import numpy_helper
 
 from jobs.compress import BranchExporter, agrees, parity
 from jobs.parity import compared
+from tests.jobs.nets import model_of, randomise
 
 
 @pytest.fixture(scope="module")
