@@ -228,10 +228,12 @@ class Fleet(Config):
     seed: int = 0
     synthetic: bool = False
     """Whether the data were generated; every report says so."""
-    plants: tuple[Plant, ...] = Field(min_length=1)
+    plants: tuple[Plant, ...]
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    def _has_plants_of_different_names(self) -> Self:
+        if not self.plants:
+            raise ValueError("plants: at least one is needed")
         names = [plant.name for plant in self.plants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

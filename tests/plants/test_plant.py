@@ -140,6 +140,19 @@ def test_a_plant_that_contradicts_itself_is_refused_in_words(tmp_path, line, wor
     assert "plant werk-1" in found
 
 
+def test_a_fleet_of_only_faulty_plants_has_no_fault_but_theirs(tmp_path):
+    text = "fleet: f\nplants:\n  - {name: a, images: x, classes: {d: dent}, colour: red}\n"
+    (found,) = faults(tmp_path, text)
+    assert "plant a" in found
+    assert "field colour" in found
+
+
+@pytest.mark.parametrize("line", ["plants: []", ""])
+def test_a_fleet_without_plants_is_refused(tmp_path, line):
+    (found,) = faults(tmp_path, f"fleet: f\n{line}\n")
+    assert "plants" in found
+
+
 def test_a_plant_named_twice_is_refused(tmp_path):
     text = "fleet: f\nplants:\n" + 2 * "  - {name: a, images: x, classes: {d: dent}}\n"
     assert "used twice: a" in faults(tmp_path, text)[0]
