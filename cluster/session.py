@@ -112,7 +112,10 @@ def nodes() -> list[dict[str, float]]:
 def map_tasks(
     function: Callable[[Any], Any], items: Iterable[Any], /, *, num_cpus: float = 1, in_flight: int | None = None
 ) -> Iterator[Any]:
-    """Like `map`, each item a Ray task: results in order, few held at once. Raises what a task raised."""
+    """Like `map`, each item a Ray task: results in order, few held at once.
+
+    Raises what a task raised, as `result` does.
+    """
     import ray
 
     require({"CPU": num_cpus})
@@ -122,10 +125,23 @@ def map_tasks(
     pending: list[Any] = []
     for item in items:
         if len(pending) >= limit:
-            yield ray.get(pending.pop(0))
+            yield result(pending.pop(0))
         pending.append(task.remote(shared, item))
     while pending:
-        yield ray.get(pending.pop(0))
+        yield result(pending.pop(0))
+
+
+def result(reference: Any) -> Any:
+    """What a task came to. An InputError raised in it is raised here as itself: one line, without Ray's traceback."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
 
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:

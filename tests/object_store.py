@@ -48,6 +48,23 @@ pipeline = catch_errors proxy_logging listing_formats s3api tempauth copy slo dl
 use = egg:swift#proxy
 account_autocreate = true
 """
+_RINGS = """\
+import sys
+from swift.common.ring import RingBuilder
+for kind, port in (name.split(":") for name in sys.argv[1:]):
+    builder = RingBuilder(8, 1, 1)
+    where = {"region": 1, "zone": 1, "ip": "127.0.0.1", "port": int(port), "device": "d1", "weight": 1.0, "meta": ""}
+    builder.add_dev({**where, "replication_ip": "127.0.0.1", "replication_port": int(port)})
+    builder.rebalance()
+    builder.get_ring().save(f"{kind}.ring.gz")
+"""
+_SUPERVISED = """\
+owner=$1; shift; "$@" & server=$!
+trap 'kill -9 $server; exit' TERM
+while kill -0 "$owner" && kill -0 $server; do sleep 1 & wait $!; done 2>/dev/null
+kill -9 $server
+"""
+"""A server that ends when the tests do, also when they are killed."""
 _SWIFT = """\
 [swift-hash]
 swift_hash_path_suffix = crossplant
@@ -123,9 +140,7 @@ class ObjectStore:
 
         self._buckets += 1
         name = f"bucket-{os.getpid()}-{self._buckets}"
-        s3fs.S3FileSystem(
-            key=KEY_ID, secret=SECRET, client_kwargs={"endpoint_url": self.endpoint}, skip_instance_cache=True
-        ).mkdir(name)
+        s3fs.S3FileSystem(key=KEY_ID, secret=SECRET, client_kwargs={"endpoint_url": self.endpoint}).mkdir(name)
         return f"s3://{name}"
 
     def configure(self) -> None:
@@ -140,24 +155,16 @@ class ObjectStore:
                 text += _PROXY + "".join(f"[filter:{n}]\nuse = egg:swift#{n}\n{_OPTIONS.get(n, '')}" for n in _FILTERS)
             else:
                 text += _SERVER.format(devices=devices, kind=kind)
-                self._ring(kind, port)
             (self.conf / f"{kind}.conf").write_text(text)
-
-    def _ring(self, kind: str, port: int) -> None:
-        for step in (
-            ["create", "8", "1", "1"],
-            ["add", f"r1z1-127.0.0.1:{port}/d1", "1"],
-            ["rebalance"],
-        ):
-            command = [str(self.bin / "swift-ring-builder"), f"{kind}.builder", *step]
-            subprocess.run(command, cwd=self.conf, check=True, capture_output=True)
+        ports = [f"{kind}:{port}" for kind, port in self.ports.items() if kind != "proxy"]
+        subprocess.run([str(self.bin / "python"), "-c", _RINGS, *ports], cwd=self.conf, check=True, capture_output=True)
 
     def start(self, *kinds: str) -> None:
         """Start the servers (all by default) and wait until the proxy answers."""
         for kind in kinds or tuple(reversed(self.ports)):
             with (self.folder / "log" / f"{kind}.log").open("ab") as log:
                 self._processes[kind] = subprocess.Popen(
-                    [str(self.bin / f"swift-{kind}-server"), str(self.conf / f"{kind}.conf"), "-v"],
+                    ["sh", "-c", _SUPERVISED, kind, str(os.getpid()), *self._command(kind)],
                     env={**os.environ, "SWIFT_DIR": str(self.conf), "PATH": f"{self.bin}:{os.environ['PATH']}"},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -171,12 +178,15 @@ class ObjectStore:
             time.sleep(0.05)
         raise StoreUnavailable(f"the store did not answer; see {self.folder / 'log'}")
 
+    def _command(self, kind: str) -> list[str]:
+        return [str(self.bin / f"swift-{kind}-server"), str(self.conf / f"{kind}.conf"), "-v"]
+
     def stop(self, *kinds: str) -> None:
         """Kill the servers (all by default)."""
         for kind in kinds or tuple(self._processes):
             process = self._processes.pop(kind, None)
             if process is not None:
-                process.kill()
+                process.terminate()
                 process.wait()
 
 
