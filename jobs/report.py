@@ -28,7 +28,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-top: 2px solid #1a1a1a; padding-top: .5rem; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; white-space: nowrap; }
 th, td { border-bottom: 1px solid #c8c8c8; padding: .25rem .7rem; text-align: left; vertical-align: top; }
 td.num, th.num { text-align: right; white-space: nowrap; }
 .range, .none, .small { color: #595959; font-size: .85em; } .chosen { font-weight: 700; }
@@ -134,9 +134,16 @@ def _decision(decision: Mapping[str, Any]) -> str:
             )
     if decision.get("members"):
         words.append(f"Members: {_text(', '.join(decision['members']))}.")
-    names = {key: decision.get(key) for key in ("bundle", "policy")}
-    digests = [f"{key} <code>{_text(name)}</code>" for key, name in names.items() if isinstance(name, str)]
-    words.append(f'<br><span class="small">{", ".join(digests)}</span></p>')
+    policy = decision.get("policy")
+    if isinstance(policy, Mapping):
+        words.append(
+            f"It passes a part below a defect probability of {_number(policy['pass_below'])} % and rejects above "
+            f"{_number(policy['reject_above'])} %; between them a person looks."
+        )
+        words += [f"{_text(note)}." for note in policy.get("note", ())]
+    names = {"bundle": decision.get("bundle"), "policy": decision.get("policy_digest")}
+    digests = ", ".join(f"{key} <code>{_text(name)}</code>" for key, name in names.items())
+    words.append(f'<br><span class="small">{digests}</span></p>')
     return " ".join(words)
 
 

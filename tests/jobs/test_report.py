@@ -75,7 +75,9 @@ def document() -> dict[str, Any]:
         "mill": {"model": "pooled-s0", "kind": "pooled", "why": "only one", "interval": no_interval},
     }
     for decision in decisions.values():
-        decision.update(against="frozen-panel-s0", bundle="b" * 64, policy="c" * 64, members=["own-panel-s0"])
+        decision.update(against="frozen-panel-s0", bundle="b" * 64, policy_digest="c" * 64, members=["own-panel-s0"])
+    decisions["panel"]["gain"] = {**interval, "diff": -777.25}
+    decisions["panel"]["policy"] = {"pass_below": 0.0125, "reject_above": 0.75, "note": ["floors <b>met</b>"]}
     models = {run: {"kind": run.split("-")[0], "plants": [], "cut": 0, "tier": "head", "seed": 0} for run in matrix}
     found = {"fleet": "steel", "synthetic": True, "plan": "steel-abc", "seed": 0, "plants": ["panel", "mill"]}
     return json.loads(
@@ -161,6 +163,13 @@ def test_what_the_reader_asks_of_the_document_is_on_the_page(page, document):
         assert {repr(side["cost"][end]) for end in ("value", "low", "high")} <= shown
         assert repr(side["verdicts"]["escapes"]["value"]) in shown
     assert {repr(document["decisions"]["panel"]["interval"][end]) for end in ("diff", "low", "high")} <= shown
+
+
+def test_the_decision_names_its_thresholds_notes_digests_and_its_gain(page):
+    shown = {value for value, _ in page.values}
+    assert {"0.0125", "0.75", "-777.25"} <= shown
+    for words in ("floors <b>met</b>.", "b" * 64, "c" * 64, "to the frozen baseline: -777"):
+        assert words in page.text
 
 
 def test_the_page_asks_nothing_of_the_network(page):
