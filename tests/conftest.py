@@ -36,7 +36,10 @@ def bucket(object_store: ObjectStore) -> str:
 
 @pytest.fixture(scope="module")
 def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """An embedded Ray with two slots for one test module, under a home of its own and without a token."""
+    """An embedded Ray with two slots for one test module, under a home of its own and without a token.
+
+    Its workers see the environment as it was here: name `object_store` before it where tasks read a bucket.
+    """
     from cluster import session
 
     home = tmp_path_factory.mktemp("home")

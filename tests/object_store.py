@@ -19,6 +19,8 @@ import venv
 from pathlib import Path
 
 SWIFT = "2.38.3"
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+"""Looked up at import: tests that start Ray have a home of their own."""
 KEY_ID, SECRET = "fleet:operator", "operator-secret"
 
 _BASE = """\
@@ -106,7 +108,7 @@ def install(folder: Path) -> Path:
 
 def cache_folder(fallback: Path) -> Path:
     """Where the environment is kept between test runs; `fallback` where the user's cache cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossplant-tests"
+    folder = _CACHE / "crossplant-tests"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
