@@ -110,17 +110,15 @@ def _tile(surface: Surface, rng: Rng, *, variant: int) -> None:
 
 
 def _panel(surface: Surface, rng: Rng, *, variant: int) -> None:
-    """Ribs, a row of printed marks and moulded bosses over the whole panel."""
+    """Low ribs over the whole panel and a row of faint printed marks."""
     high, wide = surface.height.shape
     for k in range(3 + variant):
         x = int((k + 0.5) / (3 + variant) * wide + rng.normal(0, 15))
-        draw.bar(surface, box=(x, 40, x + 10, high - 40), relief=0.5, soil=0.0)
+        draw.bar(surface, box=(x, 40, x + 10, high - 40), relief=0.3, soil=0.0)
     y = int(rng.uniform(0.3, 0.7) * high)
     for k in range(14):
         x = 120 + k * 36 + variant * 500
-        draw.bar(surface, box=(x, y, x + int(rng.uniform(8, 24)), y + 26), relief=0.0, soil=-0.2)
-    for _ in range(4):
-        draw.hole(surface, centre=(rng.uniform(40, high - 40), rng.uniform(40, wide - 40)), radius=9.0)
+        draw.bar(surface, box=(x, y, x + int(rng.uniform(8, 24)), y + 26), relief=0.0, soil=-0.12)
 
 
 def _metal(names: tuple[str, str, str, str, str]) -> dict[str, Kind]:

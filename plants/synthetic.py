@@ -186,7 +186,7 @@ def draw_frame(
     top, left = rng.integers(factory.tile_px, size=2)
     surface = blank.window(top=int(top), left=int(left), shape=(y1 - y0, x1 - x0))
     factory.marks(surface, rng, variant=list(factory.products).index(part.product))
-    draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.tile_px < 512 else 60)))
+    draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.tile_px < 512 else 20)))
     harm_rng, camera_rng = rng.spawn(2)
     box = _harm(factory, part, surface=surface, rng=harm_rng) if shown else None
     intensity = shade(surface, light=station.light)
