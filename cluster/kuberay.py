@@ -131,7 +131,15 @@ def fleet_manifest(file: Path, *, name: str = "crossplant-fleet", namespace: str
 
 def to_yaml(manifests: Sequence[Mapping[str, Any]]) -> str:
     """The manifests as one YAML stream, for `kubectl apply -f -`."""
-    return str(yaml.safe_dump_all([dict(m) for m in manifests], sort_keys=False, width=120, allow_unicode=True))
+    documents = [dict(manifest) for manifest in manifests]
+    return str(yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True))
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what stands twice twice: people read these files."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def _checked(verb_args: Sequence[str], *, name: str, image: str) -> str:
