@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,24 @@ HEAD = Size(cpus=2, memory_gb=8, disk_gb=20)
 SLOTS = Size(cpus=4, memory_gb=16, disk_gb=60)
 
 
+def manifests(
+    verb_args: Sequence[str], *, image: str, name: str | None = None, namespace: str | None = None
+) -> list[dict[str, Any]]:
+    """All that `kubectl apply` needs for a verb: the fleet file that its `--fleet` names as a ConfigMap, and the job.
+
+    Raises InputError as `fleet_manifest` and `rayjob_manifest` do.
+    """
+    job = rayjob_manifest(verb_args, name=name, image=image, namespace=namespace)
+    fleet = [after for before, after in pairwise(verb_args) if before == "--fleet"]
+    fleet += [arg.removeprefix("--fleet=") for arg in verb_args if arg.startswith("--fleet=")]
+    return [*(fleet_manifest(Path(file), namespace=namespace) for file in fleet[-1:]), job]
+
+
 def rayjob_manifest(
     verb_args: Sequence[str],
     *,
-    name: str,
     image: str,
+    name: str | None = None,
     namespace: str | None = None,
     head: Size = HEAD,
     slots: Size = SLOTS,
@@ -78,9 +92,13 @@ def rayjob_manifest(
 ) -> dict[str, Any]:
     """A RayJob that runs the verb on a cluster of its own; its `--fleet` is the ConfigMap `crossplant-fleet`.
 
-    Raises InputError for a name that KubeRay refuses and for an image that is not pinned.
+    Named `crossplant-<verb>` where no name is given. Raises InputError for a name that KubeRay refuses and for an image
+    that is not pinned.
     """
-    verb = _checked(verb_args, name=name, image=image)
+    if not verb_args:
+        raise InputError("no verb was given", field="submit", remedy="Say e.g. crossplant submit --kuberay train")
+    verb = verb_args[0]
+    name = _checked(name or f"crossplant-{verb}", image=image)
     cluster: dict[str, Any] = {
         "rayVersion": RAY_VERSION,
         "authOptions": {"mode": "token"},
@@ -129,10 +147,13 @@ def fleet_manifest(file: Path, *, name: str = "crossplant-fleet", namespace: str
     }
 
 
-def to_yaml(manifests: Sequence[Mapping[str, Any]]) -> str:
+def to_yaml(*documents: Mapping[str, Any]) -> str:
     """The manifests as one YAML stream, for `kubectl apply -f -`."""
-    documents = [dict(manifest) for manifest in manifests]
-    return str(yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True))
+    return str(
+        yaml.dump_all(
+            [dict(document) for document in documents], Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True
+        )
+    )
 
 
 class _Plain(yaml.SafeDumper):
@@ -142,9 +163,7 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _checked(verb_args: Sequence[str], *, name: str, image: str) -> str:
-    if not verb_args:
-        raise InputError("no verb was given", field="submit", remedy="Say e.g. crossplant submit --kuberay train")
+def _checked(name: str, *, image: str) -> str:
     if not _NAME.match(name):
         raise InputError(
             f"{name!r} is no name of a RayJob", field="name", remedy="Use at most 47 of a-z, 0-9 and -, a letter first"
@@ -152,7 +171,7 @@ def _checked(verb_args: Sequence[str], *, name: str, image: str) -> str:
     found = _IMAGE.match(image)
     if not found or not (found["digest"] or (found["tag"] and found["tag"] != "latest")):
         raise InputError(f"{image!r} is not pinned", field="image", remedy="Name a version or a digest, never latest")
-    return verb_args[0]
+    return name
 
 
 def _with_fleet(verb_args: Sequence[str]) -> list[str]:

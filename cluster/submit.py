@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,8 +66,10 @@ def submit(
 
     `env` are plain variables of the job: never put a secret there, it can be read by all who may list jobs. A
     `job_id` that the cluster knows already is not started again but joined. `timeout_s` bounds the first contact.
-    Raises InputError for an address that does not answer, a token that is refused, a folder that cannot be sent.
+    Raises InputError for an address that does not answer, a token that is refused, a folder that cannot be sent, and
+    a variable that holds a password.
     """
+    _refuse_passwords(env or {})
     client = _connect(address, token=token_of(os.environ) if token is None else token, timeout_s=timeout_s)
     line = entrypoint(verb_args)
     runtime: dict[str, Any] = {"env_vars": {"CROSSPLANT_RAY_ADDRESS": "auto", **(env or {})}}
@@ -151,6 +154,16 @@ def _connect(address: str, *, token: str | None, timeout_s: float) -> Any:
             field="address",
             remedy="Say where its dashboard listens, e.g. http://HOST:8265",
         ) from None
+
+
+def _refuse_passwords(env: Mapping[str, str]) -> None:
+    for name, value in env.items():
+        if re.search(r"://[^/\s:@]*:[^/\s@]+@", value) or re.search(r"SECRET|PASSWORD|ACCESS_KEY|TOKEN$", name):
+            raise InputError(
+                "holds a secret, and a job's variables can be read by all who may list jobs",
+                field=name,
+                remedy="Set it on the cluster's nodes instead",
+            )
 
 
 def _is_known(client: Any, job_id: str) -> bool:

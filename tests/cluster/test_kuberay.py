@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.kuberay import Size, fleet_manifest, rayjob_manifest, to_yaml
+from cluster.kuberay import Size, fleet_manifest, manifests, rayjob_manifest, to_yaml
 from plants.errors import InputError
 
 IMAGE = "crossplant-train:0.1.0"
@@ -52,10 +52,10 @@ def test_an_image_that_is_not_pinned_is_refused(image: str):
 
 @pytest.mark.parametrize("image", ["host:5000/crossplant-train:0.1.0", f"crossplant-train@sha256:{'0' * 64}"])
 def test_an_image_with_a_version_or_a_digest_is_taken(image: str):
-    assert image in to_yaml([rayjob_manifest(["train"], name="job", image=image)])
+    assert image in to_yaml(rayjob_manifest(["train"], image=image))
 
 
-@pytest.mark.parametrize("name", ["", "Train", "1-train", "a" * 48, "train-", "a_b"])
+@pytest.mark.parametrize("name", [" ", "Train", "1-train", "a" * 48, "train-", "a_b"])
 def test_a_name_that_kuberay_would_refuse_is_refused(name: str):
     with pytest.raises(InputError, match="no name of a RayJob"):
         rayjob_manifest(["train"], name=name, image=IMAGE)
@@ -69,13 +69,13 @@ def test_a_job_without_a_verb_is_refused():
 def test_the_yaml_stream_holds_the_fleet_file_word_for_word_and_the_job(tmp_path: Path):
     file = tmp_path / "fleet.yaml"
     file.write_text("fleet: größe\n# kept\n", "utf-8")
-    stream = to_yaml(
-        [fleet_manifest(file, namespace="mills"), rayjob_manifest(["train"], name="job", image=IMAGE)],
-    )
+    stream = to_yaml(*manifests(["train", "--fleet", str(file)], image=IMAGE, namespace="mills"))
     fleet, job = yaml.safe_load_all(stream)
     assert fleet["data"]["fleet.yaml"] == file.read_text("utf-8")
     assert fleet["metadata"]["namespace"] == "mills"
-    assert job["kind"] == "RayJob"
+    assert (job["kind"], job["metadata"]["name"]) == ("RayJob", "crossplant-train")
+    assert manifests(["train", f"--fleet={file}"], image=IMAGE)[0]["data"] == fleet["data"]
+    assert [found["kind"] for found in manifests(["train"], image=IMAGE)] == ["RayJob"]
     assert not re.search(r"[&*]id\d", stream)
 
 

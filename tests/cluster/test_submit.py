@@ -240,6 +240,20 @@ def test_an_address_of_another_kind_is_refused_with_the_right_form():
         submit(["train"], address="ray://127.0.0.1:10001", token="")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CROSSPLANT_JOURNAL_URL", "postgresql://routes:geheim@db:5432/routes"),
+        ("AWS_SECRET_ACCESS_KEY", "geheim"),
+        ("RAY_AUTH_TOKEN", "geheim"),
+    ],
+)
+def test_a_variable_that_holds_a_secret_is_refused_by_name_before_anything_is_sent(name: str, value: str):
+    with pytest.raises(InputError, match=f"field {name}: holds a secret") as caught:
+        submit(["train"], address="http://127.0.0.1:9", env={name: value}, token="")
+    assert "geheim" not in str(caught.value)
+
+
 def test_the_shell_line_keeps_arguments_with_spaces_and_quotes_whole():
     assert entrypoint(["predict", "a b.png", "it's"]) == "python -m crossplant predict 'a b.png' 'it'\"'\"'s'"
     with pytest.raises(InputError, match="no verb"):
