@@ -32,7 +32,7 @@ from plants.errors import InputError
 
 BACKBONE = "test_resnet"
 MEAN = STD = (0.5, 0.5, 0.5)
-STEPS = 650
+STEPS = 2000
 """What the shipped file was made with."""
 STATE_EVERY_S = 60.0
 REPORT_EVERY_STEPS = 50
@@ -47,17 +47,21 @@ class Course:
 
     seed: int
     steps: int
-    num_textures: int = 384
+    num_textures: int = 256
     batch_size: int = 64
     sizes_px: tuple[int, int] = (64, 96)
     """Most steps see the small size, the last ones the size it will be used at."""
-    large_from: float = 0.8
+    large_from: float = 0.88
     rate: float = 3e-3
     weight_decay: float = 0.05
 
     def size_at(self, step: int) -> int:
         """The edge of the images of a step, in pixels."""
         return self.sizes_px[step >= self.large_from * self.steps]
+
+    def boldness_at(self, step: int) -> float:
+        """How much stronger than usual anomalies are: three times at first, as usual from half time on."""
+        return max(1.0, 3.0 - 4.0 * step / self.steps)
 
     def rate_at(self, step: int) -> float:
         """Linear warm-up over the first twentieth, then a half cosine down to 0."""
@@ -101,14 +105,22 @@ def cell_targets(mask: Tensor, anomaly: Tensor, *, cells: int) -> Tensor:
 
 def loss_of(pupil: Pupil, world: World, *, course: Course, step: int) -> Tensor:
     """The loss of one step's images."""
-    size_px = course.size_at(step)
-    batch = draw_batch(world, seed=course.seed, step=step, num_images=course.batch_size, size_px=size_px)
+    batch = draw_batch(
+        world,
+        seed=course.seed,
+        step=step,
+        num_images=course.batch_size,
+        size_px=course.size_at(step),
+        boldness=course.boldness_at(step),
+    )
     texture, anomaly, cells = pupil(normalise(batch.images))
     where = cell_targets(batch.mask, batch.anomaly, cells=cells.shape[-1])
+    rarity = torch.full((len(ANOMALIES),), 4.0)
+    rarity[0] = 1.0
     return (
         functional.cross_entropy(texture, batch.texture, label_smoothing=0.05)
         + functional.cross_entropy(anomaly, batch.anomaly)
-        + functional.cross_entropy(cells, where, ignore_index=-100)
+        + functional.cross_entropy(cells, where, weight=rarity, ignore_index=-100)
     )
 
 
@@ -119,7 +131,7 @@ def pretrain(
     minutes: float | None = None,
     steps: int | None = None,
     threads: int = 1,
-    num_textures: int = 384,
+    num_textures: int = 256,
     batch_size: int = 64,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -127,12 +139,16 @@ def pretrain(
 
     Interrupted, it goes on from `<out>.state.pt` at its next call. `minutes` plans as many steps as this machine does
     in that time; the same `steps` and `seed` on the same machine give the same file.
-    Raises InputError where both are given, or the state on disk is of another course.
+    Raises InputError where both are given or make no sense, `out` is a folder, or the state is of another course.
     """
     if minutes is not None and steps is not None:
         raise InputError("minutes and steps exclude each other", field="steps", remedy="Give one of them")
     if steps is not None and steps < 1:
         raise InputError(f"must be at least 1, not {steps}", field="steps")
+    if minutes is not None and minutes <= 0:
+        raise InputError(f"must be positive, not {minutes:g}", field="minutes")
+    if out.is_dir():
+        raise InputError("is a folder", file=str(out), field="out", remedy="Name the file to write")
     torch.set_num_threads(threads)
     out.parent.mkdir(parents=True, exist_ok=True)
     state_file = out.with_name(out.name + ".state.pt")

@@ -139,8 +139,8 @@ class Draw:
         return (torch.rand(shape, generator=self._generator) < p).float()
 
 
-def draw_batch(world: World, *, seed: int, step: int, num_images: int, size_px: int) -> Batch:
-    """`num_images` labelled images of `size_px`; the same for the same arguments."""
+def draw_batch(world: World, *, seed: int, step: int, num_images: int, size_px: int, boldness: float = 1.0) -> Batch:
+    """`num_images` labelled images of `size_px`; the same for the same arguments. Bold anomalies are easier to see."""
     d = Draw("batch", seed, step, size_px)
     texture = d.integer(len(world), num_images)
     anomaly = d.integer(len(ANOMALIES), num_images) * d.chance(0.75, num_images).long()
@@ -149,7 +149,7 @@ def draw_batch(world: World, *, seed: int, step: int, num_images: int, size_px: 
     contrast = t.contrast * d.log_uniform(0.7, 1.4, num_images)
     value = d.uniform(0.3, 0.7, num_images, 1, 1) + column(contrast) * surface
     rgb = t.dark[:, None, None] + (t.bright - t.dark)[:, None, None] * value[..., None]
-    rgb, mask = add_anomaly(rgb, anomaly, contrast, d)
+    rgb, mask = add_anomaly(rgb, anomaly, boldness * contrast, d)
     rgb = photograph(rgb, d)
     pixels = (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
     return Batch(images=pixels, texture=texture, anomaly=anomaly, mask=mask)
@@ -254,7 +254,7 @@ def add_anomaly(rgb: Tensor, anomaly: Tensor, contrast: Tensor, d: Draw) -> tupl
         height[rows], mask[rows] = shape, extent
         if ANOMALIES[kind] in ("smear", "chip"):
             smooth[rows] = column(d.uniform(0.5, 1, len(rows))) * extent
-    strength = contrast * d.uniform(1.0, 3.5, n) + d.uniform(0.04, 0.2, n)
+    strength = contrast * d.uniform(1.2, 4.0, n) + d.uniform(0.04, 0.25, n)
     tint = 1 + 0.5 * d.normal(n, 1, 1, 3) * d.chance(0.3, n, 1, 1, 1)
     level = rgb.mean(dim=(1, 2), keepdim=True)
     rgb = rgb + (level - rgb) * smooth[..., None]

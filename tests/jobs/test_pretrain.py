@@ -93,9 +93,14 @@ def test_the_course_warms_up_falls_to_zero_and_ends_with_large_images(step, size
     assert course.rate_at(step) == pytest.approx(rate, rel=0.02)
 
 
-@pytest.mark.parametrize("arguments", [{"steps": 1, "minutes": 1.0}, {"steps": 0}])
+def test_a_folder_as_output_is_refused_before_the_training_and_not_after(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        school.pretrain(tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("arguments", [{"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": 0.0}])
 def test_a_course_that_cannot_be_is_refused_before_anything_is_written(tmp_path, arguments):
-    with pytest.raises(InputError, match="steps"):
+    with pytest.raises(InputError, match="steps|minutes"):
         school.pretrain(tmp_path / "w.safetensors", **arguments)
     assert not list(tmp_path.iterdir())
 
@@ -185,6 +190,7 @@ def test_an_embedded_file_with_one_byte_changed_or_missing_is_refused(tmp_path, 
         weights.load_embedded("test_resnet")
 
 
+@pytest.mark.slow
 def test_embedded_features_tell_anomalous_from_whole_surfaces_never_seen_in_training():
     from sklearn.linear_model import LogisticRegression
 
@@ -198,7 +204,8 @@ def test_embedded_features_tell_anomalous_from_whole_surfaces_never_seen_in_trai
     is_bad = (drawn.anomaly > 0).numpy()
     model = LogisticRegression(C=0.1, max_iter=500, class_weight="balanced").fit(features[:400], is_bad[:400])
     guess = model.predict(features[400:])
-    recalls = [float((guess == is_bad)[400:][is_bad[400:] == value].mean()) for value in (False, True)]
+    recalls = [float((guess == value)[is_bad[400:] == value].mean()) for value in (False, True)]
+    print("balanced accuracy", np.mean(recalls))
     assert np.mean(recalls) > 0.65  # a coin reaches 0.5
 
 
@@ -236,7 +243,7 @@ def linear_probe(folder: Path, *, num_splits: int = 3) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.parametrize(("plant", "floor"), [("steel/neu", 96.5), ("steel/xsdd", 84.0), ("magnetic", 38.0)])
+@pytest.mark.parametrize(("plant", "floor"), [("steel/neu", 97.5), ("steel/xsdd", 87.0), ("magnetic", 60.0)])
 def test_embedded_features_reach_what_the_card_says_on_real_plants(plant, floor):
     folder = REAL_DATA / plant
     if not folder.is_dir():
