@@ -100,7 +100,7 @@ def test_a_folder_as_output_is_refused_before_the_training_and_not_after(tmp_pat
 
 @pytest.mark.parametrize("arguments", [{"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": 0.0}])
 def test_a_course_that_cannot_be_is_refused_before_anything_is_written(tmp_path, arguments):
-    with pytest.raises(InputError, match="steps|minutes"):
+    with pytest.raises(InputError, match=r"steps|minutes"):
         school.pretrain(tmp_path / "w.safetensors", **arguments)
     assert not list(tmp_path.iterdir())
 
