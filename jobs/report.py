@@ -132,7 +132,7 @@ def _decision(decision: Mapping[str, Any]) -> str:
                 f"Difference in {_text(figure['metric'].replace('_', ' '))} to {_text(other)}: "
                 f"{_figure({**figure, 'value': figure['diff']}, show=show)}."
             )
-    if decision.get("members"):
+    if len(decision.get("members", ())) > 1:
         words.append(f"Members: {_text(', '.join(decision['members']))}.")
     policy = decision.get("policy")
     if isinstance(policy, Mapping):
