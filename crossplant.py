@@ -25,7 +25,10 @@ app.add_typer(plant_app, name="plant")
 console = Console(stderr=True, highlight=False)
 
 FleetFile = Annotated[Path, typer.Option("--fleet", help="The fleet's YAML file.")]
-JsonFile = Annotated[str | None, typer.Option("--json", help="Write one JSON document to this file, or - for stdout.")]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", callback=lambda value: _checked(value), help="Write one JSON document here; - is stdout."),
+]
 Plants = Annotated[list[str] | None, typer.Option("--plant", help="Only this plant; may be repeated.")]
 FLEET = Path("fleet.yaml")
 
@@ -46,6 +49,15 @@ def _settings() -> Any:
 
 def _names(fleet: Any, chosen: list[str] | None) -> list[str]:
     return [fleet.plant(name).name for name in chosen] if chosen else [plant.name for plant in fleet.plants]
+
+
+def _checked(to: str | None) -> str | None:
+    """The address of --json, refused before any work when nothing can be written there."""
+    from plants.errors import InputError
+
+    if to and to != "-" and not Path(to).parent.is_dir():
+        raise InputError("the folder does not exist", file=to, field="--json")
+    return to
 
 
 def _finish(document: dict[str, Any], *, to: str | None) -> None:
@@ -165,6 +177,7 @@ def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
     loaded = _fleet(fleet)
     document = release.publish(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
+    _fail_if(document["withdrawn"], "decisions were withdrawn by the sealed test")
 
 
 @app.command()
@@ -268,13 +281,16 @@ def predict(
     _fail_if([row for row in document["predictions"] if row.get("error")], "frames could not be judged")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 def submit(
     context: typer.Context,
     address: Annotated[str | None, typer.Option(help="The cluster's dashboard, e.g. http://head:8265.")] = None,
     kuberay: Annotated[bool, typer.Option("--kuberay", help="Print a RayJob manifest instead.")] = False,
-    image: Annotated[str, typer.Option(help="Container image for --kuberay.")] = "crossplant:0.1.0",
+    image: Annotated[str, typer.Option(help="Container image for --kuberay.")] = "crossplant-train:0.1.0",
     working_dir: Annotated[Path | None, typer.Option(help="Folder to send along.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job; never a secret.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
     json_to: JsonFile = None,
 ) -> None:
@@ -282,31 +298,33 @@ def submit(
 
     Example: crossplant submit --address http://127.0.0.1:8265 train --fleet steel.yaml
     """
-    import os
-
     from plants.errors import InputError
 
     if kuberay:
-        from cluster.kuberay import rayjob_manifest, to_yaml
+        from cluster.kuberay import manifests, to_yaml
 
-        manifest = rayjob_manifest(context.args, image=image)
-        sys.stdout.write(to_yaml(manifest))
-        _finish({"manifest": manifest}, to=json_to if json_to != "-" else None)
+        documents = manifests(context.args, image=image)
+        if json_to != "-":
+            sys.stdout.write(to_yaml(*documents))
+        _finish({"manifest": documents}, to=json_to)
         return
     if address is None:
         raise InputError("no cluster is named", field="--address", remedy="Name its dashboard, or use --kuberay")
+    given = dict(pair.partition("=")[::2] for pair in env or [])
     from cluster.submit import submit as send
 
     done = send(
         context.args,
         address=address,
         working_dir=working_dir,
-        env={k: v for k, v in os.environ.items() if k.startswith("CROSSPLANT_") and k != "CROSSPLANT_RAY_ADDRESS"},
+        env=given,
         wait=wait,
         on_line=lambda line: console.print(line, markup=False, soft_wrap=True),
     )
     console.print(f"job {done.job_id}: {done.status}", markup=False)
     _finish({"job_id": done.job_id, "status": done.status}, to=json_to)
+    if done.exit_code == 2:
+        raise InputError(f"the job refused its input: {done.message}", field=done.job_id)
     _fail_if([done.status] if done.status in ("FAILED", "STOPPED") else [], "job did not succeed")
 
 

@@ -187,6 +187,7 @@ def compare_plant(
     frozen = next(
         (c.name for c in candidates if c.kind == "frozen" and c.name.startswith(f"frozen-{plant.name}-")), None
     )
+    base = next((c for c in candidates if c.name == frozen), None)
     made = {
         "model": chosen.name,
         "kind": chosen.kind,
@@ -195,7 +196,8 @@ def compare_plant(
         "against": decision.against,
         "interval": decision.interval,
         "policy": chosen.policy.model_dump(mode="json"),
-        "gain": _gain(chosen, next((c for c in candidates if c.name == frozen), None), seed=seed),
+        "gain": _gain(chosen, base, seed=seed),
+        "frozen_policy": base.policy.model_dump(mode="json") if base else None,
     }
     details = {"chosen": figures[chosen.name], "frozen": figures[frozen] if frozen else None}
     return column, made, details

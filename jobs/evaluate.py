@@ -86,8 +86,16 @@ def _evaluate(
     row = {**cell(figures=figures), "model": decision["model"], "details": figures, "withdrawn": False}
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:
+        base_policy = Policy.model_validate(decision["frozen_policy"])
         base = inputs.scores([inputs.probabilities(frozen)], leaf_sets=leaf_sets)
-        row["frozen"] = cell(figures=report(base))
-        row["gain"] = gain = paired(scores, base)
-        row["withdrawn"] = gain["high"] is not None and gain["high"] < 0
+        row["frozen"] = cell(figures=report(base, policy=base_policy))
+        row["gain"] = gain = paired(scores, base, policy_a=policy, policy_b=base_policy)
+        row["withdrawn"] = _is_worse(gain)
     return row
+
+
+def _is_worse(gain: Mapping[str, Any]) -> bool:
+    """Whether the interval of a paired difference to the baseline lies wholly on the worse side."""
+    if gain["low"] is None:
+        return False
+    return bool(gain["low"] > 0 if gain["metric"] == "cost" else gain["high"] < 0)

@@ -19,6 +19,10 @@ PRIOR_ROWS = 10
 """The median feature's variance counts as this many rows when a feature's own is estimated."""
 
 
+SOFT = 0.01
+"""Fine-tuning starts from a head fitted at least this strongly: from a sharper one its first steps undo the stages."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """logits = features @ weight.T + bias; weight [L, F], bias [L], float32."""
@@ -36,8 +40,8 @@ def fit_head(
     judge: Callable[[Head], Score],
     prior: Head | None = None,
     strengths: Sequence[float] = STRENGTHS,
-) -> tuple[Head, Score, float]:
-    """The head that scores best on `select` among the strengths, its score and its strength.
+) -> tuple[Head, Score, float, Head]:
+    """The head that scores best on `select`, its score, its strength, and the softer head to go on from.
 
     features [N, F]; targets, mask bool [N, L]; weights [N]. A strength pulls towards the prior (zero without one),
     so with few labels a warm start stays near its parent.
@@ -50,6 +54,7 @@ def fit_head(
     else:
         start = Head(prior.weight * std, prior.bias + prior.weight @ mean)
     current, best, best_score, best_strength = start, None, None, strengths[0]
+    soft = start
     for strength in strengths:
         current = _minimise(
             scaled, targets, mask, weights, start=current, centre=start, strength=strength, hold_bias=prior is not None
@@ -59,9 +64,10 @@ def fit_head(
         found = judge(head)
         if best is None or (best_score is not None and found.value is not None and found.beats(best_score)):
             best, best_score, best_strength = head, found, strength
+            soft = head if strength >= SOFT else soft
     if best is None or best_score is None:
         raise ValueError("no strength was given")
-    return best, best_score, best_strength
+    return best, best_score, best_strength, soft
 
 
 def _scale(features: Tensor) -> Tensor:

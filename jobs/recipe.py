@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -33,9 +34,9 @@ class Stage(Config):
     """One depth of unfreezing: the cut (stages above it learn), its rates and its patience."""
 
     cut: int = Field(ge=1)
-    epochs: int = Field(default=8, ge=1, le=500)
-    lr_head: float = Field(default=1e-3, gt=0, le=0.1)
-    lr_backbone: float = Field(default=3e-4, gt=0)
+    epochs: int = Field(default=10, ge=1, le=500)
+    lr_head: float = Field(default=3e-3, gt=0, le=0.1)
+    lr_backbone: float = Field(default=1e-3, gt=0)
     warmup_epochs: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
@@ -54,7 +55,7 @@ class Recipe(Config):
     views: int = Field(default=4, ge=1, le=16)
     """Augmented copies of a training image in the cache, the plain one included."""
     augment: Augment = Augment()
-    batch: int = Field(default=32, ge=1, le=4096)
+    batch: int = Field(default=16, ge=1, le=4096)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     layer_decay: float = Field(default=0.5, gt=0, le=1)
@@ -63,8 +64,8 @@ class Recipe(Config):
     """Rare classes weigh up to this much more than the most frequent; 1 is no weighting."""
     schedule: Literal["cosine", "plateau"] = "cosine"
     patience: int = Field(default=5, ge=1)
-    freeze_norm: bool = False
-    """Keep BatchNorm statistics of the branch, for weights whose statistics are approximate."""
+    freeze_norm: bool = True
+    """Keep the pretrained statistics of BatchNorm: an unfrozen stage then starts exactly where the frozen one stood."""
 
     @model_validator(mode="after")
     def _stages_descend(self) -> Self:
@@ -81,6 +82,11 @@ class Recipe(Config):
     def digest(self) -> str:
         """Names the recipe: equal settings, equal digest."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def default_recipe(cuts: Sequence[int]) -> Recipe:
+    """Progressive unfreezing through all the cuts that a trunk allows."""
+    return Recipe(stages=tuple(Stage(cut=cut) for cut in sorted(set(cuts)) if cut > 0))
 
 
 def load_recipe(path: str | Path) -> Recipe:

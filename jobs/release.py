@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +16,7 @@ from jobs.material import Material
 from jobs.plan import Plan
 from jobs.recipe import Recipe
 from jobs.verbs import new_table, who
-from plants.errors import CheckFailed, InputError
+from plants.errors import InputError
 from plants.plant import Fleet
 
 COMPARED = "reports/compare.json"
@@ -152,41 +151,33 @@ def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Con
     document = compared(store)
     evaluated = store.read_json(EVALUATED)["plants"] if store.exists(EVALUATED) else {}
     journal = Journal(settings.journal_url)
-    rows = []
+    missing = [name for name in names if name not in document["decisions"]]
+    if missing:
+        raise InputError("has no decision", plant=", ".join(missing), remedy="Run `crossplant compare` first")
+    rows, withdrawn = [], []
     for name in names:
-        decision = document["decisions"].get(name)
-        if decision is None:
-            raise InputError("has no decision", plant=name, remedy="Run `crossplant compare` first")
-        sealed = evaluated.get(name, {})
+        decision, sealed = document["decisions"][name], evaluated.get(name, {})
         if sealed.get("withdrawn") and sealed.get("bundle") == decision["bundle"]:
-            raise CheckFailed(f"plant {name}: the sealed test withdrew the decision; train or compare anew")
-        now = journal.route(name)
-        if now is None:
-            route = journal.promote(
-                name,
-                bundle=decision["bundle"],
-                policy=decision["policy_digest"],
-                who=who(),
-                expected=0,
-                action="publish",
-            )
-        elif (now.bundle, now.policy) == (decision["bundle"], decision["policy_digest"]):
-            route = now
-        else:
-            route = journal.challenge(name, challenger=decision["bundle"], shares={}, who=who())
+            withdrawn.append(name)
+            show.print(f"plant {name}: not published: the sealed test withdrew the decision", markup=False)
+            continue
+        route = _published(name, decision=decision, journal=journal)
         _mirror(route, fleet=fleet, settings=settings, show=show)
-        rows.append(
-            {
-                "plant": name,
-                "sequence": route.sequence,
-                "bundle": route.bundle,
-                "policy": route.policy,
-                "challenger": route.challenger,
-            }
-        )
+        rows.append(route.model_dump(include={"plant", "sequence", "bundle", "policy", "challenger"}))
     _show_routes(rows, show=show)
     first = rows[0] if len(rows) == 1 else {}
-    return {**first, "plants": rows}
+    return {**first, "plants": rows, "withdrawn": withdrawn}
+
+
+def _published(name: str, *, decision: Mapping[str, Any], journal: Journal) -> Route:
+    """A new route, or the decision as challenger of the one there is; unchanged where it is live already."""
+    now = journal.route(name)
+    bundle, policy = decision["bundle"], decision["policy_digest"]
+    if now is None:
+        return journal.promote(name, bundle=bundle, policy=policy, who=who(), expected=0, action="publish")
+    if (now.bundle, now.policy) == (bundle, policy):
+        return now
+    return journal.challenge(name, challenger=bundle, shares={}, who=who())
 
 
 def promote(
@@ -217,7 +208,7 @@ def status(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]
     """Runs of the latest plan, routes of all plants, and what needs somebody's eye."""
     store = open_store(fleet.store)
     runs: list[dict[str, Any]] = []
-    with contextlib.suppress(InputError):
+    if store.exists("runs/latest.json"):
         plan = latest_plan(store)
         records = RunLedger(store, plan.plan_id).load()
         for run in plan.runs:

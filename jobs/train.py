@@ -62,6 +62,8 @@ class Fitted:
     leaves: tuple[str, ...]
     state: dict[str, Tensor]
     score: Score
+    start: dict[str, Tensor]
+    """The same branch with a softer head, which the next stage goes on from."""
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -140,7 +142,7 @@ def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
 
     at = torch.from_numpy(ids)
     with torch.enable_grad():
-        head, found, strength = fit_head(
+        head, found, strength, soft = fit_head(
             features.clone(),
             targets=run.taught.targets[at].repeat(views, 1),
             mask=run.taught.mask[at].repeat(views, 1),
@@ -148,9 +150,11 @@ def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
             judge=judge,
             prior=prior,
         )
+    branch.adopt_head(soft.weight, soft.bias, run.taught.leaves)
+    start = _copy(branch)
     branch.adopt_head(head.weight, head.bias, run.taught.leaves)
     what = f"head fitted on {'the parent' if parent else 'frozen'} features, L2 {strength:g}"
-    return Fitted(cut=cut, leaves=run.taught.leaves, state=_copy(branch), score=found, notes=[what])
+    return Fitted(cut=cut, leaves=run.taught.leaves, state=_copy(branch), score=found, start=start, notes=[what])
 
 
 def load_parent(branch: Any, *, parent: Parent, leaves: Sequence[str]) -> Head:
@@ -200,7 +204,7 @@ def _unfreeze(
     branch = run.model.new_branch(
         stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
     )
-    load_parent(branch, parent=Parent(cut=best.cut, leaves=best.leaves, state=best.state), leaves=run.taught.leaves)
+    load_parent(branch, parent=Parent(cut=best.cut, leaves=best.leaves, state=best.start), leaves=run.taught.leaves)
     optimizer = torch.optim.AdamW(
         rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay
     )
@@ -235,7 +239,8 @@ def _unfreeze(
     if at.stage_best is None or at.stage_best_state is None or not at.stage_best.beats(best.score):
         best.notes.append(f"stage {index + 1} (cut {stage.cut}) did not win on select and was not kept")
         return False
-    best.cut, best.state, best.score = stage.cut, at.stage_best_state, at.stage_best
+    best.cut, best.score = stage.cut, at.stage_best
+    best.state = best.start = at.stage_best_state
     return True
 
 

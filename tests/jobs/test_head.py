@@ -31,17 +31,17 @@ def fit(x, targets, **more):
 def test_the_head_finds_a_linear_rule_whatever_the_scale_of_the_features():
     x, targets = problem(400)
     test_x, test_targets = problem(400, seed=1)
-    _, score, _ = fit(x, targets, judge=judge_on(test_x, test_targets))
+    _, score, _, _ = fit(x, targets, judge=judge_on(test_x, test_targets))
     assert score.value > 0.9
 
 
 def test_with_no_evidence_the_head_stays_at_its_prior():
     x, targets = problem(400)
-    good, _, _ = fit(x, targets, judge=judge_on(x, targets))
+    good, _, _, _ = fit(x, targets, judge=judge_on(x, targets))
     few_x, few_targets = problem(2, seed=5)
     test_x, test_targets = problem(400, seed=1)
-    _, near, _ = fit(few_x, few_targets, judge=judge_on(test_x, test_targets), prior=good, strengths=(100.0,))
-    _, alone, _ = fit(few_x, few_targets, judge=judge_on(test_x, test_targets))
+    _, near, _, _ = fit(few_x, few_targets, judge=judge_on(test_x, test_targets), prior=good, strengths=(100.0,))
+    _, alone, _, _ = fit(few_x, few_targets, judge=judge_on(test_x, test_targets))
     assert near.value > 0.9
     assert near.value > alone.value
 
@@ -49,6 +49,6 @@ def test_with_no_evidence_the_head_stays_at_its_prior():
 def test_a_constant_feature_does_no_harm():
     x, targets = problem(100)
     x[:, 3] = 7.0
-    head, score, _ = fit(x, targets, judge=judge_on(x, targets))
+    head, score, _, _ = fit(x, targets, judge=judge_on(x, targets))
     assert torch.isfinite(head.weight).all()
     assert score.value > 0.9

@@ -59,7 +59,7 @@ def test_the_fleet_file_loads_and_says_that_it_is_synthetic(fleet: Fleet) -> Non
     assert fleet.seed == 3
     assert len(fleet.plants) >= 5
     assert all(len(plant.environments) == 2 for plant in fleet.plants)
-    assert fleet.trunks[0].cuts == (0, 1)
+    assert fleet.trunks[0].cuts == (0, 1, 2)
 
 
 def test_plants_name_shared_defects_in_their_own_words_and_one_divides_a_class(fleet: Fleet) -> None:
