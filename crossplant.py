@@ -20,8 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-plant_app = typer.Typer(help="Plants of a fleet.", no_args_is_help=True)
-app.add_typer(plant_app, name="plant")
 console = Console(stderr=True, highlight=False)
 
 FleetFile = Annotated[Path, typer.Option("--fleet", help="The fleet's YAML file.")]

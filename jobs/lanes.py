@@ -17,6 +17,8 @@ from cluster.ledger import RunLedger, RunRecord
 from cluster.storage import open_store
 from jobs.plan import Plan, RunSpec
 
+PUT_EVERY_S = 5.0
+"""How old a run's progress in storage may be: it tells a driver that was killed from a run that never gets on."""
 ALL_LANES = "all"
 """The lane of a run that all workers fit together."""
 
@@ -31,6 +33,7 @@ class Board:
         self.records = {run.run_id: known.get(run.run_id, RunRecord(run_id=run.run_id)) for run in self.plan.runs}
         self.lost = {run_id for run_id, record in self.records.items() if record.state == "running"}
         self.tokens: dict[int, str] = {}
+        self.put_at: dict[str, float] = {}
         self.log: list[dict[str, Any]] = []
 
     def enter(self, lane: int, *, token: str, num_lanes: int) -> None:
@@ -71,6 +74,9 @@ class Board:
         """A run has come one epoch further."""
         reached = int(row.get("stage", 0)) * 1000 + int(row.get("epoch", 0))
         self.records[run_id] = ledger.advance(self.records[run_id], epoch=reached)
+        if time.monotonic() - self.put_at.get(run_id, float("-inf")) >= PUT_EVERY_S:
+            self.put_at[run_id] = time.monotonic()
+            self.ledger.put(self.records[run_id])
         self._say("epoch", run_id, **row)
 
     def done(self, run_id: str, *, seconds: float, select: float | None) -> None:

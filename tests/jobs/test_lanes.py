@@ -122,3 +122,10 @@ def test_events_tell_each_thing_once(store_uri):
     later = at.events(len(seen))
     assert [event["kind"] for event in seen] == ["started"]
     assert [(event["kind"], event["epoch"]) for event in later] == [("epoch", 1)]
+
+
+def test_progress_outlives_the_driver_so_that_a_killed_one_does_not_strike_a_run_out(store_uri):
+    for n in range(4):
+        at = board(store_uri)
+        assert at.take(0)["run_id"] == "own"
+        at.epoch("own", {"stage": 1, "epoch": n + 1})
