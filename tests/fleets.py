@@ -1,0 +1,114 @@
+"""Small real fleets for tests: a few plants of the embedded fleet at a fraction of its size, on disk or in a bucket."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from cluster.catalog import Catalog
+from cluster.ledger import RunLedger, RunRecord, begin, finish
+from cluster.settings import Settings
+from cluster.storage import PlantFiles, Store, open_store
+from plants.plant import Fleet, load_fleet
+from plants.synthetic import make_fleet
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+SHARES = {"train": 0.4, "select": 0.2, "decide": 0.2, "test": 0.2}
+
+
+def small_fleet(
+    folder: Path, *names: str, scale: float = 0.1, seed: int = 0, shares: dict[str, float] | None = None
+) -> Path:
+    """Only these plants of the embedded fleet, each with this share of its parts; the path of their `fleet.yaml`."""
+    path = make_fleet(folder, seed=seed, scale=scale, processes=1)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw["plants"] = [plant for plant in raw["plants"] if plant["name"] in names]
+    raw |= {"fleet": "small", "shares": shares or SHARES}
+    for plant in raw["plants"]:
+        plant.pop("shares", None)
+    path.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def into_bucket(path: Path, *, bucket: str) -> Path:
+    """Frames and label tables lie in the bucket, the store will too, and a `fleet.yaml` beside `path` says so."""
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    root = open_store(f"{bucket}/plants")
+    for plant in raw["plants"]:
+        root.upload_folder(path.parent / plant["images"], plant["name"])
+        plant |= {"images": f"{root.uri}/{plant['name']}", "labels": f"{root.uri}/{plant['name']}/labels.csv"}
+    raw["store"] = f"{bucket}/store"
+    remote = path.with_name("bucket.yaml")
+    remote.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return remote
+
+
+def console() -> tuple[Console, Callable[[], str]]:
+    """A console that shows nothing, and what was printed on it so far."""
+    text = io.StringIO()
+    return Console(file=text, width=250, highlight=False), text.getvalue
+
+
+def imported(path: Path) -> Fleet:
+    """The fleet after `import`."""
+    fleet = load_fleet(path)
+    catalog = Catalog(open_store(fleet.store))
+    for plant in fleet.plants:
+        catalog.import_plant(fleet, plant, files=PlantFiles(), now=NOW)
+    return fleet
+
+
+@dataclass(frozen=True)
+class Works:
+    """A fleet whose runs are done, fitted one after another in this process, without Ray."""
+
+    fleet: Fleet
+    settings: Settings
+    plan: Any
+
+    @property
+    def store(self) -> Store:
+        """The fleet's store."""
+        return open_store(self.fleet.store)
+
+    def exports(self) -> Any:
+        """The plan's exported models."""
+        from jobs.material import Material
+        from jobs.plan import Plan
+        from jobs.recipe import Recipe
+        from jobs.scoring import Exports
+
+        plan: Plan = self.plan
+        recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
+        return Exports(Material(self.fleet, cache=self.settings.cache, recipe=recipe), plan=plan)
+
+
+def trained(path: Path, *, home: Path, kinds: Sequence[str] = ("frozen", "own", "pooled", "warm", "sister")) -> Works:
+    """The fleet imported, and its runs of these kinds done, two epochs each."""
+    import torch
+
+    from jobs.fleet import planned
+    from jobs.material import Material, fit_run
+    from jobs.recipe import Recipe, Stage
+
+    torch.set_num_threads(1)
+    fleet, settings = imported(path), Settings(home=home, slots=2)
+    recipe = Recipe(stages=(Stage(cut=1, epochs=2),), views=2)
+    material = Material(fleet, cache=settings.cache, recipe=recipe)
+    plan = planned(fleet, material=material, recipe=recipe)
+    material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
+    material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
+    ledger = RunLedger(material.store, plan.plan_id)
+    for run in sorted(plan.runs, key=lambda r: r.parent is not None):
+        if run.kind in kinds:
+            fitted = fit_run(run, material=material, plan=plan)
+            record = begin(RunRecord(run_id=run.run_id), lane="0", now=NOW)
+            ledger.put(finish(record, select=fitted.score.value, seconds=1.0, now=NOW))
+    return Works(fleet=fleet, settings=settings, plan=plan)
