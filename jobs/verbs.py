@@ -14,52 +14,70 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.catalog import Catalog
+from cluster.catalog import Catalog, Imported
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, open_store
+from plants.errors import InputError, ManyInputErrors
 from plants.plant import Fleet
 
 
 def import_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:
-    """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store."""
+    """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store.
+
+    A plant that cannot be imported does not stop the others. Raises ManyInputErrors of all such plants at the end.
+    """
     catalog = Catalog(open_store(fleet.store))
+    catalog.assignments()  # a store that does not answer is one fault, not one a plant
     table = new_table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
     plants: list[dict[str, Any]] = []
+    faults: list[str] = []
     for name in names:
-        with _bar(show, f"reading {name}") as tick:
-            found = catalog.import_plant(
-                fleet, fleet.plant(name), files=PlantFiles(), now=datetime.now(UTC), progress=tick
-            )
-        rejected = [{"frame": r.frame, "reason": r.reason} for r in found.rejected]
-        plants.append(
-            {
-                "plant": name,
-                "rows": found.rows,
-                "new_rows": found.new_rows,
-                "classes": found.classes,
-                "splits": found.splits,
-                "rejected": rejected,
-            }
-        )
+        try:
+            with _bar(show, f"reading {name}") as tick:
+                found = catalog.import_plant(
+                    fleet, fleet.plant(name), files=PlantFiles(), now=datetime.now(UTC), progress=tick
+                )
+        except InputError as error:
+            faults += error.at_plant(name)
+            continue
+        plants.append(_imported(found))
         classes = ", ".join(f"{k} {v}" for k, v in found.classes.items())
         splits = " / ".join(str(v) for v in found.splits.values())
-        table.add_row(name, str(found.rows), str(found.new_rows), classes, splits, str(len(rejected)))
-        for row in rejected[:10]:
-            show.print(f"rejected: plant {name}: file {row['frame']}: {row['reason']}", markup=False, soft_wrap=True)
-        if len(rejected) > 10:
-            show.print(f"rejected: plant {name}: {len(rejected) - 10} more, all listed with --json", markup=False)
-        for note in found.notes:
-            show.print(f"note: plant {name}: {note}", markup=False, soft_wrap=True)
-        if not found.lots_known:
-            show.print(
-                f"note: plant {name}: lots are not known for every frame, so every such frame is its own lot: "
-                "figures flatter when neighbouring frames look alike",
-                markup=False,
-                soft_wrap=True,
-            )
-    show.print(table)
+        table.add_row(name, str(found.rows), str(found.new_rows), classes, splits, str(len(found.rejected)))
+        _show_what_to_know(found, show=show)
+    if plants:
+        show.print(table)
+    if faults:
+        raise ManyInputErrors(faults)
     first = plants[0] if len(plants) == 1 else {}
     return {**first, "plants": plants}
+
+
+def _imported(found: Imported) -> dict[str, Any]:
+    return {
+        "plant": found.plant,
+        "rows": found.rows,
+        "new_rows": found.new_rows,
+        "classes": found.classes,
+        "splits": found.splits,
+        "rejected": [{"frame": r.frame, "reason": r.reason} for r in found.rejected],
+    }
+
+
+def _show_what_to_know(found: Imported, *, show: Console) -> None:
+    """The first rejects and all notes are shown, a line each."""
+    name, rejected = found.plant, found.rejected
+    lines = [f"rejected: plant {name}: file {row.frame}: {row.reason}" for row in rejected[:10]]
+    if len(rejected) > 10:
+        lines.append(f"rejected: plant {name}: {len(rejected) - 10} more, all listed with --json")
+    lines += [f"note: plant {name}: {note}" for note in found.notes]
+    if not found.lots_known:
+        lines.append(
+            f"note: plant {name}: lots are not known for every frame, so every such frame is its own lot: "
+            "figures flatter when neighbouring frames look alike"
+        )
+    for line in lines:
+        show.print(line, markup=False, soft_wrap=True)
 
 
 def audit_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:

@@ -20,9 +20,10 @@ class InputError(ValueError):
         field: str | None = None,
         remedy: str | None = None,
     ) -> None:
+        self.detail = " ".join(str(message).split())
         self.plant, self.file, self.field, self.remedy = plant, file, field, remedy
         where = [f"{name} {value}" for name, value in (("plant", plant), ("file", file), ("field", field)) if value]
-        text = ": ".join([*where, " ".join(str(message).split())])
+        text = ": ".join([*where, self.detail])
         super().__init__(f"{text}. {remedy}" if remedy else text)
 
     @property
@@ -30,13 +31,18 @@ class InputError(ValueError):
         """Every fault, one line each."""
         return (str(self),)
 
+    def at_plant(self, plant: str) -> tuple[str, ...]:
+        """Every fault, one line each, and every line names the plant."""
+        return tuple(fault if fault.startswith("plant ") else f"plant {plant}: {fault}" for fault in self.faults)
+
 
 class ManyInputErrors(InputError):
     """Several faults found in one reading, all reported at once."""
 
     def __init__(self, faults: Sequence[str] | str) -> None:
         self._faults = tuple(faults.split("\n")) if isinstance(faults, str) else tuple(faults)
-        ValueError.__init__(self, "\n".join(self._faults))
+        super().__init__("; ".join(self._faults))
+        self.args = ("\n".join(self._faults),)
 
     @property
     def faults(self) -> tuple[str, ...]:

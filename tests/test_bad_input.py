@@ -233,6 +233,16 @@ def test_a_setting_that_is_not_a_number_or_not_a_setting_is_named(mill, run, mon
     assert "Did you mean CROSSPLANT_SLOTS?" in run("status").errors[0]
 
 
+@pytest.mark.parametrize("words", ["rollback --plant mill", "serve", "status"])
+def test_a_home_that_cannot_be_made_is_one_line_that_names_the_setting(mill, run, monkeypatch, words):
+    (mill / "file").touch()
+    monkeypatch.setenv("CROSSPLANT_HOME", str(mill / "file/home"))
+    answer = run(*words.split())
+    (line,) = answer.errors
+    assert answer.code == 2
+    assert "field CROSSPLANT_HOME: the folder cannot be made (not a directory)" in line
+
+
 # --- classes ---------------------------------------------------------------------------------------------------------
 
 
@@ -436,14 +446,25 @@ def test_frames_that_went_bad_do_not_undo_a_split(mill, run):
     assert pd.read_parquet(mill / "store/assignments.parquet").set_index("lot")["role"].equals(roles)
 
 
-def test_a_plant_whose_folder_is_gone_is_named_and_the_plants_before_it_are_imported(mill, run):
-    write_fleet(mill, MILL, {**MILL, "name": "press", "images": "gone"})
+def test_plants_that_cannot_be_imported_are_named_and_the_plants_before_and_after_are_imported(mill, run):
+    (mill / "tables").mkdir()
+    write_fleet(
+        mill,
+        MILL,
+        {**MILL, "name": "press", "images": "gone"},
+        {**MILL, "name": "oven", "labels": "tables"},
+        {**MILL, "name": "lathe"},
+    )
     answer = run("import")
-    (line,) = answer.errors
+    press, oven = answer.errors
     assert answer.code == 2
-    assert "gone: there is no such folder. Correct `images`" in line
-    assert set(labels(mill).index) == set(GOOD)
+    assert press.startswith("plant press: ")
+    assert "gone: there is no such folder. Correct `images`" in press
+    assert oven.startswith("plant oven: ")
+    assert "tables" in oven
+    assert set(labels(mill).index) == set(labels(mill, "lathe").index) == set(GOOD)
     assert not (mill / "store/labels/press.parquet").exists()
+    assert answer.err.index("Imported") < answer.err.rindex("lathe") < answer.err.index("error: plant press")
 
 
 # --- object stores ---------------------------------------------------------------------------------------------------

@@ -262,3 +262,11 @@ def test_errors_survive_the_way_back_from_a_worker(error):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert again.faults == error.faults
+
+
+def test_an_error_without_a_plant_is_given_one_and_one_with_a_plant_keeps_it():
+    many = ManyInputErrors(["plant oven: wrong", "file f: gone"])
+    assert many.at_plant("mill") == ("plant oven: wrong", "plant mill: file f: gone")
+    assert InputError("is wrong", file="f").at_plant("mill") == ("plant mill: file f: is wrong",)
+    assert InputError("is\nwrong", file="f").detail == "is wrong"
+    assert (many.plant, many.detail) == (None, "plant oven: wrong; file f: gone")
