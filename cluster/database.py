@@ -76,7 +76,7 @@ class Database:
         if self._url.get_backend_name() == "sqlite":
             options["connect_args"] = {"timeout": WAIT_S}
             if self._url.database and self._url.database != ":memory:":
-                Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+                _make(Path(self._url.database).parent)
         try:
             return sa.create_engine(self._url, **options)
         except (exc.NoSuchModuleError, ModuleNotFoundError):
@@ -91,3 +91,15 @@ class Database:
 
     def __repr__(self) -> str:
         return f"Database({self._url.render_as_string(hide_password=True)!r})"
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be made ({(error.strerror or type(error).__name__).lower()})",
+            file=str(folder),
+            field="CROSSPLANT_HOME",
+            remedy="Set CROSSPLANT_HOME to a folder that can be written, or CROSSPLANT_JOURNAL_URL to another database",
+        ) from None

@@ -62,6 +62,13 @@ def test_a_database_that_is_away_is_told_without_its_password(tmp_path):
     assert "secret" not in repr(Database("sqlite://u:secret@host/x", tables))
 
 
+def test_a_home_that_cannot_be_made_is_one_line_that_names_the_setting(tmp_path):
+    (tmp_path / "file").touch()
+    database = Database(f"sqlite:///{tmp_path}/file/home/routes.db", tables)
+    with pytest.raises(InputError, match=r"file/home: field CROSSPLANT_HOME: .*not a directory"), database.begin():
+        pass
+
+
 def test_a_closed_database_opens_again(tmp_path):
     database = Database(f"sqlite:///{tmp_path}/a.db", tables)
     for name in "ab":
