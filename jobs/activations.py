@@ -23,7 +23,7 @@ from jobs.augment import augment
 from jobs.recipe import Augment
 from plants.plant import Plant, is_ok
 
-TILES_PER_GOOD_FRAME = 12
+TILES_PER_GOOD_FRAME = 5
 """Good tiles kept for training from one tiled frame; tiles that show a defect are all kept."""
 TILE_HIT = 0.5
 """Share of a defect's box that a tile must hold to carry the defect's label; any less, and the tile is left out."""

@@ -7,10 +7,13 @@ said: "no difference shown", "not enough lots". Costs are taken with thresholds 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.packs import MapTasks
+from jobs.material import Material
 from jobs.plan import Plan
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
 from plants.costs import OutOfFold, Policy, out_of_fold, solve
@@ -223,25 +226,49 @@ def worst_first(decisions: Mapping[str, Any], matrix: Mapping[str, Mapping[str, 
     return sorted(decisions, key=f1)
 
 
+def _compare_one(
+    name: str, *, material: Mapping[str, Any], plan: Mapping[str, Any], done: Sequence[str], seed: int
+) -> Any:
+    """`compare_plant` in a process of its own."""
+    exports = Exports(Material.from_config(material), plan=Plan.from_json(plan))
+    plant = exports.material.fleet.plant(name)
+    return compare_plant(plant, plan=exports.plan, exports=exports, done=done, seed=seed)
+
+
 Say = Callable[[str], None]
 
 
 def compare_fleet(
-    fleet: Fleet, *, plan: Plan, exports: Exports, done: Sequence[str], seed: int, say: Say = lambda text: None
+    fleet: Fleet,
+    *,
+    plan: Plan,
+    exports: Exports,
+    done: Sequence[str],
+    seed: int,
+    say: Say = lambda text: None,
+    map_tasks: MapTasks = map,
 ) -> dict[str, Any]:
-    """The `compare` document without bundles: matrix, decisions, details, plants worst first."""
-    matrix: dict[str, dict[str, Any]] = {}
+    """The `compare` document without bundles: matrix, decisions, details, plants worst first.
+
+    map_tasks: like `map`, possibly elsewhere; plants are judged side by side where it is Ray's.
+    """
+    for run_id in done:
+        exports.branch(run_id)
+    matrix: dict[str, dict[str, Any]] = {run.run_id: {} for run in plan.runs if run.run_id in done and run.seed == seed}
     decisions: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    for plant in fleet.plants:
-        found = compare_plant(plant, plan=plan, exports=exports, done=done, seed=seed)
+    work = functools.partial(
+        _compare_one, material=exports.material.to_config(), plan=plan.to_json(), done=list(done), seed=seed
+    )
+    names = [plant.name for plant in fleet.plants]
+    for name, found in zip(names, map_tasks(work, names), strict=True):
         if found is None:
-            say(f"{plant.name}: no labelled part in `decide`: not enough data")
+            say(f"{name}: no labelled part in `decide`: not enough data")
             continue
-        column, decisions[plant.name], details[plant.name] = found
-        for name, values in column.items():
-            matrix.setdefault(name, {})[plant.name] = values
-        say(f"{plant.name}: {len(column)} models judged")
+        column, decisions[name], details[name] = found
+        for model, values in column.items():
+            matrix.setdefault(model, {})[name] = values
+        say(f"{name}: {len(column)} models judged")
     models = {}
     for name in matrix:
         if name.startswith("ensemble-"):

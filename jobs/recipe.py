@@ -34,7 +34,7 @@ class Stage(Config):
     """One depth of unfreezing: the cut (stages above it learn), its rates and its patience."""
 
     cut: int = Field(ge=1)
-    epochs: int = Field(default=10, ge=1, le=500)
+    epochs: int = Field(default=8, ge=1, le=500)
     lr_head: float = Field(default=3e-3, gt=0, le=0.1)
     lr_backbone: float = Field(default=1e-3, gt=0)
     warmup_epochs: int = Field(default=1, ge=0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster import session
 from cluster.ledger import RunLedger
 from cluster.registry import Bundles, Journal, Route
 from cluster.settings import Settings
@@ -62,8 +63,15 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
         raise InputError("no run has finished", file=f"runs/{plan.plan_id}", remedy="Run `crossplant train` again")
     exports = _exports(fleet, settings=settings, plan=plan)
     seed = min(run.seed for run in plan.runs)
+    session.start(settings)
     document = compare_fleet(
-        fleet, plan=plan, exports=exports, done=done, seed=seed, say=lambda text: show.print(text, markup=False)
+        fleet,
+        plan=plan,
+        exports=exports,
+        done=done,
+        seed=seed,
+        say=lambda text: show.print(text, markup=False),
+        map_tasks=session.map_tasks,
     )
     finished = {run_id: record.finished_at for run_id, record in records.items()}
     for name, decision in document["decisions"].items():

@@ -35,7 +35,7 @@ class Exports:
 
     def __init__(self, material: Material, *, plan: Plan) -> None:
         self.material, self.plan = material, plan
-        self._exporters: dict[tuple[int, int], BranchExporter] = {}
+        self._exporters: dict[int, BranchExporter] = {}
         self._branches: dict[str, tuple[dict[str, Any], Branch, Path]] = {}
 
     @cached_property
@@ -49,13 +49,16 @@ class Exports:
             words, weights = self.material.load(run_id, plan_id=self.plan.plan_id)
             branch = self.material.model.new_branch(words["cut"], words["leaves"])
             branch.load_state(weights)
-            shape = (words["cut"], len(words["leaves"]))
-            if shape not in self._exporters:
-                self._exporters[shape] = BranchExporter(self.material.model, *shape)
             path = self.material.trunk_path.parent / f"{self.plan.plan_id}.{run_id}.onnx"
-            self._exporters[shape].write(branch, path)
+            if not path.exists():
+                self._exporter(words["cut"]).write(branch, path)
             self._branches[run_id] = (words, branch, path)
         return self._branches[run_id]
+
+    def _exporter(self, cut: int) -> BranchExporter:
+        if cut not in self._exporters:
+            self._exporters[cut] = BranchExporter(self.material.model, cut)
+        return self._exporters[cut]
 
     def check_parity(self, run_id: str, *, activations: Mapping[int, np.ndarray]) -> dict[str, float]:
         """The parity report of a branch. Raises CheckFailed when torch and the exported file disagree."""
