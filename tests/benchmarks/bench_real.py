@@ -1,0 +1,134 @@
+"""The three real plants from import to the sealed test, with the embedded backbone and with ImageNet weights.
+
+Two steel mills that share classes and a tile maker with money. Needs CROSSPLANT_REAL_DATA (default ../shared/data) and,
+for the ImageNet backbones, CROSSPLANT_WEIGHTS (default ../shared/weights). Prints one JSON object last.
+
+    python tests/benchmarks/bench_real.py --backbone embedded --backbone mobilenetv2_035
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+MILLS = {
+    "neu": {
+        "crazing": "crazing",
+        "inclusion": "inclusion",
+        "patches": "patches",
+        "pitted_surface": "pitted_surface",
+        "rolled-in_scale": "scale",
+        "scratches": "scratch",
+    },
+    "xsdd": {
+        "finishing_roll_printing": "finishing_roll_printing",
+        "iron_sheet_ash": "iron_sheet_ash",
+        "oxide_scale_of_plate_system": "scale",
+        "oxide_scale_of_temperature_system": "scale",
+        "red_iron": "red_iron",
+        "slag_inclusion": "inclusion",
+        "surface_scratch": "scratch",
+    },
+}
+MAGNETIC = {"free": "ok", **{name: name for name in ("blowhole", "break", "crack", "fray", "uneven")}}
+
+
+def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
+    """The fleet file of the three plants on one backbone."""
+    trunks = {
+        "embedded": {"size_px": 128, "cuts": [0, 1, 2], "options": {"global_pool": "catavgmax"}},
+        "mobilenetv2_035": {
+            "backbone": "mobilenetv2_035",
+            "weights": str(weights / "mobilenetv2_035.keras_in1k_notop.safetensors"),
+            "size_px": 160,
+            "cuts": [0, 1],
+            "options": {"pad_type": "same"},
+        },
+        "mobilenetv2_100": {
+            "backbone": "mobilenetv2_100",
+            "weights": str(weights / "mobilenetv2_100.coral_in1k.fp16.safetensors"),
+            "size_px": 160,
+            "cuts": [0, 1],
+            "options": {"pad_type": "same"},
+        },
+    }
+    geometry = {"geometry": {"fit": "letterbox"}}
+    plants: list[dict[str, Any]] = [
+        {"name": name, "images": str(data / "steel" / name), "classes": classes} for name, classes in MILLS.items()
+    ]
+    plants.append(
+        {
+            "name": "magnetic",
+            "images": str(data / "magnetic"),
+            "classes": MAGNETIC,
+            "ok": ["free"],
+            "environment_pattern": "/(exp[0-9])_",
+            "environments": {f"exp{n}": geometry for n in range(7)},
+        }
+    )
+    path = folder / "real.yaml"
+    raw = {"fleet": "real", "store": str(folder / "store"), "trunks": [trunks[backbone]], "plants": plants}
+    path.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, show: Console) -> dict[str, Any]:
+    """import, audit, train, compare, evaluate, publish; the sealed figures of every plant."""
+    from cluster.settings import Settings
+    from jobs import release, verbs
+    from plants.plant import load_fleet
+
+    start = time.monotonic()
+    loaded = load_fleet(fleet(folder, backbone=backbone, data=data, weights=weights))
+    loaded = loaded.model_copy(update={"seed": seed})
+    names = [plant.name for plant in loaded.plants]
+    settings = Settings(home=folder / "home")
+    verbs.import_fleet(loaded, names=names, show=show)
+    findings = verbs.audit_fleet(loaded, names=names, show=Console(quiet=True))["findings"]
+    verbs.train(loaded, settings=settings, recipe_file=None, seeds=(seed,), leave_out=(), retry_failed=False, show=show)
+    compared = release.compare(loaded, settings=settings, show=show)
+    sealed = release.evaluate(loaded, settings=settings, names=names, show=show)
+    release.publish(loaded, settings=settings, names=names, show=show)
+    pooled = compared["matrix"].get(f"pooled-s{seed}", {})
+    own = {name: compared["matrix"][f"own-{name}-s{seed}"][name]["macro_f1"] for name in MILLS}
+    keys = ("model", "macro_f1", "macro_f1_low", "macro_f1_high", "cost", "cost_low", "cost_high", "auc", "n")
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        "sealed": {name: {key: row[key] for key in keys} for name, row in sealed["plants"].items()},
+        "frozen": {name: (row.get("frozen") or row)["macro_f1"] for name, row in sealed["plants"].items()},
+        "pooled_minus_own": {name: pooled[name]["macro_f1"] - own[name] for name in MILLS if name in pooled},
+        "errors_of_audit": [f["kind"] for f in findings if f["level"] == "error"],
+    }
+
+
+def main() -> None:
+    """Every backbone asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", action="append", choices=["embedded", "mobilenetv2_035", "mobilenetv2_100"])
+    parser.add_argument("--seed", type=int, action="append")
+    asked = parser.parse_args()
+    data = Path(os.environ.get("CROSSPLANT_REAL_DATA", "../shared/data")).resolve()
+    weights = Path(os.environ.get("CROSSPLANT_WEIGHTS", "../shared/weights")).resolve()
+    if not data.is_dir():
+        raise SystemExit(f"the real plants are not at {data}: set CROSSPLANT_REAL_DATA")
+    show = Console(stderr=True)
+    figures: dict[str, Any] = {}
+    for backbone in asked.backbone or ["embedded", "mobilenetv2_035", "mobilenetv2_100"]:
+        for seed in asked.seed or [0]:
+            with tempfile.TemporaryDirectory() as folder:
+                figures[f"{backbone}-s{seed}"] = walk(
+                    backbone, folder=Path(folder), seed=seed, data=data, weights=weights, show=show
+                )
+    print(json.dumps({"name": "real", "cpus": os.cpu_count(), "figures": figures}))
+
+
+if __name__ == "__main__":
+    main()
