@@ -42,7 +42,8 @@ def compared(store: Store) -> dict[str, Any]:
     return found
 
 
-def _exports(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
+def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
+    """The exported trunk and branches of a plan."""
     from jobs.scoring import Exports
 
     recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
@@ -61,7 +62,7 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
     done = [run.run_id for run in plan.runs if run.run_id in records and records[run.run_id].state == "done"]
     if not done:
         raise InputError("no run has finished", file=f"runs/{plan.plan_id}", remedy="Run `crossplant train` again")
-    exports = _exports(fleet, settings=settings, plan=plan)
+    exports = exports_of(fleet, settings=settings, plan=plan)
     seed = min(run.seed for run in plan.runs)
     session.start(settings)
     document = compare_fleet(
@@ -130,7 +131,7 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
         fleet,
         names=names,
         document=document,
-        exports=_exports(fleet, settings=settings, plan=plan),
+        exports=exports_of(fleet, settings=settings, plan=plan),
         who=who(),
         now=datetime.now(UTC),
         budget=settings.budget,

@@ -1,0 +1,177 @@
+"""What the embedded fleet is there to show, over seeds: one fleet and one training a seed, judged per part on `decide`.
+
+Warm-started against own at the plant with few labels, own against every sister's model at home, a pooled model against
+the mean single-source model at a plant left out, tiles against `whole` at the plant with 2048-pixel frames, and the
+classical baseline and random weights beside it. Prints one JSON object last.
+
+    python tests/benchmarks/bench_embedded.py --seed 0 --seed 1 --seed 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+FEW, LARGE, LEFT_OUT = "brno", "fargo", "arden"
+
+
+def seed_figures(seed: int, *, folder: Path, show: Console) -> dict[str, Any]:
+    """The figures of one seed of fleet and training."""
+    from cluster.settings import Settings
+    from jobs import release, verbs
+    from plants.plant import load_fleet
+    from plants.synthetic import make_fleet
+
+    start = time.monotonic()
+    fleet = load_fleet(make_fleet(folder / "fleet", seed=seed))
+    settings = Settings(home=folder / "home")
+    names = [plant.name for plant in fleet.plants]
+    verbs.import_fleet(fleet, names=names, show=Console(quiet=True))
+    verbs.train(
+        fleet, settings=settings, recipe_file=None, seeds=(seed,), leave_out=(LEFT_OUT,), retry_failed=False, show=show
+    )
+    document = release.compare(fleet, settings=settings, show=show)
+    matrix, tail = document["matrix"], f"-s{seed}"
+
+    def f1(run: str, plant: str) -> float:
+        return float(matrix[f"{run}{tail}"][plant]["macro_f1"])
+
+    others = [name for name in names if name != LEFT_OUT]
+    return {
+        "warm_against_own": _paired_runs(
+            fleet, settings=settings, a=f"warm-{FEW}{tail}", b=f"own-{FEW}{tail}", plant=FEW
+        ),
+        "own_against_best_sister": {
+            name: {"own": f1(f"own-{name}", name), "sister": max(f1(f"own-{o}", name) for o in names if o != name)}
+            for name in names
+        },
+        "left_out": {
+            "plant": LEFT_OUT,
+            "pooled": f1(f"without-{LEFT_OUT}", LEFT_OUT),
+            "mean_single": float(np.mean([f1(f"own-{name}", LEFT_OUT) for name in others])),
+        },
+        "auc_tiles": matrix[document["decisions"][LARGE]["model"]][LARGE]["auc"],
+        "auc_whole": _whole_auc(fleet, settings=settings),
+        "baselines": {name: _baselines(fleet, settings=settings, name=name) for name in names if name != LARGE},
+        "chosen": {
+            n: {"model": d["model"], "macro_f1": matrix[d["model"]][n]["macro_f1"]}
+            for n, d in document["decisions"].items()
+        },
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def _paired_runs(fleet: Any, *, settings: Any, a: str, b: str, plant: str) -> dict[str, Any]:
+    """Paired difference in macro-F1 of two runs at a plant, with its interval over lots."""
+    from cluster.storage import open_store
+    from jobs.release import exports_of, latest_plan
+    from jobs.scoring import role_inputs
+    from plants.metrics import paired
+
+    exports = exports_of(fleet, settings=settings, plan=latest_plan(open_store(fleet.store)))
+    inputs = role_inputs(plant, role="decide", exports=exports)
+    leaf_sets = fleet.leaf_sets(fleet.plant(plant))
+    scores = [inputs.scores([inputs.probabilities(run)], leaf_sets=leaf_sets) for run in (a, b)]
+    return paired(*scores)
+
+
+def _whole_auc(fleet: Any, *, settings: Any) -> float | None:
+    """AUC of a frozen head at the large-frame plant when its frames are squeezed whole into the model's input."""
+    from plants.plant import Geometry
+
+    plant = fleet.plant(LARGE)
+    whole = {k: e.model_copy(update={"geometry": Geometry(fit="whole")}) for k, e in plant.environments.items()}
+    squeezed = plant.model_copy(update={"environments": whole})
+    return _frozen(fleet, settings=settings, plant=squeezed)["auc"]
+
+
+def _baselines(fleet: Any, *, settings: Any, name: str) -> dict[str, Any]:
+    """Macro-F1 of HOG with a linear SVM and of a random backbone's frozen features, same splits, per frame's part."""
+    random = fleet.trunks[0].model_copy(update={"weights": "none"})
+    at = fleet.model_copy(update={"trunks": (random,)})
+    return {
+        "hog_svm": _hog(fleet, settings=settings, name=name),
+        "random_weights": _frozen(at, settings=settings, plant=fleet.plant(name))["macro_f1"],
+    }
+
+
+def _frozen(fleet: Any, *, settings: Any, plant: Any) -> dict[str, Any]:
+    """A frozen head fitted on train and judged per part on decide."""
+    from jobs.material import Material
+    from jobs.recipe import Recipe
+
+    changed = fleet.model_copy(update={"plants": tuple(plant if p.name == plant.name else p for p in fleet.plants)})
+    material = Material(changed, cache=settings.cache, recipe=Recipe(stages=(), views=1))
+    features, rows = {}, material.catalog.rows(plant.name)
+    for role in ("train", "decide"):
+        mine = rows[(rows["role"] == role) & rows["class"].isin(plant.annotated)]
+        pack = material.pack(plant, rows=mine)
+        frames = mine.set_index("frame").loc[[pack.frames[i] for i in pack.frame_index]]
+        features[role] = (material.runner.activations(np.ascontiguousarray(pack.pixels))[0], frames)
+    return _linear(*features["train"], *features["decide"], plant=plant)
+
+
+def _hog(fleet: Any, *, settings: Any, name: str) -> float:
+    from skimage.feature import hog
+
+    from jobs.material import Material
+    from jobs.recipe import Recipe
+
+    plant = fleet.plant(name)
+    material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
+    features, rows = {}, material.catalog.rows(name)
+    for role in ("train", "decide"):
+        mine = rows[(rows["role"] == role) & rows["class"].isin(plant.annotated)]
+        pack = material.pack(plant, rows=mine)
+        frames = mine.set_index("frame").loc[[pack.frames[i] for i in pack.frame_index]]
+        cells = [hog(image.mean(2), pixels_per_cell=(16, 16), cells_per_block=(2, 2)) for image in pack.pixels]
+        features[role] = (np.array(cells), frames)
+    return float(_linear(*features["train"], *features["decide"], plant=plant)["macro_f1"])
+
+
+def _linear(x: np.ndarray, frames: Any, test_x: np.ndarray, test: Any, *, plant: Any) -> dict[str, Any]:
+    """Logistic regression on features; frames are pooled to parts by the most suspicious one."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from plants.metrics import report
+    from plants.scores import PartScores, pool_groups
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500, class_weight="balanced"))
+    model.fit(x, frames["class"].astype(str).to_numpy(dtype=object))
+    known, classes = list(model.classes_), plant.annotated
+    raw = model.predict_proba(test_x)
+    probs = np.stack([raw[:, known.index(c)] if c in known else np.zeros(len(raw)) for c in classes], axis=1)
+    parts, groups = np.unique(test["part_id"].to_numpy(dtype=object), return_inverse=True)
+    pooled, _ = pool_groups(probs, groups, ok=np.isin(classes, plant.ok))
+    first = test.drop_duplicates("part_id").set_index("part_id").loc[list(parts)]
+    found = report(
+        PartScores(parts, first["lot"], first["environment"], first["class"], pooled, classes, plant.ok), n_boot=1
+    )
+    return {"macro_f1": found["macro_f1"]["value"], "auc": found["auc"]["value"] if found["auc"] else None}
+
+
+def main() -> None:
+    """Every seed asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, action="append")
+    asked = parser.parse_args()
+    show, figures = Console(stderr=True), {}
+    for seed in asked.seed or [0, 1, 2]:
+        with tempfile.TemporaryDirectory() as folder:
+            figures[seed] = seed_figures(seed, folder=Path(folder), show=show)
+        print(json.dumps({seed: figures[seed]}), flush=True)
+    print(json.dumps({"name": "embedded", "cpus": os.cpu_count(), "figures": figures}))
+
+
+if __name__ == "__main__":
+    main()
