@@ -96,14 +96,19 @@ class Policy(Config):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Policy:
-        """The policy in this text. Raises InputError for anything else."""
+    def from_json(cls, text: str | bytes, *, file: str | None = None) -> Policy:
+        """The policy in this text, which was read from `file`. Raises InputError for anything else."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(step) for step in first["loc"])
-            raise InputError(f"is not a policy: {first['msg']}", field=field or None) from None
+            raise InputError(
+                f"is not a policy: {first['msg']}",
+                file=file,
+                field=field or None,
+                remedy="Take one that `crossplant compare` wrote",
+            ) from None
 
 
 class Decision(NamedTuple):

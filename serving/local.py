@@ -54,7 +54,12 @@ def local_predictor(
         return found
 
     scorer = Loader(folder_of=folder_of, trunk_of=trunk_of).scorer(digest)
-    return Predictor(plant, scorer, _policy(policy, plant=plant, manifest=manifest))
+    chosen = _policy(policy, plant=plant, manifest=manifest)
+    try:
+        return Predictor(plant, scorer, chosen)
+    except InputError as error:
+        at = {"plant": error.plant, "field": error.field, "remedy": error.remedy}
+        raise InputError(error.detail, file=str(policy or root), **at) from None
 
 
 def predict_local(predictor: Predictor, parts: Iterable[PartRequest]) -> Iterator[Answer | InputError]:
@@ -81,6 +86,15 @@ def _policy(path: Path | str | None, *, plant: str, manifest: bundle.Manifest) -
         return Policy(plant=plant, classes=view.classes, ok=view.ok, pass_below=0.5, reject_above=0.5, note=note)
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({type(error).__name__})", file=str(path), field="policy") from None
-    return Policy.from_json(text)
+    except FileNotFoundError:
+        remedy = "Name a policy's JSON with --policy FILE"
+        raise InputError("no such file", file=str(path), field="policy", remedy=remedy) from None
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8, so it is not a policy", file=str(path), field="policy") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=str(path), field="policy") from None
+    found = Policy.from_json(text, file=str(path))
+    if found.plant != plant:
+        remedy = "Name the plant's own policy, or its own plant"
+        raise InputError(f"is a policy of plant {found.plant}", plant=plant, file=str(path), remedy=remedy)
+    return found

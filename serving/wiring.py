@@ -47,7 +47,7 @@ class Shelf:
         path = self._folder / "policies" / f"{digest}.json"
         if not path.is_file():
             self._store.download(f"policies/{digest}.json", path)
-        policy = Policy.from_json(path.read_text(encoding="utf-8"))
+        policy = Policy.from_json(path.read_text(encoding="utf-8"), file=f"policies/{digest}.json")
         if policy.digest != digest:
             path.unlink()
             raise InputError("is not the policy it is named after", file=f"policies/{digest}.json")

@@ -145,9 +145,19 @@ def test_three_faults_of_a_fleet_file_are_reported_at_once_by_the_installed_comm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": {"dent": "dent", "ok ": "ok"}, "ok": ["ok "]}, "classes: 'ok ' has white space at its ends"),
+        (
+            {"classes": {"dent": "dent", "ok ": "ok"}, "ok": ["ok "]},
+            "classes: 'ok ' has white space at its ends; write 'ok'",
+        ),
         ({"classes": {}}, "field classes"),
-        ({"costs": {"miss_by_class": {"rust": 9}}}, "costs.miss_by_class: unknown class 'rust'"),
+        (
+            {"costs": {"miss_by_class": {"rust": 9}}},
+            "costs.miss_by_class: unknown class 'rust'; known classes: dent, Kratzer groß",
+        ),
+        (
+            {"costs": {"defect_rate": [0.02, 0.03, 0.05]}},
+            "field costs.defect_rate: is estimate, low, high, so write [0.03, 0.02, 0.05]",
+        ),
         ({"name": ".."}, "field name"),
         ({"classes": None}, "field classes"),
         ({"images": 7}, "field images"),
@@ -417,7 +427,7 @@ def test_duplicate_and_wrong_rows_of_a_table_are_listed_and_the_others_are_impor
         (b"\xff\xfe\x00", "is not UTF-8. Save it as CSV UTF-8"),
         (b"", "is not a readable table"),
         (b"frame,class\n", "no usable frame"),
-        (None, "cannot be read"),
+        (None, "field labels: there is no such file. Correct `labels` in the fleet file"),
     ],
 )
 def test_a_refused_second_import_leaves_the_first_as_it_was(mill, run, table, words):
@@ -600,6 +610,29 @@ def test_a_bundle_with_one_byte_changed_is_not_promoted_and_the_route_stays(work
     assert answer.code == 2
     assert "branch.onnx" in line
     assert [(r.sequence, r.bundle) for r in works.journal.history("mill")] == [(1, good)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "field policy: no such file. Name a policy's JSON with --policy FILE"),
+        ("{", "is not a policy"),
+        ('{"plant": "mill", "classes": ["ok"], "pass_below": 3, "reject_above": 3}', "field pass_below"),
+        ('{"plant": "oven", "classes": ["ok"], "pass_below": 0, "reject_above": 1}', "is a policy of plant oven"),
+        ('{"plant": "mill", "classes": ["ok"], "pass_below": 0, "reject_above": 1}', "for other classes"),
+    ],
+    ids=["missing", "no-json", "out-of-range", "another-plant", "other-classes"],
+)
+def test_a_policy_that_cannot_be_used_is_one_line_that_names_the_file(works, frames, run, text, said):
+    folder = works.root / f"store/bundles/{works.bundle('own')}"
+    policy = works.root / "policy.json"
+    if text is not None:
+        policy.write_text(text, encoding="utf-8")
+    answer = run("predict", str(frames), "--bundle", str(folder), "--environment", "cam-1", "--policy", str(policy))
+    (line,) = answer.errors
+    assert answer.code == 2
+    assert f"file {policy}" in line
+    assert said in line
 
 
 def test_predict_names_what_is_missing(works, frames, run):

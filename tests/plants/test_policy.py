@@ -135,3 +135,8 @@ def test_scores_of_other_classes_are_refused():
     scores = PartScores(["p"], ["l"], ["e"], ["ok"], np.ones((1, 1)), ("ok",))
     with pytest.raises(InputError, match="other classes"):
         decide_many(scores, policy())
+
+
+def test_a_fault_of_a_policy_names_the_file_it_was_read_from():
+    with pytest.raises(InputError, match=r"file my\.json: field plant: is not a policy.*crossplant compare"):
+        Policy.from_json("{}", file="my.json")
