@@ -101,10 +101,8 @@ def _from_table(plant: Plant, *, sizes: Mapping[str, int], files: Files) -> RawR
     folder, _, name = address.rpartition("/")
     try:
         data = files.read(folder, name)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({type(error).__name__})", plant=plant.name, file=address, field="labels"
-        ) from None
+    except (InputError, OSError) as error:
+        raise _unread(error, plant=plant, address=address) from None
     table = _parsed(plant, data=data, address=address)
     missing = [column for column in ("frame", "class") if column not in table.columns]
     if missing:
@@ -122,6 +120,19 @@ def _from_table(plant: Plant, *, sizes: Mapping[str, int], files: Files) -> RawR
     unnamed = len(set(sizes) - {row["frame"] for row in rows} - {address.removeprefix(f"{plant.images}/")})
     notes = [f"{unnamed} files in {plant.images} are not named in {address}"] if unnamed else []
     return RawRows(rows, [], notes)
+
+
+def _unread(error: InputError | OSError, *, plant: Plant, address: str) -> InputError:
+    """Why the table cannot be read, for the person who wrote its address."""
+    if isinstance(error, FileNotFoundError):
+        remedy = "Correct `labels` in the fleet file"
+        return InputError("there is no such file", plant=plant.name, file=address, field="labels", remedy=remedy)
+    if isinstance(error, InputError):
+        at = {"file": error.file or address, "field": error.field or "labels", "remedy": error.remedy}
+        return InputError(error.detail, plant=plant.name, **at)
+    reason = (error.strerror or type(error).__name__).lower()
+    remedy = "Check the path and its rights"
+    return InputError(reason, plant=plant.name, file=address, field="labels", remedy=remedy)
 
 
 def _parsed(plant: Plant, *, data: bytes, address: str) -> pd.DataFrame:
