@@ -180,7 +180,7 @@ def solve(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> 
     if not scores.ok:
         note.append("no class is good here: nothing passes and there is no cost")
         return Policy(pass_below=0.0, reject_above=0.0, note=tuple(note), **common)
-    cap = _review_cap(costs, note=note)
+    cap = _review_cap(costs)
     common["novelty_above"] = _novelty_above(scores, cap=cap, note=note)
     common["floors"] = floors = _floors(scores, costs=costs)
     if line_shares(scores, rate=costs.defect_rate[2]) is None:
@@ -298,15 +298,12 @@ def _load_notes(scores: PartScores, *, policy: Policy, cap: float) -> list[str]:
     return [f"people can review {cap:.2%} of parts, {load:.2%} must be"] if load > 1.1 * cap + 1e-9 else []
 
 
-def _review_cap(costs: Costs, *, note: list[str]) -> float:
+def _review_cap(costs: Costs) -> float:
     """The share of the line that people can review."""
     if costs.review_per_hour is None:
         return 1.0
-    if costs.parts_per_hour is None:
-        if costs.review_per_hour == 0:
-            return 0.0
-        note.append("review_per_hour limits nothing while parts_per_hour is not given")
-        return 1.0
+    if not costs.review_per_hour or costs.parts_per_hour is None:
+        return 0.0
     return min(1.0, costs.review_per_hour / costs.parts_per_hour)
 
 

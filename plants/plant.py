@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from plants.errors import InputError, ManyInputErrors
 
@@ -29,7 +38,8 @@ def is_ok(leaf: str) -> bool:
     return leaf == OK or leaf.startswith(f"{OK}/")
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Config(BaseModel):
@@ -105,6 +115,23 @@ class Costs(Config):
     recall_floor_by_class: dict[str, float] = {}
     on_timeout: Literal["reject", "divert"] = "reject"
 
+    @field_validator("defect_rate")
+    @classmethod
+    def _is_a_range(cls, rate: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not all(0 <= value <= 1 for value in rate):
+            raise ValueError("each end is a share of the parts, so 2 % is 0.02")
+        estimate, low, high = rate
+        if not low <= estimate <= high:
+            low, estimate, high = sorted(rate)
+            raise ValueError(f"is estimate, low, high, so write [{estimate:g}, {low:g}, {high:g}]")
+        return rate
+
+    @model_validator(mode="after")
+    def _knows_the_line(self) -> Self:
+        if self.review_per_hour and self.parts_per_hour is None:
+            raise ValueError("review_per_hour needs parts_per_hour: write how many parts the line makes in an hour")
+        return self
+
 
 def _as_class(value: Any) -> Any:
     return {"fleet": value} if isinstance(value, str) else value
@@ -152,7 +179,9 @@ class Plant(Config):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         faults = [
-            f"classes: {name!r} has white space at its ends"
+            f"classes: {name!r} has white space at its ends; write {name.strip()!r}"
+            if name.strip()
+            else f"classes: {name!r} is no name; write what the plant's labels say"
             for name in self.classes
             if name != name.strip() or not name
         ]
@@ -177,7 +206,12 @@ class Plant(Config):
             ("miss_by_class", self.costs.miss_by_class),
             ("recall_floor_by_class", self.costs.recall_floor_by_class),
         ):
-            faults += [f"costs.{key}: unknown class {name!r}" for name in table if name not in self.classes]
+            known = ", ".join(self.classes)
+            faults += [
+                f"costs.{key}: unknown class {name!r}; known classes: {known}"
+                for name in table
+                if name not in self.classes
+            ]
         if not self.environments:
             faults.append("environments: at least one is needed")
         if faults:
@@ -217,18 +251,36 @@ class Trunk(Config):
         return f"{self.backbone}@{self.size_px}"
 
 
+def _can_be_trained(trunk: Trunk) -> Trunk:
+    wanted = ", ".join(map(str, sorted({0, *(cut for cut in trunk.cuts if cut > 0)})))
+    if min(trunk.cuts, default=0) < 0:
+        raise ValueError(f"cuts count stages, so they must not be negative; write cuts: [{wanted}]")
+    if len(set(trunk.cuts)) < len(trunk.cuts):
+        raise ValueError(f"cuts name a stage twice; write cuts: [{wanted}]")
+    if 0 not in trunk.cuts:
+        raise ValueError(f"cuts must contain 0, where training fits the head first; write cuts: [{wanted}]")
+    return trunk
+
+
 class Fleet(Config):
     """All plants of one manufacturer, and the trunks they share."""
 
     fleet: Name
     store: str
     """Folder or s3:// prefix for labels, packs, runs, bundles and reports."""
-    trunks: tuple[Trunk, ...] = Field(default=(Trunk(),), min_length=1, max_length=2)
+    trunks: tuple[Annotated[Trunk, AfterValidator(_can_be_trained)], ...] = (Trunk(),)
     shares: Shares = Shares()
     seed: int = 0
     synthetic: bool = False
     """Whether the data were generated; every report says so."""
     plants: tuple[Plant, ...]
+
+    @field_validator("trunks")
+    @classmethod
+    def _are_one_or_two(cls, trunks: tuple[Trunk, ...]) -> tuple[Trunk, ...]:
+        if not 1 <= len(trunks) <= 2:
+            raise ValueError(f"a fleet shares one or two trunks, not {len(trunks)}")
+        return trunks
 
     @model_validator(mode="after")
     def _has_plants_of_different_names(self) -> Self:

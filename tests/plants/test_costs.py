@@ -184,11 +184,6 @@ def test_no_more_is_reviewed_than_people_can(seed):
     assert expected_cost(scores, free) < expected_cost(scores, tight)
 
 
-def test_a_capacity_without_a_line_speed_limits_nothing_and_says_so():
-    policy = solve(line(100), costs=Costs(review_per_hour=5), plant="a")
-    assert any("parts_per_hour" in line for line in policy.note)
-
-
 def test_a_dearer_miss_or_a_higher_defect_rate_passes_less():
     scores = line(500, apart=1.0)
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from plants.errors import InputError, ManyInputErrors, SealError
-from plants.plant import Fleet, Geometry, Plant, Shares, Trunk, is_ok, load_fleet, projection
+from plants.plant import Costs, Fleet, Geometry, Plant, Shares, Trunk, is_ok, load_fleet, projection
 
 GOOD = """
 fleet: steel
@@ -119,7 +119,8 @@ def test_plants_that_are_no_mappings_are_named_by_their_place(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("classes: {'ok ': ok}", "white space"),
+        ("classes: {'ok ': dent}", "classes: 'ok ' has white space at its ends; write 'ok'"),
+        ("classes: {' ': dent}", "classes: ' ' is no name; write what the plant's labels say"),
         ("classes: {}", "at least 1"),
         ("{classes: {a: dent}, ok: [b]}", "'b' is not among classes"),
         ("{classes: {a: dent}, ok: [a]}", "its fleet class must be 'ok'"),
@@ -127,8 +128,11 @@ def test_plants_that_are_no_mappings_are_named_by_their_place(tmp_path):
         ("{classes: {a: dent}, lot_pattern: '('}", "not a regular expression"),
         ("{classes: {a: dent}, part_pattern: 'a'}", "exactly one group"),
         ("{classes: {a: dent}, environments: {}}", "at least one is needed"),
-        ("{classes: {a: dent}, costs: {miss_by_class: {z: 1}}}", "unknown class 'z'"),
-        ("{classes: {a: dent}, costs: {recall_floor_by_class: {z: 1}}}", "unknown class 'z'"),
+        ("{classes: {a: dent}, costs: {miss_by_class: {z: 1}}}", "unknown class 'z'; known classes: a"),
+        ("{classes: {a: dent}, costs: {recall_floor_by_class: {z: 1}}}", "unknown class 'z'; known classes: a"),
+        ("{classes: {a: dent}, costs: {defect_rate: [0.1, 0.2, 0.3]}}", "write [0.2, 0.1, 0.3]"),
+        ("{classes: {a: dent}, costs: {defect_rate: [2, 1, 5]}}", "a share of the parts, so 2 % is 0.02"),
+        ("{classes: {a: dent}, costs: {review_per_hour: 9}}", "review_per_hour needs parts_per_hour"),
         ("{classes: {a: {fleet: dent, state: sometimes}}}", "state"),
     ],
 )
@@ -151,6 +155,17 @@ def test_a_fleet_of_only_faulty_plants_has_no_fault_but_theirs(tmp_path):
 def test_a_fleet_without_plants_is_refused(tmp_path, line):
     (found,) = faults(tmp_path, f"fleet: f\n{line}\n")
     assert "plants" in found
+
+
+def test_a_trunk_without_cut_zero_is_one_line_with_what_to_write(tmp_path):
+    (found,) = faults(tmp_path, GOOD + "trunks: [{cuts: [1, 2]}]\n")
+    assert "field trunks.0: cuts must contain 0, where training fits the head first; write cuts: [0, 1, 2]" in found
+
+
+@pytest.mark.parametrize("num", [0, 3])
+def test_a_fleet_shares_one_or_two_trunks(tmp_path, num):
+    (found,) = faults(tmp_path, GOOD + f"trunks: [{', '.join(['{}'] * num)}]\n")
+    assert f"field trunks: a fleet shares one or two trunks, not {num}" in found
 
 
 def test_a_plant_named_twice_is_refused(tmp_path):
@@ -180,6 +195,35 @@ def test_shares_must_be_a_division_of_the_whole():
         Shares(train=0.9)
     with pytest.raises(ValidationError, match="positive"):
         Shares(train=0.9, select=0.1, decide=0.0, test=0.0)
+
+
+@pytest.mark.parametrize("rate", [(0.02, 0.005, 0.05), (0.1, 0.1, 0.1), (0, 0, 1)])
+def test_a_defect_rate_is_an_estimate_between_its_ends(rate):
+    assert Costs(defect_rate=rate).defect_rate == rate
+
+
+@pytest.mark.parametrize(
+    "rate", [(0.1, 0.2, 0.3), (0.4, 0.2, 0.3), (0.2, 0.3, 0.1), (-0.1, -0.1, 0.2), (0.5, 0, 1.1), (float("nan"), 0, 1)]
+)
+def test_an_estimate_outside_its_ends_or_no_share_is_refused(rate):
+    with pytest.raises(ValidationError, match="defect_rate"):
+        Costs(defect_rate=rate)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "words"),
+    [
+        ((1,), r"cuts must contain 0.*write cuts: \[0, 1\]"),
+        ((), r"write cuts: \[0\]"),
+        ((0, -1), "not be negative"),
+        ((0, 1, 1), "twice"),
+    ],
+)
+def test_cuts_that_training_cannot_start_from_are_refused_with_what_to_write(cuts, words):
+    with pytest.raises(ValidationError, match=words):
+        Fleet(
+            fleet="f", store="s", trunks=[{"cuts": cuts}], plants=[{"name": "a", "images": "x", "classes": {"d": "d"}}]
+        )
 
 
 def test_settings_are_frozen():
