@@ -7,6 +7,7 @@ part on `decide`, of the worst plant.
 
     .venv/bin/python tests/benchmarks/bench_fleet.py --seeds 0 1 2
     .venv/bin/python tests/benchmarks/bench_fleet.py --quick          a smoke run; its figures mean nothing
+    .venv/bin/python tests/benchmarks/bench_fleet.py --plain-epochs 20        where the plain loop needs more to be equal
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ SIDE_TIMEOUT_S = 3600
 def compare(given: argparse.Namespace) -> dict[str, Any]:
     """The figures of all sides."""
     if given.quick:
-        given.scale, given.epochs, given.seeds, given.trainers = 0.25, 2, given.seeds[:1], min(given.trainers, 1)
+        given.scale, given.epochs, given.seeds = 0.25, 2, given.seeds[:1]
         given.plants = given.plants or ["arden", "brno"]
+    if given.trainers is None:
+        given.trainers = 0 if given.quick else 2
     folder = Path(given.folder or tempfile.mkdtemp(prefix="bench-fleet-"))
     turns: list[dict[str, Any]] = []
     compute: dict[str, Any] | None = None
@@ -37,7 +40,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     for seed in given.seeds:
         base = made(folder / f"seed{seed}", seed=seed, given=given)
         if compute is None:
-            found = _side("tune", base, folder=folder / "tune")
+            found = _side("tune", base, folder=folder / "tune", is_quick=given.quick)
             compute, trials = found["compute"], found["tried"]
             note(f"the plain loop is fastest with {compute}")
         for turn in range(given.rounds):
@@ -220,7 +223,10 @@ def tune(task: dict[str, Any]) -> dict[str, Any]:
     """What makes the plain loop fastest here, tried on the largest plant."""
     even_niceness()
     import torch
-    from plain_training import THREADS, fastest, taught
+    from plain_training import COMPUTES, THREADS, fastest, taught
+
+    if task["is_quick"]:
+        return {"compute": COMPUTES[1], "tried": []}
 
     torch.set_num_threads(THREADS)
     _, recipe, material = _opened(task)
@@ -455,9 +461,7 @@ def arguments() -> argparse.ArgumentParser:
         "--plain-epochs", type=int, default=0, help="of the plain loop, if it needs others; 0: the same"
     )
     parser.add_argument("--patience", type=int, default=0, help="epochs without gain before a run ends; 0: never")
-    parser.add_argument(
-        "--trainers", type=int, default=2, help="plants whose own and warm runs get a TorchTrainer each"
-    )
+    parser.add_argument("--trainers", type=int, help="plants whose own and warm runs get a TorchTrainer each; 2")
     parser.add_argument("--at-once", type=int, default=2, help="TorchTrainers side by side")
     parser.add_argument("--slots", type=int, default=2, help="lanes")
     parser.add_argument("--backbone", help="another timm ResNet instead of the embedded one, e.g. resnet18")
