@@ -7,7 +7,7 @@ part on `decide`, of the worst plant.
 
     .venv/bin/python tests/benchmarks/bench_fleet.py --seeds 0 1 2
     .venv/bin/python tests/benchmarks/bench_fleet.py --quick          a smoke run; its figures mean nothing
-    .venv/bin/python tests/benchmarks/bench_fleet.py --plain-epochs 20        where the plain loop needs more to be equal
+    .venv/bin/python tests/benchmarks/bench_fleet.py --plain-epochs 20      where the plain loop needs more to be equal
 """
 
 from __future__ import annotations
@@ -148,21 +148,29 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
     ended = time.time()
     if trained.failed:
         raise SystemExit(f"failed: {trained.failed}")
-    prepared = [e for e in events if e["kind"] == "prepared"]
-    prepare_s = max(e["heard"] for e in prepared) - min(e["heard"] - e["seconds"] for e in prepared)
-    lanes_s = max(e["at"] for e in events if e["kind"] == "done") - min(
-        e["at"] for e in events if e["kind"] == "started"
-    )
+    phases = _phases(events, begun=task["begun_at"], ended=ended)
     return {
         "ended_at": ended,
-        "steady_s": prepare_s + lanes_s,
-        "prepare_s": prepare_s,
-        "lanes_s": lanes_s,
+        "steady_s": phases["prepare"] + phases["lanes"],
+        "phases": phases,
         "run_s": {run["name"]: run["seconds"] for run in trained.to_json()["runs"]},
         "num_runs": len(trained.plan.runs),
         "epochs": sum(e["kind"] == "epoch" and e["stage"] > 0 for e in events),
         "quality": _quality_of_exports(trained.plan, material=material),
     }
+
+
+def _phases(events: list[dict[str, Any]], *, begun: float, ended: float) -> dict[str, float]:
+    """Where the seconds went, in order; all but `prepare` and `lanes` is starting and ending processes."""
+    prepared = [e for e in events if e["kind"] == "prepared"]
+    (planned_at,) = [e["heard"] for e in events if e["kind"] == "plan"]
+    first = min(e["heard"] - e["seconds"] for e in prepared)
+    last = max(e["heard"] for e in prepared)
+    started = min(e["at"] for e in events if e["kind"] == "started")
+    done = max(e["at"] for e in events if e["kind"] == "done")
+    marks = [begun, planned_at, first, last, started, done, ended]
+    names = ("import_and_plan", "start_ray_export_trunk", "prepare", "start_trainer", "lanes", "end_trainer")
+    return {name: b - a for name, a, b in zip(names, marks, marks[1:], strict=False)}
 
 
 def pure(task: dict[str, Any]) -> dict[str, Any]:
@@ -368,7 +376,7 @@ def figures(
         "name": "fleet",
         "ratio": round(total("plain") / total("ours"), 2),
         "ratio_steady": round(total("plain", "steady_s") / total("ours", "steady_s"), 2),
-        "ours": _summary(turns, side="ours", keys=("seconds", "steady_s", "prepare_s", "lanes_s")),
+        "ours": _summary(turns, side="ours", keys=("seconds", "steady_s")) | {"phases": _mean_phases(turns)},
         "peer": {
             "what": "plain timm + DataLoader, plant by plant, frames decoded once into memory",
             **_summary(turns, side="plain", keys=("seconds", "steady_s")),
@@ -402,6 +410,11 @@ def figures(
 
 def _summary(turns: list[dict[str, Any]], *, side: str, keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: round(mean([turn[side][key] for turn in turns]) or 0.0, 2) for key in keys}
+
+
+def _mean_phases(turns: list[dict[str, Any]]) -> dict[str, float]:
+    names = turns[0]["ours"]["phases"]
+    return {name: round(mean([turn["ours"]["phases"][name] for turn in turns]) or 0.0, 2) for name in names}
 
 
 def _scaled(turns: list[dict[str, Any]]) -> dict[str, Any]:

@@ -58,8 +58,9 @@ class Child:
         self.role, self._result = role, folder / f"{role}.result.json"
         self._result.unlink(missing_ok=True)
         given = folder / f"{role}.task.json"
-        given.write_text(json.dumps({**task, "result": str(self._result)}), encoding="utf-8")
         self.started_at = time.time()
+        words = {**task, "result": str(self._result), "begun_at": self.started_at}
+        given.write_text(json.dumps(words), encoding="utf-8")
         self._process = subprocess.Popen(
             [sys.executable, script, "--child", role, "--task", str(given)],
             stdin=subprocess.PIPE,
