@@ -241,6 +241,9 @@ def serve(
     document = verbs.serve_fleet(loaded, settings=settings, plants=plant or (), host=host, port=port, replicas=replicas)
     for name in document["plants"]:
         console.print(f"{document['address']}/plants/{name}/predict  token: {settings.home}/tokens/{name}.token")
+    console.print(
+        f"promote, roll back: {settings.home}/tokens/_lead.token; GET /metrics: {settings.home}/tokens/_auditor.token"
+    )
     _finish(document, to=json_to)
     verbs.wait_until_interrupted(loaded)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from cluster.access import Access, keep_token, kept_token
+from cluster.access import Access, Role, keep_token, kept_token
 from cluster.registry import Journal
 from cluster.settings import Settings
 from plants.errors import InputError
@@ -18,6 +19,8 @@ from serving.client import Client
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor, predict_local
 
+FLEET_ROLES: tuple[Role, ...] = ("lead", "auditor")
+"""Roles that open the whole fleet: a lead promotes and rolls back, an auditor reads, as Prometheus does."""
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 
 
@@ -34,23 +37,23 @@ def serve_fleet(
         raise InputError("no plant has a route", field="--plant", remedy="Run `crossplant publish` first")
     for name in live:
         ensure_token(settings, plant=name)
+    for role in FLEET_ROLES:
+        ensure_token(settings, role=role)
     address = app.run(
         settings, store_uri=fleet.store, fleet=fleet.fleet, plants=live, host=host, port=port, num_replicas=replicas
     )
     return {"address": address, "plants": live}
 
 
-def ensure_token(settings: Settings, *, plant: str) -> str:
-    """A token that opens the plant's endpoint now; the kept one as long as it is valid."""
-    access = Access(settings.journal_url)
-    try:
-        token = kept_token(settings.home, plant)
+def ensure_token(settings: Settings, *, plant: str | None = None, role: Role = "plant") -> str:
+    """A valid token of a plant, or of a fleet-wide role, kept under home as `{plant}.token` or `_{role}.token`."""
+    access, name = Access(settings.journal_url), plant or f"_{role}"
+    with contextlib.suppress(InputError):
+        token = kept_token(settings.home, name)
         if access.check(token) is not None:
             return token
-    except InputError:
-        pass
-    token = access.issue("plant", plant=plant, ttl=timedelta(days=settings.token_ttl_days))
-    keep_token(settings.home, plant, token)
+    token = access.issue(role, plant=plant, ttl=timedelta(days=settings.token_ttl_days))
+    keep_token(settings.home, name, token)
     return token
 
 
