@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,11 @@ def train_fleet(
     todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
     say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo)})
     if todo:
-        session.start(settings, num_slots=settings.slots)
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        with ThreadPoolExecutor(1) as beside:
+            exported = beside.submit(material.export_trunk_once)
+            session.start(settings, num_slots=settings.slots)
+            exported.result()
         prepare_all(sorted({name for run in todo for name in run.plants}), material=material, say=say)
         _run_lanes(plan, material=material, settings=settings, say=say)
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
@@ -160,7 +165,6 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
     board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store)
