@@ -7,7 +7,7 @@ trunk pass and each model's rows through its branch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -29,18 +29,6 @@ from serving.scoring import Floats, Scored, Scorer
 MAX_TILES_SHOWN = 5
 CHUNK_VIEWS = 32
 """Views in one trunk pass: enough for the matrix units, few enough that maps of a tiled frame fit in memory."""
-
-
-class FrameError(InputError):
-    """A part that cannot be judged as it was sent. Keeps its pieces for an answer in JSON."""
-
-    def __init__(
-        self, detail: str, *, plant: str | None = None, field: str | None = None, remedy: str | None = None
-    ) -> None:
-        super().__init__(detail, plant=plant, field=field, remedy=remedy)
-        self.detail = " ".join(detail.split())
-        self.field = field
-        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -105,19 +93,11 @@ class Predictor:
         return np.array([is_ok(leaf) for leaf in self.scorer.leaves], dtype=bool)
 
     def environment(self, name: str | None) -> str:
-        """The environment's name; the only one where a request names none. Raises FrameError for an unknown one."""
-        known = sorted(self.view.environments)
-        if name is None and len(known) == 1:
-            return known[0]
-        if name not in self.view.environments:
-            what = "must be named" if name is None else f"{name!r} is not declared"
-            raise FrameError(
-                f"the environment {what}", plant=self.plant, field="environment", remedy=f"Known: {', '.join(known)}"
-            )
-        return name
+        """The environment's name; the only one where a request names none. Raises InputError for an unknown one."""
+        return chosen_environment(name, known=self.view.environments, plant=self.plant)
 
     def prepare(self, part: PartRequest) -> Prepared:
-        """The part's frames as the trunk takes them. Raises FrameError naming the frame that cannot be read."""
+        """The part's frames as the trunk takes them. Raises InputError naming the frame that cannot be read."""
         name = self.environment(part.environment)
         environment = self.view.environments[name]
         geometry = environment.geometry
@@ -129,11 +109,12 @@ class Predictor:
                     image, geometry=geometry, photometry=environment.photometry, size_px=self.scorer.trunk.size_px
                 )
             except InputError as error:
-                raise FrameError(
-                    str(error),
+                raise InputError(
+                    f"{error.field}: {error.detail}" if error.field else error.detail,
                     plant=self.plant,
+                    file=frame.image,
                     field=f"image[{index}]",
-                    remedy="Send this frame as the camera wrote it",
+                    remedy=error.remedy or "Send this frame as the camera wrote it",
                 ) from None
             pixels.append(seen.pixels)
             boxes.append(seen.boxes)
@@ -195,6 +176,19 @@ class Predictor:
         return tuple(found)
 
 
+def chosen_environment(name: str | None, *, known: Iterable[str], plant: str) -> str:
+    """The name, or the only one known where none is given. Raises InputError with those that are known."""
+    names = sorted(known)
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None or name not in names:
+        what = "must be named" if name is None else f"{name!r} is not declared"
+        raise InputError(
+            f"the environment {what}", plant=plant, field="environment", remedy=f"Known: {', '.join(names)}"
+        )
+    return name
+
+
 def _box(values: npt.NDArray[np.int32]) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = values.tolist()
     return x0, y0, x1, y1
@@ -219,7 +213,9 @@ def judge(work: Sequence[Work]) -> list[Judgement | Exception]:
             try:
                 results[one.index] = one.predictor.conclude(one.prepared, scored)
             except InputError as error:
-                results[one.index] = FrameError(str(error), plant=one.predictor.plant, field="bundle")
+                results[one.index] = InputError(
+                    error.detail, plant=one.predictor.plant, field=error.field or "bundle", remedy=error.remedy
+                )
     return [result if result is not None else AssertionError("a part was forgotten") for result in results]
 
 

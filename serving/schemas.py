@@ -16,7 +16,7 @@ Box = tuple[int, int, int, int]
 class Wire(BaseModel):
     """A message. Frozen, and unknown keys are a mistake of ours."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelRef(Wire):
@@ -43,8 +43,9 @@ class FrameAnswer(Wire):
     """Digest of the uint8 model input; equal in training's evaluation, a bundle on disk and over HTTP."""
     num_views: int
     probabilities: dict[str, float]
+    """As the part's `probabilities`, of this frame alone."""
     score: float
-    """1 - probability of good; where no class is good, the probability of the likeliest class."""
+    """Uncalibrated, to rank frames: 1 - probability of good; where no class is good, that of the likeliest class."""
     tiles: list[Tile]
     """The most suspicious views first, five at most."""
 
@@ -67,8 +68,12 @@ class Answer(Wire):
     verdict: Literal["ok", "reject", "review"]
     defect: str | None
     confidence: float
+    """Calibrated probability of what is said: the sum of the good classes in `probabilities` for ok, that of `defect`
+    otherwise. 0 where no verdict was reached in time."""
     why: str
     probabilities: dict[str, float]
+    """Of the plant's classes, calibrated by the policy's temperature as `confidence` is; with `impossible` they sum
+    to 1. Empty where no verdict was reached in time."""
     impossible: float
     """Probability mass on classes that cannot occur at this plant: evidence of something new."""
     novelty: float | None

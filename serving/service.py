@@ -21,7 +21,7 @@ from serving.auth import Gate, authorise, authorise_fleet, who
 from serving.batcher import Batcher, Busy
 from serving.intake import PartRequest, parse, read_body
 from serving.predictions import PredictionLog
-from serving.predictor import FrameError, Judgement, Predictor, Work, judge
+from serving.predictor import Judgement, Predictor, Work, judge
 from serving.router import Live, Router, Target
 from serving.schemas import Answer, Change, ModelRef, PlantStatus, Refusal, RouteAnswer, unknown_plant
 from serving.telemetry import Snapshot, Telemetry, merge, plant_report, prometheus_text
@@ -101,8 +101,8 @@ class Service:
             raise Refusal(
                 "too many requests wait", status=503, plant=part.plant, remedy="Try again", retry_after_s=1
             ) from None
-        except FrameError as error:
-            raise Refusal(error.detail, plant=part.plant, field=error.field, remedy=error.remedy) from None
+        except InputError as error:
+            raise _unjudged(error, plant=part.plant) from None
         request_id, sequence = self.log.next_id()
         latency_ms = round((time.perf_counter() - begun) * 1000, 3)
         model = ModelRef(bundle=live.target.bundle, policy=live.target.policy)
@@ -242,8 +242,13 @@ async def _parsed(plant: str, *, body: bytes, upload: Upload) -> PartRequest:
 def _environment(predictor: Predictor, part: PartRequest) -> str:
     try:
         return predictor.environment(part.environment)
-    except FrameError as error:
-        raise Refusal(error.detail, plant=part.plant, field=error.field, remedy=error.remedy) from None
+    except InputError as error:
+        raise _unjudged(error, plant=part.plant) from None
+
+
+def _unjudged(error: InputError, *, plant: str) -> Refusal:
+    what = f"file {error.file}: {error.detail}" if error.file else error.detail
+    return Refusal(what, plant=plant, field=error.field, remedy=error.remedy)
 
 
 def answered(part: PartRequest, judgement: Judgement, *, request_id: str, model: ModelRef, latency_ms: float) -> Answer:

@@ -18,9 +18,10 @@ from starlette.testclient import TestClient
 
 from plants.errors import InputError
 from plants.images import MAX_BYTES
-from serving.app import Board, run
+from serving.app import Board, build_app, run
 from serving.service import Service
-from tests.serving.toys import BLUE, GREEN, RED, Works, png
+from serving.wiring import open_service
+from tests.serving.toys import BLUE, GREEN, RED, Works, plant_view, png
 
 ANSWER_KEYS = {
     *("request_id", "plant", "environment", "part_id", "model", "verdict", "defect", "confidence", "probabilities"),
@@ -73,6 +74,34 @@ def test_in_a_tiled_environment_the_box_of_the_defect_is_returned(http: TestClie
     assert y0 <= 80 <= y1
     assert answer["frames"][1]["num_views"] == 5 * 4
     assert answer["frames"][1]["tiles"][0]["box"] == answer["location"]["box"]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_confidence_is_what_the_probabilities_say_of_the_verdict_at_every_temperature(
+    works: Works, temperature: float
+):
+    classes = ("ok", "dent")
+    view = plant_view(classes)
+    bundle = works.bundle("soft", serves={"mill": view}, sharpness=3.0)
+    policy = works.policy(classes=classes, temperature=temperature, impossible_above=1.0)
+    works.promote(bundle=bundle, policy=policy)
+    service = open_service(works.settings, store_uri=works.store.uri, fleet="toys", replica="r1")
+    headers, verdicts = works.token(), set()
+    with TestClient(build_app(service)) as http:
+        for colour in [(20, 255, 20), (255, 20, 20), (120, 140, 20), (60, 60, 255), (90, 200, 60)]:
+            answer = ask(http, headers, png(colour), png(colour)).json()
+            said = "ok" if answer["verdict"] == "ok" else answer["defect"]
+            assert answer["confidence"] == answer["probabilities"][said]
+            assert sum(answer["probabilities"].values()) + answer["impossible"] == pytest.approx(1, abs=2e-6)
+            assert answer["frames"][0]["probabilities"] == answer["probabilities"]
+            verdicts.add(answer["verdict"])
+    assert len(verdicts) > 1
+
+
+def test_the_schema_says_that_confidence_and_probabilities_are_calibrated_alike(http: TestClient):
+    fields = http.get("/openapi.json").json()["components"]["schemas"]["Answer"]["properties"]
+    assert "Calibrated probability of what is said" in fields["confidence"]["description"]
+    assert "calibrated by the policy's temperature as `confidence` is" in fields["probabilities"]["description"]
 
 
 def test_a_request_without_a_token_is_told_how_to_send_one(http: TestClient, live: Works):
@@ -131,19 +160,19 @@ def animated() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    ("image", "words", "remedy"),
     [
-        (b"<!DOCTYPE html><html><body>no image</body></html>", "not a readable image"),
-        (b"just text", "not a readable image"),
-        (b"", "empty"),
-        (png(GREEN)[:60], ""),
-        (bomb(), "pixels"),
-        (animated(), "several frames"),
+        (b"<!DOCTYPE html><html><body>no image</body></html>", "not a readable image", "Hand in a JPEG"),
+        (b"just text", "not a readable image", "Hand in a JPEG"),
+        (b"", "empty", "Export it again"),
+        (png(GREEN)[:60], "", "Send this frame as the camera wrote it"),
+        (bomb(), "pixels", "Cut the frame"),
+        (animated(), "several frames", "Export one image a frame"),
     ],
     ids=["html", "text", "empty", "truncated", "bomb", "animated"],
 )
 def test_what_is_no_image_is_refused_with_the_frame_named_and_the_next_request_is_served(
-    http: TestClient, live: Works, image: bytes, words: str
+    http: TestClient, live: Works, image: bytes, words: str, remedy: str
 ):
     headers = live.token()
     response = ask(http, headers, png(GREEN), image)
@@ -151,8 +180,9 @@ def test_what_is_no_image_is_refused_with_the_frame_named_and_the_next_request_i
     body = response.json()
     assert words in body["error"]
     assert (body["plant"], body["field"]) == ("mill", "image[1]")
-    assert "frame-1.png" in body["error"]
-    assert body["remedy"]
+    assert body["error"].count("frame-1.png") == 1
+    assert body["remedy"].startswith(remedy)
+    assert body["remedy"] not in body["error"]
     assert "Traceback" not in response.text
     assert "\n" not in body["error"]
     assert ask(http, headers, png(GREEN)).json()["verdict"] == "ok"

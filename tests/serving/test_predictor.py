@@ -13,7 +13,7 @@ from plants.plant import Environment, Geometry, Photometry
 from serving.intake import Frame, PartRequest
 from serving.loading import Loader
 from serving.local import local_predictor, predict_local
-from serving.predictor import CHUNK_VIEWS, FrameError, Judgement, Predictor, judge
+from serving.predictor import CHUNK_VIEWS, Judgement, Predictor, judge
 from serving.router import Target
 from serving.wiring import Shelf
 from tests.serving.toys import BLUE, GREEN, LEAVES, RED, SIZE_PX, TILES, Works, plant_view, png, spoil
@@ -60,7 +60,7 @@ def test_a_part_that_cannot_be_judged_does_not_harm_its_batch(works: Works):
     assert isinstance(good, Judgement)
     assert isinstance(also_good, Judgement)
     assert also_good.decision.defect == "dent"
-    assert isinstance(bad, FrameError)
+    assert isinstance(bad, InputError)
     assert bad.field == "image[1]"
 
 
@@ -100,14 +100,14 @@ def test_the_environments_own_geometry_and_photometry_are_applied(works: Works):
     half = png(GREEN, patch=(RED, (24, 0, 48, 40)))
     assert one.predict(part(half, environment="left")).decision.verdict == "ok"
     assert one.predict(part(png((2, 22, 2)), environment="dark")).decision.verdict == "ok"
-    with pytest.raises(FrameError, match="16 bit"):
+    with pytest.raises(InputError, match="16 bit"):
         one.predict(part(png(GREEN), environment="deep"))
 
 
 def test_a_roi_outside_the_frame_names_plant_and_frame(works: Works):
     environments = {"wide": Environment(geometry=Geometry(roi=(0, 0, 500, 500)))}
     one = predictor(works, bundle=works.bundle("own", serves={"mill": plant_view(environments=environments)}))
-    with pytest.raises(FrameError, match=r"plant mill: field image\[0\].*500") as caught:
+    with pytest.raises(InputError, match=r"plant mill: file 0\.png: field image\[0\].*500") as caught:
         one.predict(part(png(GREEN), environment=None))
     assert caught.value.field == "image[0]"
 
