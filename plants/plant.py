@@ -42,6 +42,14 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
+def checked_name(text: str) -> str:
+    """The text, if a plant or a fleet may be called so. Raises InputError."""
+    if re.fullmatch(NAME_PATTERN.strip("^$"), text):
+        return text
+    remedy = "Take its name in the fleet file: small letters, digits, - and _"
+    raise InputError("is not a plant's name", plant=repr(text[:64]), field="plant", remedy=remedy)
+
+
 class Config(BaseModel):
     """Typed, frozen, and unforgiving about unknown keys."""
 

@@ -13,11 +13,12 @@ from cluster.access import Access, Role, keep_token, kept_token
 from cluster.registry import Journal
 from cluster.settings import Settings
 from plants.errors import InputError
-from plants.plant import Fleet
+from plants.plant import Fleet, checked_name
 from serving import app
 from serving.client import Client
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor, predict_local
+from serving.predictor import chosen_environment
 
 FLEET_ROLES: tuple[Role, ...] = ("lead", "auditor")
 """Roles that open the whole fleet: a lead promotes and rolls back, an auditor reads, as Prometheus does."""
@@ -76,14 +77,18 @@ def predict_files(
     environment: str | None = None,
     one_part: bool = False,
 ) -> dict[str, Any]:
-    """`predictions[]`, one a frame, or one for all frames of a part; a frame that cannot be judged carries `error`."""
+    """`predictions[]`, one a frame, or one for all frames of a part; a frame that cannot be judged carries `error`.
+
+    Raises InputError before the first frame is sent, when not one of them could be judged.
+    """
     if (address is None) == (bundle is None):
         raise InputError("name either an endpoint or a bundle", field="--address / --bundle")
     frames = [Frame(image=path.name, data=path.read_bytes()) for path in _files(images)]
     parts = [tuple(frames)] if one_part else [(frame,) for frame in frames]
     if bundle is not None:
         predictor = local_predictor(bundle, plant=plant, policy=policy)
-        requests = (PartRequest(predictor.plant, part, environment=environment) for part in parts)
+        name = predictor.environment(environment)
+        requests = (PartRequest(predictor.plant, part, environment=name) for part in parts)
         answers: Iterable[Any] = (
             answer if isinstance(answer, InputError) else answer.model_dump(mode="json")
             for answer in predict_local(predictor, requests)
@@ -105,7 +110,10 @@ def _asked(
 ) -> Iterable[Any]:
     if plant is None:
         raise InputError("an endpoint is a plant's", field="--plant", remedy="Name the plant")
+    checked_name(plant)
     with Client(address, token=settings.token or kept_token(settings.home, plant)) as client:
+        known = client.check(plant).get("environments", ())
+        environment = chosen_environment(environment, known=known, plant=plant)
         for part in parts:
             try:
                 yield client.predict(plant, [(f.image, f.data) for f in part], environment=environment)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import socket
 import struct
 import subprocess
 import sys
+import time
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -345,7 +347,7 @@ BAD_IMAGES = {
     "bomb.png": (bomb, "more than the limit of 64 000 000 pixels. Cut the frame"),
     "empty.jpg": (lambda: b"", "the file is empty (0 bytes). Export it again"),
     "animated.gif": (animated, "several frames (animated or multi-page). Export one image a frame"),
-    "deep.png": (deep, "field geometry.bit_depth: holds 16-bit data"),
+    "deep.png": (deep, "geometry.bit_depth: holds 16-bit data"),
 }
 
 
@@ -645,3 +647,81 @@ def test_predict_names_what_is_missing(works, frames, run):
     assert "mill" in unknown
     asked = run("predict", str(frames), "--plant", "mill", "--address", "http://127.0.0.1:9").errors[0]
     assert "no token is kept for this plant" in asked
+
+
+@pytest.mark.parametrize("words", [(), ("--environment", "cam-9")])
+def test_a_wrong_or_missing_environment_is_one_line_and_not_one_a_frame(works, frames, run, words):
+    folder = works.root / f"store/bundles/{works.bundle('own')}"
+    answer = run("predict", str(frames), "--bundle", str(folder), *words, "--json", "-")
+    (line,) = answer.errors
+    assert (answer.code, answer.out) == (2, "")
+    assert "plant mill: field environment: the environment" in line
+    assert "Known: cam-1, tiled" in line
+
+
+@pytest.mark.parametrize(
+    ("address", "plant", "said"),
+    [
+        ("http://127.0.0.1:9", "mill", "file http://127.0.0.1:9: nobody answers"),
+        ("http://h:port", "mill", "field --address: is not"),
+        ("127.0.0.1:8000", "mill", "field --address: is not"),
+        ("http://127.0.0.1:9", "..", "is not a plant's name"),
+        ("http://127.0.0.1:9", "../home/x", "is not a plant's name"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_asked_is_one_line_at_once(frames, run, monkeypatch, address, plant, said):
+    monkeypatch.setenv("CROSSPLANT_TOKEN", "t0k")
+    begun = time.monotonic()
+    answer = run("predict", str(frames), "--plant", plant, "--address", address, "--json", "-")
+    (line,) = answer.errors
+    assert (answer.code, answer.out) == (2, "")
+    assert said in line
+    assert time.monotonic() - begun < 3
+
+
+@pytest.fixture
+def endpoint(works: Any) -> Iterator[tuple[str, str]]:
+    """Address and token of the plant `mill` behind real HTTP, without Ray."""
+    import threading
+
+    import uvicorn
+
+    from serving.app import build_app
+    from serving.wiring import open_service
+
+    works.promote(bundle=works.bundle("own"), policy=works.policy())
+    service = open_service(works.settings, store_uri=works.store.uri, fleet="steel", replica="r1")
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    token = works.token()["Authorization"].removeprefix("Bearer ")
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}", token
+    server.should_exit = True
+    thread.join()
+    listening.close()
+
+
+@pytest.mark.slow
+def test_an_endpoint_refuses_token_plant_and_environment_once_and_a_bad_frame_alone(endpoint, frames, run, monkeypatch):
+    address, token = endpoint
+    monkeypatch.setenv("CROSSPLANT_TOKEN", token)
+    (frames / "empty.jpg").write_bytes(b"")
+    ask = ("predict", str(frames), "--address", address, "--json", "-")
+    judged = run(*ask, "--plant", "mill", "--environment", "cam-1")
+    assert judged.code == 1
+    rows = {row["image"]: row for row in judged.document["predictions"]}
+    assert (rows["a.png"]["verdict"], rows["z.png"]["verdict"]) == ("ok", "reject")
+    assert "file empty.jpg: the file is empty (0 bytes). Export it again" in rows["empty.jpg"]["error"]
+    for words, said in (
+        (("--plant", "mill"), "plant mill: field environment: the environment must be named. Known: cam-1, tiled"),
+        (("--plant", "mill", "--environment", "x"), "'x' is not declared. Known: cam-1, tiled"),
+        (("--plant", "oven"), "plant oven: field plant: there is no such plant"),
+    ):
+        answer = run(*ask, *words)
+        assert (answer.code, answer.out) == (2, "")
+        assert said in answer.errors[0]
+    monkeypatch.setenv("CROSSPLANT_TOKEN", "wrong")
+    (line,) = run(*ask, "--plant", "mill", "--environment", "cam-1").errors
+    assert "the token is unknown, expired or revoked" in line
