@@ -214,8 +214,8 @@ def _passes(error: Exception) -> bool:
 
 def _is_transport(error: Exception) -> bool:
     import aiohttp
-    from botocore import exceptions as boto  # type: ignore[import-untyped]
-    from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
 
     kinds = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, ResponseParserError)
     return isinstance(error, (*kinds, aiohttp.ClientError))
