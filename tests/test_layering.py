@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,6 +216,19 @@ def loaded_after(names: list[str]) -> set[str]:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return set(json.loads(done.stdout.rpartition("\n")[2]))
+
+
+@pytest.mark.parametrize("module", ["serving.app", "plants", "cluster.session", "jobs.verbs", "crossplant"])
+def test_a_warning_of_our_own_code_is_an_error(module):
+    with pytest.raises(DeprecationWarning):
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
+
+
+@pytest.mark.parametrize("module", ["ray", "ray.serve._private.config"])
+def test_what_ray_has_yet_to_renew_is_no_warning_of_ours(module):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
+    assert said == []
 
 
 def plain(name: str) -> str:

@@ -22,7 +22,7 @@ from serving.intake import Frame, PartRequest
 from serving.local import local_predictor, predict_local
 from tests.serving.toys import BLUE, GREEN, RED, Works, plant_view, png
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")]
+pytestmark = pytest.mark.slow
 
 
 class Served:
