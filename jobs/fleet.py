@@ -99,8 +99,8 @@ def train_fleet(
             exported = beside.submit(material.export_trunk_once)
             session.start(settings, num_slots=settings.slots)
             exported.result()
-        prepare_all(sorted({name for run in todo for name in run.plants}), material=material, say=say)
-        _run_lanes(plan, material=material, settings=settings, say=say)
+        sizes = prepare_all(sorted({name for run in todo for name in run.plants}), material=material, say=say)
+        _run_lanes(plan, material=material, settings=settings, sizes=sizes, say=say)
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
     return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
 
@@ -136,8 +136,8 @@ def planned(
     return plan
 
 
-def prepare_all(names: Sequence[str], *, material: Material, say: Say) -> None:
-    """Packs and activations of these plants are in the cache; one Ray task a plant."""
+def prepare_all(names: Sequence[str], *, material: Material, say: Say) -> dict[str, int]:
+    """Packs and activations of these plants are in the cache, one Ray task a plant; returns their numbers of rows."""
     import ray
 
     material.export_trunk_once()
@@ -153,21 +153,25 @@ def prepare_all(names: Sequence[str], *, material: Material, say: Say) -> None:
 
     config = ray.put(material.to_config())
     waiting = [prepare_plant.remote(config, name) for name in names]
+    sizes = {}
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=600)
         if not ready:
             raise InputError("no worker took up the preparation of a plant for 10 minutes", remedy="Free some CPUs")
-        say({"kind": "prepared", **ray.get(ready[0])})
+        done = ray.get(ready[0])
+        sizes[done["plant"]] = done["rows"]
+        say({"kind": "prepared", **done})
+    return sizes
 
 
-def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+def _run_lanes(plan: Plan, *, material: Material, settings: Settings, sizes: Mapping[str, int], say: Say) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
-    board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store)
+    board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store, dict(sizes))
     lanes = max(1, min(settings.slots, len(plan.runs)))
     use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     trainer = TorchTrainer(

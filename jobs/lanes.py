@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster import ledger
@@ -26,8 +26,10 @@ ALL_LANES = "all"
 class Board:
     """Which run is next for which lane. One actor; the only writer of the run ledger."""
 
-    def __init__(self, plan: dict[str, Any], store_uri: str) -> None:
+    def __init__(self, plan: dict[str, Any], store_uri: str, sizes: Mapping[str, int] | None = None) -> None:
+        """sizes: rows of each plant, so that long runs start first and no lane ends long after the others."""
         self.plan = Plan.from_json(plan)
+        self.sizes = dict(sizes or {})
         self.ledger = RunLedger(open_store(store_uri), self.plan.plan_id)
         known = self.ledger.load()
         self.records = {run.run_id: known.get(run.run_id, RunRecord(run_id=run.run_id)) for run in self.plan.runs}
@@ -64,7 +66,7 @@ class Board:
         parents = {run.parent for run in self.plan.runs}
         free = [run for run in self.plan.runs if not run.is_shared and self._is_free(run.run_id)]
         ready = [run for run in free if run.parent is None or self.records[run.parent].state == "done"]
-        for run in sorted(ready, key=lambda r: r.run_id not in parents):
+        for run in sorted(ready, key=lambda r: (r.run_id not in parents, -sum(self.sizes.get(p, 0) for p in r.plants))):
             if self.start(run.run_id, lane=str(lane)):
                 return {"do": "run", "run_id": run.run_id}
             return self.take(lane)

@@ -129,3 +129,9 @@ def test_progress_outlives_the_driver_so_that_a_killed_one_does_not_strike_a_run
         at = board(store_uri)
         assert at.take(0)["run_id"] == "own"
         at.epoch("own", {"stage": 1, "epoch": n + 1})
+
+
+def test_of_runs_that_nobody_waits_for_the_longest_starts_first(store_uri):
+    plan = Plan("toys", "d", (spec("short", plants=("south",)), spec("long", plants=("north",))))
+    at = Board(plan.to_json(), store_uri, {"north": 100, "south": 10})
+    assert [at.take(lane)["run_id"] for lane in (0, 1)] == ["long", "short"]
