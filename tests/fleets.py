@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from cluster.catalog import Catalog
@@ -112,3 +113,19 @@ def trained(path: Path, *, home: Path, kinds: Sequence[str] = ("frozen", "own", 
             record = begin(RunRecord(run_id=run.run_id), lane="0", now=NOW)
             ledger.put(finish(record, select=fitted.score.value, seconds=1.0, now=NOW))
     return Works(fleet=fleet, settings=settings, plan=plan)
+
+
+def drawn_fleet(folder: Path, *names: str, num_lots: int = 20) -> Path:
+    """Plants of tiny plain frames in class folders, three frames a lot: for tests that train nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        for lot in range(num_lots):
+            for i, label in enumerate(("good", "good", "crack")):
+                file = folder / name / label / f"L{lot:02d}-{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (lot * 3, i * 40, number * 90 + (label == "crack") * 50)).save(file)
+    plant = {"classes": {"good": "ok", "crack": "crack"}, "ok": ["good"], "lot_pattern": r"(L\d+)-"}
+    plants = [{"name": name, "images": name, **plant} for name in names]
+    raw = {"fleet": "drawn", "store": "store", "shares": SHARES, "plants": plants}
+    (folder / "fleet.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return folder / "fleet.yaml"
