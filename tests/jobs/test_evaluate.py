@@ -1,0 +1,154 @@
+"""The seal: counted before it is read, spent after five, and a test that contradicts a decision withdraws it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from cluster.catalog import Catalog
+from cluster.settings import Settings
+from cluster.storage import LocalStore
+from jobs.compare import compare_fleet
+from jobs.evaluate import LEDGER, _is_worse, evaluate_fleet, open_test, openings
+from plants.errors import InputError, SealError
+from tests.fleets import NOW, Works, drawn_fleet, imported
+
+WHO = {"who": "ada", "bundles": ["b" * 64], "now": NOW}
+
+
+class Diary(LocalStore):
+    """A folder that remembers in which order it was read and written."""
+
+    def __init__(self, root: Path | str) -> None:
+        super().__init__(root)
+        self.acts: list[tuple[str, str]] = []
+
+    def read(self, key: str) -> bytes:
+        self.acts.append(("read", key))
+        return super().read(key)
+
+    def write(self, key: str, data: bytes) -> str:
+        self.acts.append(("write", key))
+        return super().write(key, data)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return Catalog(Diary(imported(drawn_fleet(tmp_path, "north", "south")).store))
+
+
+def test_the_answers_are_read_after_the_ledger_has_counted_the_opening(catalog):
+    rows = open_test("north", catalog=catalog, budget=5, **WHO)
+    acts = catalog.store.acts
+    assert acts.index(("write", LEDGER)) < acts.index(("read", "sealed/north.parquet"))
+    answered = rows[rows["role"] == "test"]
+    assert len(answered) > 0
+    assert answered["class"].isin(["good", "crack"]).all()
+
+
+def test_every_opening_says_who_looked_when_and_at_what(catalog):
+    open_test("north", catalog=catalog, budget=5, **WHO)
+    (opening,) = openings(catalog.store)
+    assert (opening.plant, opening.generation, opening.who, opening.bundles) == ("north", 1, "ada", ("b" * 64,))
+    assert opening.at == NOW
+
+
+def test_where_the_ledger_cannot_be_written_nothing_is_read(catalog):
+    (catalog.store.root / LEDGER).mkdir()
+    with pytest.raises(InputError):
+        open_test("north", catalog=catalog, budget=5, **WHO)
+    assert ("read", "sealed/north.parquet") not in catalog.store.acts
+
+
+def test_a_spent_budget_refuses_before_anything_is_read_and_counts_each_plant_alone(catalog):
+    for _ in range(5):
+        open_test("north", catalog=catalog, budget=5, **WHO)
+    catalog.store.acts.clear()
+    with pytest.raises(SealError, match=r"plant north.*opened 5 times of 5"):
+        open_test("north", catalog=catalog, budget=5, **WHO)
+    assert not {("write", LEDGER), ("read", "sealed/north.parquet")} & set(catalog.store.acts)
+    assert len(openings(catalog.store)) == 5
+    open_test("south", catalog=catalog, budget=5, **WHO)
+
+
+def test_a_ledger_that_cannot_be_understood_opens_nothing(catalog):
+    catalog.store.write(LEDGER, b"not an opening\n")
+    with pytest.raises(InputError, match="line 1 is not an opening"):
+        open_test("north", catalog=catalog, budget=5, **WHO)
+    assert ("read", "sealed/north.parquet") not in catalog.store.acts
+
+
+def test_a_plant_without_test_rows_opens_nothing(catalog):
+    with pytest.raises(InputError, match="plant west"):
+        open_test("west", catalog=catalog, budget=5, **WHO)
+    assert openings(catalog.store) == []
+
+
+def choose(works: Works, *, model: str) -> dict:
+    """A `compare` document that has decided for this run at `arden`."""
+    done = [run.run_id for run in works.plan.runs]
+    document = compare_fleet(works.fleet, plan=works.plan, exports=works.exports(), done=done, seed=0)
+    decision = document["decisions"]["arden"]
+    decision |= {"model": model, "members": [model], "bundle": "b" * 64}
+    return document
+
+
+@pytest.mark.slow
+def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(works):
+    document = choose(works, model="own-arden-s0")
+    given = {"document": document, "exports": works.exports(), "who": "ada", "now": NOW, "budget": 5}
+    found = evaluate_fleet(works.fleet, names=["arden"], **given)
+    row = found["plants"]["arden"]
+    rows = Catalog(works.store).rows("arden")
+    assert row["n"] == rows.loc[rows["role"] == "test", "part_id"].nunique()
+    assert row["model"] == "own-arden-s0"
+    assert row["frozen"]["n"] == row["n"]
+    assert row["withdrawn"] is False
+    assert [opening["plant"] for opening in found["ledger"]] == ["arden"]
+    with pytest.raises(InputError, match="plant brno: has no decision"):
+        evaluate_fleet(works.fleet, names=["brno"], **given)
+
+
+@pytest.mark.slow
+def test_a_plant_is_refused_by_the_budget_and_its_model_is_not_judged(works):
+    given = {"document": choose(works, model="own-arden-s0"), "exports": works.exports(), "who": "ada", "now": NOW}
+    with pytest.raises(SealError):
+        evaluate_fleet(works.fleet, names=["arden"], budget=0, **given)
+    assert openings(works.store) == []
+
+
+@pytest.mark.slow
+def test_a_bad_model_stands_beside_the_frozen_baseline_it_loses_to(works, tmp_path):
+    """The frozen model with its head turned round, in the place of `own`."""
+    document = choose(works, model="own-arden-s0")
+    folder = f"runs/{works.plan.plan_id}"
+    weights = load(works.store.read(f"{folder}/frozen-arden-s0/model.safetensors"))
+    turned = {name: np.negative(value) if name.startswith("head.") else value for name, value in weights.items()}
+    works.store.write(f"{folder}/own-arden-s0/model.safetensors", save(turned))
+    works.store.write(f"{folder}/own-arden-s0/model.json", works.store.read(f"{folder}/frozen-arden-s0/model.json"))
+    elsewhere = Works(fleet=works.fleet, settings=Settings(home=tmp_path / "elsewhere"), plan=works.plan)
+    given = {"document": document, "exports": elsewhere.exports(), "who": "ada", "now": NOW, "budget": 5}
+    row = evaluate_fleet(works.fleet, names=["arden"], **given)["plants"]["arden"]
+    assert row["macro_f1"] < row["frozen"]["macro_f1"]
+    assert row["cost"] > row["frozen"]["cost"]
+    assert row["withdrawn"] is False, "there are fewer than 10 lots, so nothing is shown"
+    assert row["gain"]["low"] is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "worse"),
+    [
+        ("macro_f1", -0.2, -0.1, True),
+        ("macro_f1", -0.2, 0.1, False),
+        ("macro_f1", 0.1, 0.2, False),
+        ("cost", 10.0, 20.0, True),
+        ("cost", -10.0, 20.0, False),
+        ("cost", -20.0, -10.0, False),
+        ("cost", None, None, False),
+    ],
+)
+def test_a_decision_is_withdrawn_when_the_whole_interval_is_on_the_worse_side(metric, low, high, worse):
+    assert _is_worse({"metric": metric, "low": low, "high": high}) is worse

@@ -1,0 +1,101 @@
+"""What is published: the same run gives the same bundle, a bundle proves itself, a policy names its bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.registry import Bundles
+from jobs.compare import compare_fleet
+from jobs.package import PROBE_INPUTS, probe, publish_decision
+from jobs.parity import Evaluator
+from plants import bundle
+from plants.costs import Policy
+from plants.images import tensor_digest
+from tests.fleets import Works
+
+pytestmark = pytest.mark.slow
+FINISHED = "2026-03-01T00:00:00+00:00"
+
+
+def document(works: Works, *, model: str, members: list[str]) -> dict[str, Any]:
+    done = [run.run_id for run in works.plan.runs]
+    found = compare_fleet(works.fleet, plan=works.plan, exports=works.exports(), done=done, seed=0)
+    found["decisions"]["essen"] |= {"model": model, "members": members}
+    return found
+
+
+def published(works: Works, *, model: str, members: list[str], exports: Any = None) -> tuple[str, str]:
+    finished = {run.run_id: FINISHED for run in works.plan.runs}
+    given = {"plan": works.plan, "exports": exports or works.exports(), "finished": finished}
+    return publish_decision("essen", document=document(works, model=model, members=members), **given)
+
+
+def test_the_same_run_gives_the_same_bundle_and_policy(works):
+    assert published(works, model="own-essen-s0", members=["own-essen-s0"]) == published(
+        works, model="own-essen-s0", members=["own-essen-s0"]
+    )
+
+
+def test_a_bundle_is_whole_and_says_what_it_is_and_where_its_limits_lie(works, tmp_path):
+    digest, policy = published(works, model="pooled-s0", members=["pooled-s0"])
+    manifest, found = bundle.read(Bundles(works.store).fetch(digest, tmp_path))
+    assert found == digest
+    assert (manifest.kind, manifest.plants, set(manifest.serves)) == ("pooled", ("arden", "essen"), {"arden", "essen"})
+    assert manifest.tier == ("branch" if manifest.cut else "head")
+    assert manifest.created_at == FINISHED
+    assert set(manifest.files) == {"branch.onnx", "card.md", "probe.npz", "report.json", "weights.safetensors"}
+    assert works.store.exists(f"trunks/{manifest.trunk.sha256}.onnx")
+    card = (tmp_path / digest / "card.md").read_text()
+    assert "The data were generated" in card
+    assert "frozen baseline" in card
+    report = json.loads((tmp_path / digest / "report.json").read_text())
+    assert set(report["plants"]) == set(report["frozen"]) == {"arden", "essen"}
+    solved = Policy.from_json(works.store.read(f"policies/{policy}.json").decode())
+    assert (solved.plant, solved.bundle, solved.digest) == ("essen", digest, policy)
+    assert solved.classes == manifest.serves["essen"].classes
+
+
+def test_a_model_of_one_plant_serves_that_plant_alone(works, tmp_path):
+    digest, _ = published(works, model="own-essen-s0", members=["own-essen-s0"])
+    manifest, _ = bundle.read(Bundles(works.store).fetch(digest, tmp_path))
+    assert set(manifest.serves) == {"essen"}
+
+
+def test_the_probe_in_a_bundle_is_answered_by_the_bundles_own_files(works, tmp_path):
+    digest, _ = published(works, model="own-essen-s0", members=["own-essen-s0"])
+    folder = Bundles(works.store).fetch(digest, tmp_path)
+    manifest, _ = bundle.read(folder)
+    kept = np.load(folder / "probe.npz")
+    assert kept["inputs"].shape == (PROBE_INPUTS, manifest.trunk.size_px, manifest.trunk.size_px, 3)
+    assert str(kept["digest"]) == tensor_digest(kept["inputs"])
+    trunk = Path(works.store.uri, "trunks", f"{manifest.trunk.sha256}.onnx")
+    evaluator = Evaluator(trunk)
+    logits, _ = evaluator.branch(folder / "branch.onnx", evaluator.activations(kept["inputs"])[manifest.cut])
+    assert np.abs(logits - kept["logits"]).max() < 1e-5
+    assert np.ptp(kept["logits"], axis=0).max() > 0.1, "inputs that are all answered alike prove nothing"
+
+
+def test_no_photograph_is_in_a_probe(works):
+    """Two plants' models are probed by the same drawn inputs."""
+    exports = works.exports()
+    a, b = probe("own-arden-s0", exports=exports), probe("own-essen-s0", exports=exports)
+    assert np.array_equal(a["inputs"], b["inputs"])
+
+
+def test_an_ensemble_names_its_members_by_digest_and_weighs_them_alike(works, tmp_path):
+    members = ["own-essen-s0", "pooled-s0", "warm-essen-s0"]
+    digest, _ = published(works, model="ensemble-essen", members=members)
+    manifest, _ = bundle.read(Bundles(works.store).fetch(digest, tmp_path))
+    assert manifest.kind == "ensemble"
+    assert manifest.weights == pytest.approx([1 / 3] * 3)
+    assert len(set(manifest.members)) == 3
+    runs = [bundle.read(Bundles(works.store).fetch(m, tmp_path)).manifest.run_id for m in manifest.members]
+    assert runs == members
+    assert "branch.onnx" not in manifest.files
+    alone, _ = published(works, model="own-essen-s0", members=["own-essen-s0"])
+    assert alone == manifest.members[0]

@@ -1,0 +1,235 @@
+"""Kills and poison: the same command finishes what was begun, repeats nothing, and one bad plant stops no other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from cluster.catalog import Catalog
+from cluster.ledger import RunLedger, RunRecord
+from cluster.storage import open_store
+from jobs.recipe import Recipe, Stage, save_recipe
+from plants.plant import load_fleet
+from tests.fleets import imported, small_fleet
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = Recipe(stages=(Stage(cut=1, epochs=10),), views=2, patience=10, batch=8)
+
+
+class Driver:
+    """`crossplant train` in a process of its own, with a home of its own."""
+
+    def __init__(self, works: Path, *, recipe: Recipe = RECIPE) -> None:
+        self.works = works
+        self.fleet = load_fleet(works / "fleet.yaml")
+        save_recipe(recipe, works / "recipe.yaml")
+        self.store = open_store(self.fleet.store)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        env = {
+            **os.environ,
+            "CROSSPLANT_HOME": str(self.works / "home"),
+            "CROSSPLANT_SLOTS": "2",
+            "CROSSPLANT_OBJECT_STORE_MB": "160",
+            "HOME": str(self.works),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+        words = ["train", "--fleet", str(self.works / "fleet.yaml"), "--recipe", str(self.works / "recipe.yaml")]
+        words += ["--json", str(self.works / "train.json")]
+        with (self.works / "printed.txt").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "crossplant", *words], cwd=ROOT, env=env, stdout=log, stderr=log
+            )
+
+    def finished(self, process: subprocess.Popen[bytes]) -> int:
+        """Its exit code; one that hangs fails the test."""
+        try:
+            return process.wait(timeout=150)
+        except subprocess.TimeoutExpired:
+            self.kill(process)
+            pytest.fail(f"train hangs; it said: {self.printed[-2000:]}")
+
+    @property
+    def printed(self) -> str:
+        return (self.works / "printed.txt").read_text()
+
+    def wait_until(self, seen: Callable[[dict[str, RunRecord]], bool], *, of: subprocess.Popen[bytes]) -> None:
+        begun = time.monotonic()
+        while not seen(self.records()):
+            assert of.poll() is None, f"train ended too early: {self.printed[-2000:]}"
+            assert time.monotonic() - begun < 120, self.printed[-2000:]
+            time.sleep(0.02)
+
+    def records(self) -> dict[str, RunRecord]:
+        """The run ledger of the latest plan."""
+        if not self.store.exists("runs/latest.json"):
+            return {}
+        return RunLedger(self.store, self.plan).load()
+
+    @property
+    def plan(self) -> str:
+        return str(self.store.read_json("runs/latest.json")["plan"])
+
+    def models(self) -> dict[str, Path]:
+        """The finished models by run."""
+        return {path.parent.name: path for path in Path(self.store.uri, "runs", self.plan).glob("*/model.safetensors")}
+
+    def workers(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """The training workers below this driver."""
+        return sorted(pid for pid in below(process.pid) if "TrainWorker" in cmdline(pid))
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """kill -9 of a driver. What it had started ends with it, or is ended here."""
+        children = {pid: cmdline(pid) for pid in below(process.pid)}
+        process.kill()
+        process.wait()
+        begun = time.monotonic()
+        while left := [pid for pid, name in children.items() if name and cmdline(pid) == name]:
+            if time.monotonic() - begun > 20:
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def below(root: int) -> list[int]:
+    """Every process that this one has started, directly or not."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found, grew = {root}, True
+    while grew:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= more
+        grew = bool(more)
+    return sorted(found - {root})
+
+
+def cmdline(pid: int) -> str:
+    """What the process calls itself; nothing once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def fleet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fleet of three plants, imported."""
+    folder = tmp_path_factory.mktemp("fleet")
+    imported(small_fleet(folder, "arden", "delft", "essen", scale=0.08))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fleet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """The fleet, trained without a disturbance."""
+    driver = copy_of(fleet_folder, tmp_path_factory.mktemp("undisturbed") / "works")
+    process = driver.start()
+    assert driver.finished(process) == 0, driver.printed
+    return driver
+
+
+def copy_of(fleet: Path, folder: Path, *, recipe: Recipe = RECIPE) -> Driver:
+    shutil.copytree(fleet, folder)
+    return Driver(folder, recipe=recipe)
+
+
+def test_killed_workers_and_a_killed_driver_cost_no_finished_run_and_change_no_model(
+    fleet_folder: Path, undisturbed: Driver, tmp_path: Path
+):
+    driver = copy_of(fleet_folder, tmp_path / "works")
+    process = driver.start()
+    driver.wait_until(lambda records: bool(done(records)) and any(map(is_alone_at_work, records.values())), of=process)
+    driver.kill(process)
+    finished = {run_id: (r, driver.models()[run_id].stat().st_mtime_ns) for run_id, r in done(driver.records()).items()}
+    assert 0 < len(finished) < len(undisturbed.records())
+    process = driver.start()
+    lost = {run_id for run_id, r in driver.records().items() if r.state == "running"}
+    driver.wait_until(
+        lambda records: lost <= set(done(records)) and any(map(is_alone_at_work, records.values())), of=process
+    )
+    workers = driver.workers(process)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    assert driver.finished(process) == 0, driver.printed
+    records = driver.records()
+    assert {r.state for r in records.values()} == {"done"}
+    for run_id, (record, mtime) in finished.items():
+        assert records[run_id] == record
+        assert driver.models()[run_id].stat().st_mtime_ns == mtime
+    assert sum(r.attempts for r in records.values()) >= len(records) + 2
+    assert differences(driver, undisturbed) == {}
+
+
+def is_alone_at_work(record: RunRecord) -> bool:
+    """Whether one lane holds this run, which takes a while."""
+    is_long = record.run_id.startswith(("own", "warm", "sister"))
+    return record.state == "running" and record.lane not in (None, "all") and is_long
+
+
+def done(records: dict[str, RunRecord]) -> dict[str, RunRecord]:
+    return {run_id: r for run_id, r in records.items() if r.state == "done"}
+
+
+def differences(a: Driver, b: Driver) -> dict[str, float]:
+    """Runs whose weights are not the same in both, and by how much."""
+    assert set(a.models()) == set(b.models())
+    found = {}
+    for run_id, path in a.models().items():
+        ours, theirs = load_file(path), load_file(b.models()[run_id])
+        assert ours.keys() == theirs.keys()
+        worst = max(float(np.abs(ours[key].astype(np.float64) - theirs[key]).max()) for key in ours)
+        if not worst <= 1e-6:
+            found[run_id] = worst
+    return found
+
+
+def poison(driver: Driver, plant: str) -> str:
+    """One train row of the plant loses its class in the recorded table; returns its frame."""
+    key = f"labels/{plant}.parquet"
+    table = pd.read_parquet(io.BytesIO(driver.store.read(key)))
+    rows = Catalog(driver.store).rows(plant)
+    frame = str(rows.loc[rows["role"] == "train", "frame"].iloc[0])
+    table.loc[table["frame"] == frame, "class"] = None
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    driver.store.write(key, buffer.getvalue())
+    return frame
+
+
+def test_a_plant_without_labels_fails_alone_with_its_cause_and_all_others_finish(fleet_folder: Path, tmp_path: Path):
+    driver = copy_of(fleet_folder, tmp_path / "works", recipe=RECIPE.model_copy(update={"stages": ()}))
+    frame = poison(driver, "essen")
+    assert driver.finished(driver.start()) == 1, driver.printed
+    runs = {run["name"]: run for run in json.loads((driver.works / "train.json").read_text())["runs"]}
+    failed = {name for name, run in runs.items() if run["state"] == "failed"}
+    own = {name for name, run in runs.items() if "essen" in run["plants"]}
+    children = {name for name, run in runs.items() if run["parent"] in own}
+    assert failed == own | children
+    assert {runs[name]["state"] for name in runs.keys() - failed} == {"done"}
+    for name in own - children:
+        assert "plant essen: 1 rows have no label (NaN)" in runs[name]["error"]
+        assert frame in runs[name]["error"]
+        assert frame in driver.printed
+    for name in children:
+        assert runs[name]["error"] == f"its parent {runs[name]['parent']} failed"
+    assert "Traceback" not in driver.printed
+    assert f"check failed: {len(failed)} runs failed" in driver.printed
