@@ -1,0 +1,171 @@
+"""From decisions to routes: what is published, challenged, withdrawn, promoted and taken back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.ledger import RunLedger, RunRecord, fail
+from cluster.registry import Journal
+from cluster.settings import Settings
+from cluster.storage import open_store
+from jobs import release
+from jobs.compare import compare_fleet
+from jobs.package import publish_decision
+from plants.errors import InputError
+from plants.plant import load_fleet
+from tests.fleets import Works, console, drawn_fleet, imported
+
+SHOW, _ = console()
+NAMES = ["arden", "essen"]
+
+
+def test_before_training_and_comparing_each_verb_names_the_one_to_run_first(tmp_path):
+    fleet, settings = imported(drawn_fleet(tmp_path, "north")), Settings(home=tmp_path / "home")
+    with pytest.raises(InputError, match=r"nothing has been trained.*crossplant train"):
+        release.compare(fleet, settings=settings, show=SHOW)
+    with pytest.raises(InputError, match=r"nothing has been compared.*crossplant compare"):
+        release.evaluate(fleet, settings=settings, names=["north"], show=SHOW)
+    with pytest.raises(InputError, match=r"nothing has been compared.*crossplant compare"):
+        release.publish(fleet, settings=settings, names=["north"], show=SHOW)
+    with pytest.raises(InputError, match="no published bundle begins with 'abc'"):
+        release.promote(fleet, settings=settings, plant="north", bundle="abc", policy=None, show=SHOW)
+    with pytest.raises(InputError, match="plant north: has no route yet"):
+        release.rollback(fleet, settings=settings, plant="north", show=SHOW)
+    with pytest.raises(InputError, match="plant nowhere"):
+        release.rollback(fleet, settings=settings, plant="nowhere", show=SHOW)
+    assert release.status(fleet, settings=settings, show=SHOW) == {
+        "runs": [],
+        "routes": [],
+        "alarms": ["plant north has no route"],
+    }
+
+
+@pytest.fixture(scope="session")
+def compared_document(finished_works: Works) -> dict[str, Any]:
+    """What `compare` found, before anything is published."""
+    done = [run.run_id for run in finished_works.plan.runs]
+    exports = finished_works.exports()
+    return compare_fleet(finished_works.fleet, plan=finished_works.plan, exports=exports, done=done, seed=0)
+
+
+@pytest.fixture
+def decided(works: Works, compared_document: dict[str, Any]) -> Works:
+    """The trained fleet after `compare`, each plant's own model chosen."""
+    choose(works, compared_document, kind="own")
+    return works
+
+
+def choose(works: Works, document: dict[str, Any], *, kind: str) -> dict[str, Any]:
+    """Decide for this kind of run at both plants; bundles, policies and the document lie in the store."""
+    document = {**document, "decisions": {name: dict(row) for name, row in document["decisions"].items()}}
+    exports = works.exports()
+    for name, decision in document["decisions"].items():
+        run = f"{kind}-{name}-s0"
+        decision |= {"model": run, "members": [run], "kind": kind}
+        decision["bundle"], decision["policy_digest"] = publish_decision(
+            name, document=document, plan=works.plan, exports=exports, finished={run: "2026-03-01"}
+        )
+    works.store.write_json(release.COMPARED, document)
+    return document
+
+
+def publish(works: Works) -> dict[str, Any]:
+    return release.publish(works.fleet, settings=works.settings, names=NAMES, show=SHOW)
+
+
+@pytest.mark.slow
+def test_a_plant_without_a_champion_gets_its_route_at_once_and_publishing_again_changes_nothing(decided):
+    first = publish(decided)
+    assert [(row["plant"], row["sequence"], row["challenger"]) for row in first["plants"]] == [
+        ("arden", 1, None),
+        ("essen", 1, None),
+    ]
+    decisions = release.compared(decided.store)["decisions"]
+    assert {row["plant"]: row["bundle"] for row in first["plants"]} == {n: d["bundle"] for n, d in decisions.items()}
+    assert publish(decided)["plants"] == first["plants"]
+
+
+@pytest.mark.slow
+def test_another_decision_becomes_the_challenger_beside_the_champion(decided, compared_document):
+    before = {row["plant"]: row for row in publish(decided)["plants"]}
+    new = choose(decided, compared_document, kind="frozen")["decisions"]
+    for row in publish(decided)["plants"]:
+        old = before[row["plant"]]
+        assert (row["bundle"], row["policy"]) == (old["bundle"], old["policy"])
+        assert row["challenger"] == new[row["plant"]]["bundle"] != old["bundle"]
+
+
+@pytest.mark.slow
+def test_a_decision_that_the_sealed_test_withdrew_is_not_published_and_the_others_are(decided):
+    bundle = release.compared(decided.store)["decisions"]["arden"]["bundle"]
+    row = {"withdrawn": True, "bundle": bundle}
+    decided.store.write_json(release.EVALUATED, {"plants": {"arden": row}})
+    found = publish(decided)
+    assert found["withdrawn"] == ["arden"]
+    assert [row["plant"] for row in found["plants"]] == ["essen"]
+    assert Journal(decided.settings.journal_url).route("arden") is None
+    decided.store.write_json(release.EVALUATED, {"plants": {"arden": {**row, "bundle": "f" * 64}}})
+    assert publish(decided)["withdrawn"] == [], "another model's withdrawal is none of this one's"
+
+
+@pytest.mark.slow
+def test_a_plant_without_a_decision_is_named(decided):
+    with pytest.raises(InputError, match="plant brno: has no decision"):
+        release.publish(decided.fleet, settings=decided.settings, names=["brno"], show=SHOW)
+
+
+@pytest.mark.slow
+def test_a_bundle_is_promoted_by_the_beginning_of_its_digest_and_rolled_back(decided, compared_document):
+    old = publish(decided)["plants"][0]
+    decision = choose(decided, compared_document, kind="frozen")["decisions"]["arden"]
+    given = {"settings": decided.settings, "plant": "arden", "show": SHOW}
+    new = release.promote(decided.fleet, bundle=decision["bundle"][:12], policy=None, **given)
+    assert (new["sequence"], new["bundle"], new["policy"]) == (2, decision["bundle"], decision["policy_digest"])
+    back = release.rollback(decided.fleet, **given)
+    assert (back["sequence"], back["bundle"], back["policy"]) == (3, old["bundle"], old["policy"])
+
+
+@pytest.mark.slow
+def test_a_beginning_that_fits_no_or_several_bundles_is_refused(decided):
+    given = {"settings": decided.settings, "plant": "arden", "policy": None, "show": SHOW}
+    with pytest.raises(InputError, match="no published bundle begins with 'xyz'"):
+        release.promote(decided.fleet, bundle="xyz", **given)
+    with pytest.raises(InputError, match="2 published bundle begins with ''"):
+        release.promote(decided.fleet, bundle="", **given)
+    old = release.compared(decided.store)["decisions"]["essen"]["bundle"]
+    with pytest.raises(InputError, match=r"no policy is known for this bundle.*--policy"):
+        release.promote(decided.fleet, bundle=old, **given)
+
+
+@pytest.mark.slow
+def test_status_shows_what_failed_and_who_has_no_route(decided):
+    ledger = RunLedger(decided.store, decided.plan.plan_id)
+    ledger.put(fail(RunRecord(run_id="own-arden-s0"), error="ValueError: rows have no label"))
+    release.publish(decided.fleet, settings=decided.settings, names=["essen"], show=SHOW)
+    found = release.status(decided.fleet, settings=decided.settings, show=SHOW)
+    states = {run["name"]: run["state"] for run in found["runs"]}
+    assert states["own-arden-s0"] == "failed"
+    assert {state for name, state in states.items() if name != "own-arden-s0"} == {"done"}
+    assert [route["plant"] for route in found["routes"]] == ["essen"]
+    assert found["alarms"] == ["run own-arden-s0 failed: ValueError: rows have no label", "plant arden has no route"]
+
+
+@pytest.mark.slow
+def test_a_comparison_needs_one_finished_run(works):
+    for entry in works.store.list(f"runs/{works.plan.plan_id}"):
+        if entry.key.count("/") == 2 and not entry.key.endswith("plan.json"):
+            works.store.delete(entry.key)
+    with pytest.raises(InputError, match="no run has finished"):
+        release.compare(works.fleet, settings=works.settings, show=SHOW)
+
+
+def test_the_latest_plan_is_the_one_that_was_trained_last(tmp_path):
+    fleet = load_fleet(drawn_fleet(tmp_path, "north"))
+    store = open_store(fleet.store)
+    for name in ("one", "two"):
+        plan = {"fleet": name, "data_digest": "d", "runs": [], "trunk": 0}
+        store.write_json(f"runs/{name}/plan.json", plan)
+        store.write_json("runs/latest.json", {"plan": name})
+    assert release.latest_plan(store).fleet == "two"
