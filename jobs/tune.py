@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,6 +156,7 @@ def _search(
     from ray.tune.search.optuna import OptunaSearch
 
     session.require({"CPU": 1})
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # a killed search forgets a second, not half a minute
     raw = material.to_config()
     named = {
         "data": material.catalog.data_digest(plants),

@@ -693,6 +693,7 @@ def endpoint(works: Any) -> Iterator[tuple[str, str]]:
     service = open_service(works.settings, store_uri=works.store.uri, fleet="steel", replica="r1")
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()  # who asks before the server is up waits, and is not refused
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
