@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -458,6 +459,9 @@ def main() -> None:
     """Run the command; faults of the input become lines, not tracebacks."""
     from plants.errors import CheckFailed, InputError
 
+    warnings.showwarning = lambda message, *place, **more: console.print(  # one line, without a place in our code
+        f"warning: {message}", style="yellow", markup=False, soft_wrap=True
+    )
     try:
         app(standalone_mode=True)
     except InputError as error:

@@ -48,12 +48,10 @@ class RunRecord(Config):
 
 
 def begin(record: RunRecord, *, lane: str, now: datetime | None = None) -> RunRecord:
-    """The record when a lane takes the run up. A run found `running` was lost with its worker: that is a strike.
+    """The record when a lane takes the run up; one that is over comes back as it is, and must not be run.
 
-    The result is `failed` instead, and must not be run, when that was the last strike.
+    A run found `running` was lost with its driver or with a neighbour's worker: that is no strike.
     """
-    if record.state == "running":
-        record = strike(record, error=f"its worker ({record.lane}) was lost", now=now)
     if record.is_over:
         return record
     return record.model_copy(

@@ -1,4 +1,4 @@
-"""Trains a fleet: prepares every plant in Ray tasks, then all runs of the plan in the lanes of one Ray Train run."""
+"""Trains a fleet: all runs of the plan in the lanes of one Ray Train run, which prepare the plants first."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 from cluster import session
 from cluster.ledger import RunLedger, RunRecord
 from cluster.settings import Settings
-from jobs.lanes import Board, lane_loop
+from jobs.lanes import Blame, Board, lane_loop
 from jobs.material import Material
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe
 from jobs.tracking import Tracker
-from plants.errors import InputError
+from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet
 
 Say = Callable[[Mapping[str, Any]], None]
 GROUP_START_TIMEOUT_S = 120
+GROUP_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def train_fleet(
             exported = beside.submit(material.export_trunk_once)
             session.start(settings, num_slots=settings.slots)
             exported.result()
-        sizes = prepare_all(sorted({name for run in todo for name in run.plants}), material=material, say=say)
-        _run_lanes(plan, material=material, settings=settings, sizes=sizes, say=say)
+        _run_lanes(plan, material=material, settings=settings, say=say)
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
     return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
 
@@ -136,62 +136,44 @@ def planned(
     return plan
 
 
-def prepare_all(names: Sequence[str], *, material: Material, say: Say) -> dict[str, int]:
-    """Packs and activations of these plants are in the cache, one Ray task a plant; returns their numbers of rows."""
+def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+    """All runs of the plan are over.
+
+    A worker that dies in mid-lane is replaced by Ray Train; one that dies while its group forms ends Ray Train's
+    controller, so that a new one is started, at most `GROUP_STARTS` in all. Raises CheckFailed when none came up.
+    """
     import ray
-
-    material.export_trunk_once()
-
-    @ray.remote(num_cpus=1, max_retries=2)
-    def prepare_plant(config: dict[str, Any], name: str) -> dict[str, Any]:
-        import torch
-
-        torch.set_num_threads(1)
-        start = time.monotonic()
-        data = Material.from_config(config).data(name)
-        return {"plant": name, "rows": len(data.rows), "train": data.num_train, "seconds": time.monotonic() - start}
-
-    config = ray.put(material.to_config())
-    waiting = [prepare_plant.remote(config, name) for name in names]
-    sizes = {}
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=600)
-        if not ready:
-            raise InputError("no worker took up the preparation of a plant for 10 minutes", remedy="Free some CPUs")
-        done = ray.get(ready[0])
-        sizes[done["plant"]] = done["rows"]
-        say({"kind": "prepared", **done})
-    return sizes
-
-
-def _run_lanes(plan: Plan, *, material: Material, settings: Settings, sizes: Mapping[str, int], say: Say) -> None:
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
-    board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store, dict(sizes))
+    board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store)
     lanes = max(1, min(settings.slots, len(plan.runs)))
     use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    trainer = TorchTrainer(
-        lane_loop,
-        train_loop_config={
-            **material.to_config(),
-            "plan": plan.to_json(),
-            "board": name,
-            "threads": settings.threads,
-        },
-        torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(num_workers=lanes, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(
-            name=name,
-            storage_path=_train_folder(material.fleet.store, settings=settings),
-            failure_config=FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0),
-        ),
-    )
+    config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
+    failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)
+    folder = _train_folder(material.fleet.store, settings=settings)
     with _Watch(board, plan=plan, settings=settings, say=say):
-        trainer.fit()
+        for start in range(1, GROUP_STARTS + 1):
+            trainer = TorchTrainer(
+                lane_loop,
+                train_loop_config=config,
+                torch_config=TorchConfig(timeout_s=600),
+                scaling_config=ScalingConfig(num_workers=lanes, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
+                run_config=RunConfig(
+                    name=f"{name}-{start}", storage_path=folder, failure_config=failures, callbacks=[Blame(name)]
+                ),
+            )
+            try:
+                trainer.fit()
+                break
+            except TrainingFailedError as error:
+                cause = " ".join(str(error).split())[:400]
+                if start == GROUP_STARTS or not isinstance(error, ControllerError):
+                    again = "The same command goes on where this one was"
+                    raise CheckFailed(f"{lanes} workers could not be kept at work: {cause}. {again}") from None
+                say({"kind": "regroup", "workers": lanes, "error": cause})
     ray.kill(board)
 
 

@@ -1,7 +1,8 @@
 """Lanes: the workers of one Ray Train run, each taking runs from the plan until none is left.
 
 The board knows what runs and what is next; the run ledger in storage, not the board, is what survives the driver.
-In the parents' phase all workers fit each shared (pooled) run together by DDP; afterwards every worker is a lane.
+First the lanes prepare the plants, one each at a time; then all workers fit each shared (pooled) run together by DDP;
+afterwards every worker is a lane.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from ray.train import UserCallback
 
 from cluster import ledger
 from cluster.ledger import RunLedger, RunRecord
@@ -26,14 +30,18 @@ ALL_LANES = "all"
 class Board:
     """Which run is next for which lane. One actor; the only writer of the run ledger."""
 
-    def __init__(self, plan: dict[str, Any], store_uri: str, sizes: Mapping[str, int] | None = None) -> None:
-        """sizes: rows of each plant, so that long runs start first and no lane ends long after the others."""
+    def __init__(self, plan: dict[str, Any], store_uri: str) -> None:
         self.plan = Plan.from_json(plan)
-        self.sizes = dict(sizes or {})
+        self.sizes: dict[str, int] = {}
+        """Rows of each prepared plant, so that long runs start first and no lane ends long after the others."""
         self.ledger = RunLedger(open_store(store_uri), self.plan.plan_id)
         known = self.ledger.load()
         self.records = {run.run_id: known.get(run.run_id, RunRecord(run_id=run.run_id)) for run in self.plan.runs}
         self.lost = {run_id for run_id, record in self.records.items() if record.state == "running"}
+        todo = [run for run in self.plan.runs if not self.records[run.run_id].is_over]
+        self.unprepared = sorted({name for run in todo for name in run.plants})
+        self.preparing: dict[str, int] = {}
+        self.deaths: Counter[str] = Counter()
         self.tokens: dict[int, str] = {}
         self.put_at: dict[str, float] = {}
         self.log: list[dict[str, Any]] = []
@@ -44,7 +52,39 @@ class Board:
         if self.tokens.get(lane, token) != token:
             gone |= {str(lane), ALL_LANES}
         self.tokens[lane] = token
-        self.lost |= {r.run_id for r in self.records.values() if r.state == "running" and r.lane in gone}
+        self.unprepared += [name for name, at in self.preparing.items() if str(at) in gone]
+        self.preparing = {name: at for name, at in self.preparing.items() if str(at) not in gone}
+        lost = {r.run_id for r in self.records.values() if r.state == "running" and r.lane in gone} - self.lost
+        for run_id in sorted(lost):
+            self._say("lost", run_id)
+        self.lost |= lost
+
+    def blame(self, deaths: Mapping[int, str]) -> None:
+        """These lanes' workers have died: a strike for the runs they were at, and not for their neighbours'.
+
+        A plant that kills two workers in preparation is left to its runs, which it will strike out.
+        """
+        self.deaths.update(name for name, lane in self.preparing.items() if lane in deaths)
+        self.preparing = {name: lane for name, lane in self.preparing.items() if self.deaths[name] < ledger.STRIKES}
+        for record in list(self.records.values()):
+            lane = min(deaths) if record.lane == ALL_LANES else int(record.lane or -1)
+            if record.state == "running" and record.run_id not in self.lost and lane in deaths:
+                self.strike(record.run_id, f"its worker ({lane}) died: {deaths[lane]}", seconds=0.0)
+
+    def prepare(self, lane: int) -> dict[str, Any]:
+        """The next plant for a lane: {"do": "prepare", "plant": ...}, or "wait" for the others, or "go"."""
+        if self.unprepared:
+            name = self.unprepared.pop(0)
+            self.preparing[name] = lane
+            return {"do": "prepare", "plant": name}
+        return {"do": "wait" if self.preparing else "go"}
+
+    def prepared(self, plant: str, *, rows: int, seconds: float, error: str | None = None) -> None:
+        """A plant's inputs are in the cache, or cannot be had: then its runs will fail one by one with the cause."""
+        self.preparing.pop(plant, None)
+        self.sizes[plant] = rows
+        event = {"kind": "prepared", "plant": plant, "rows": rows, "seconds": seconds, "error": error}
+        self.log.append({**event, "at": time.time()})
 
     def shared(self) -> list[str]:
         """Shared runs that are not finished, in the order of the plan."""
@@ -114,6 +154,21 @@ class Board:
         self.log.append({"kind": kind, "run_id": run_id, "at": time.time(), **more})
 
 
+class Blame(UserCallback):
+    """Ray Train's controller tells the board whose worker has died, before it starts the group again."""
+
+    def __init__(self, board: str) -> None:
+        self.board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """The first line of each cause goes to the board."""
+        import ray
+
+        causes = {rank: getattr(error, "health_check_failure", error) for rank, error in worker_exceptions.items()}
+        deaths = {rank: (str(cause).strip() or repr(cause)).splitlines()[0] for rank, cause in causes.items()}
+        ray.get(ray.get_actor(self.board).blame.remote(deaths), timeout=120)
+
+
 def lane_loop(config: dict[str, Any]) -> None:
     """The train function of every worker: the shared runs together, then runs of its own until none is left."""
     import ray
@@ -131,6 +186,11 @@ def lane_loop(config: dict[str, Any]) -> None:
     call("enter", rank, token=uuid.uuid4().hex, num_lanes=size)
     material = Material.from_config(config)
     plan = Plan.from_json(config["plan"])
+    while (answer := call("prepare", rank))["do"] != "go":
+        if answer["do"] == "wait":
+            time.sleep(0.05)
+        else:
+            _prepare(answer["plant"], material=material, call=call)
     while shared := _agreed(call("shared") if rank == 0 else None, size=size):
         for run_id in shared:
             if _agreed(call("start", run_id, lane=ALL_LANES) if rank == 0 else None, size=size):
@@ -164,6 +224,15 @@ def _caller(board: Any) -> Callable[..., Any]:
         return ray.get(getattr(board, method).remote(*args, **kwargs), timeout=120)
 
     return call
+
+
+def _prepare(name: str, *, material: Any, call: Callable[..., Any]) -> None:
+    start, rows, cause = time.monotonic(), 0, None
+    try:
+        rows = len(material.data(name).rows)
+    except Exception as error:
+        cause = _cause(error)
+    call("prepared", name, rows=rows, seconds=time.monotonic() - start, error=cause)
 
 
 def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any], world: Any) -> None:

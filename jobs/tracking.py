@@ -41,6 +41,8 @@ class Tracker:
     def _log(self, event: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
 
+        if "run_id" not in event:
+            return
         run = self._run(event["run_id"])
         if event["kind"] == "epoch":
             step = int(event.get("stage", 0)) * 1000 + int(event.get("epoch", 0))

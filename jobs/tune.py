@@ -21,7 +21,6 @@ from rich.console import Console
 from cluster import session
 from cluster.settings import Settings
 from jobs.activations import RunData
-from jobs.fleet import prepare_all
 from jobs.material import Material
 from jobs.recipe import Augment, Recipe, Stage, save_recipe
 from jobs.selection import Score
@@ -116,6 +115,14 @@ def trial(config: Mapping[str, Any], *, plants: Sequence[str], material_json: st
     tune.report({"value": rank_value(fitted.score), "epoch": epoch + 1, "done": True})
 
 
+def prepare(config: Mapping[str, Any], name: str) -> None:
+    """The plant's pack and activations are in the cache of this machine."""
+    import torch
+
+    torch.set_num_threads(1)
+    Material.from_config(config).data(name)
+
+
 def tune(
     fleet: Fleet, *, settings: Settings, plants: Sequence[str], trials: int, out: Path, show: Console
 ) -> dict[str, Any]:
@@ -126,10 +133,13 @@ def tune(
     base = Recipe(stages=tuple(Stage(cut=cut) for cut in sorted(cuts) if cut > 0))
     material = Material(fleet, cache=settings.cache, recipe=base)
     session.start(settings, num_slots=settings.slots)
+    material.export_trunk_once()
     for strength in STRENGTHS:
         at = base.model_copy(update={"augment": Augment(strength=strength)})
         show.print(f"caching activations, augmentation strength {strength:g}", markup=False)
-        prepare_all(plants, material=Material(fleet, cache=material.cache, recipe=at), say=lambda event: None)
+        config = Material(fleet, cache=material.cache, recipe=at).to_config()
+        for _ in session.map_tasks(functools.partial(prepare, config), plants):
+            pass
     results = _search(material, plants=plants, trials=trials, settings=settings, show=show)
     rows = _rows(results)
     finalists = _finalists(rows, plants=plants, material=material)

@@ -166,7 +166,8 @@ class _Progress:
             self.bar.update(self.task, total=event["runs"], completed=event["runs"] - event["todo"])
             self._line(f"plan {event['plan']}: {event['runs']} runs, {event['todo']} to do")
         elif kind == "prepared":
-            self._line(f"{event['plant']}: {event['rows']} inputs cached in {event['seconds']:.1f} s")
+            said = f"{event['rows']} inputs cached in {event['seconds']:.1f} s"
+            self._line(f"{event['plant']}: {event['error'] or said}")
         elif kind == "epoch":
             loss = f" loss {event['loss']:.3f}" if event.get("loss") is not None else ""
             select = f" select {event['select']:.3f}" if event.get("select") is not None else ""
@@ -174,6 +175,10 @@ class _Progress:
             self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
         elif kind == "strike":
             self._line(f"{run}: {event['error']}; it is tried once more")
+        elif kind == "lost":
+            self._line(f"{run}: its worker ended; it is taken up again")
+        elif kind == "regroup":
+            self._line(f"the group of {event['workers']} workers did not form, it is formed again: {event['error']}")
         elif kind in ("done", "failed"):
             self.now.pop(run, None)
             self.bar.advance(self.task)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,8 @@ from tests.fleets import imported, small_fleet
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = Recipe(stages=(Stage(cut=1, epochs=10),), views=2, patience=10, batch=8)
+RECIPE = Recipe(stages=(Stage(cut=1, epochs=40),), views=2, patience=40, batch=8)
+"""Runs of some seconds, so that there is a middle to kill them in."""
 
 
 class Driver:
@@ -153,30 +155,44 @@ def copy_of(fleet: Path, folder: Path, *, recipe: Recipe = RECIPE) -> Driver:
     return Driver(folder, recipe=recipe)
 
 
-def test_a_killed_driver_costs_no_finished_run_and_changes_no_model(
+def test_a_killed_worker_and_a_killed_driver_cost_no_finished_run_and_change_no_model(
     fleet_folder: Path, undisturbed: Driver, tmp_path: Path
 ):
     driver = copy_of(fleet_folder, tmp_path / "works")
     process = driver.start()
-    if not driver.wait_until(lambda rs: bool(done(rs)) and any(map(is_alone_at_work, rs.values())), of=process):
-        pytest.skip("the runs were over before the driver could be killed: this machine is too quick for them")
+    assert driver.wait_until(lambda rs: bool(done(rs)) and len(alone(rs)) == 2, of=process), driver.printed
+    struck = set(alone(driver.records()))
+    os.kill(next(pid for pid in below(process.pid) if "RayTrainWorker" in cmdline(pid)), signal.SIGKILL)
+    before = snapshot(driver)
+    again = lambda rs: any(rs[r].attempts == 2 and rs[r].state == "running" for r in struck)  # noqa: E731
+    assert driver.wait_until(lambda rs: bool(done(rs)) and again(rs), of=process), driver.printed
+    assert re.search(r"its worker \(\d\) died: .*; it is tried once more", driver.printed)
     kill_driver(process)
-    finished = {run_id: (r, driver.models()[run_id].stat().st_mtime_ns) for run_id, r in done(driver.records()).items()}
-    assert 0 < len(finished) <= len(undisturbed.records())
-    process = driver.start()
-    assert driver.finished(process) == 0, driver.printed
+    assert kept(driver, before)
+    before = snapshot(driver)
+    assert 0 < len(before) < len(undisturbed.records())
+    assert driver.finished(driver.start()) == 0, driver.printed
     records = driver.records()
     assert {r.state for r in records.values()} == {"done"}
-    for run_id, (record, mtime) in finished.items():
-        assert records[run_id] == record
-        assert driver.models()[run_id].stat().st_mtime_ns == mtime
+    assert max(records[r].attempts for r in struck) >= 2
+    assert kept(driver, before)
     assert differences(driver, undisturbed) == {}
 
 
-def is_alone_at_work(record: RunRecord) -> bool:
-    """Whether one lane holds this run, which takes a while."""
-    is_long = record.run_id.startswith(("own", "warm", "sister"))
-    return record.state == "running" and record.lane not in (None, "all") and is_long
+def snapshot(driver: Driver) -> dict[str, tuple[RunRecord, int]]:
+    """The finished runs: their records, and when their models were written."""
+    models = driver.models()
+    return {run_id: (r, models[run_id].stat().st_mtime_ns) for run_id, r in done(driver.records()).items()}
+
+
+def kept(driver: Driver, before: dict[str, tuple[RunRecord, int]]) -> bool:
+    """Whether what was finished then has been left alone."""
+    return {run_id: now for run_id, now in snapshot(driver).items() if run_id in before} == before
+
+
+def alone(records: dict[str, RunRecord]) -> list[str]:
+    """The runs that single lanes are at."""
+    return [r.run_id for r in records.values() if r.state == "running" and r.lane not in (None, "all")]
 
 
 def done(records: dict[str, RunRecord]) -> dict[str, RunRecord]:
@@ -226,4 +242,5 @@ def test_a_plant_without_labels_fails_alone_with_its_cause_and_all_others_finish
     for name in children:
         assert runs[name]["error"] == f"its parent {runs[name]['parent']} failed"
     assert "Traceback" not in driver.printed
+    assert "\nwarning: patience 40 is above 10: expect wasted epochs" in f"\n{driver.printed}"
     assert f"check failed: {len(failed)} runs failed" in driver.printed

@@ -82,16 +82,27 @@ def test_the_run_of_a_worker_that_came_back_is_free_and_its_neighbours_is_not(st
     assert at.take(0) == {"do": "wait"}
 
 
-def test_a_run_whose_worker_dies_twice_without_progress_is_failed(store_uri):
+def test_a_run_whose_worker_dies_twice_without_progress_is_failed_and_its_neighbour_goes_on(store_uri):
     at = board(store_uri)
     for n in range(2):
-        at.enter(0, token=str(n), num_lanes=1)
-        assert at.take(0)["run_id"] == "own"
-    at.enter(0, token="2", num_lanes=1)
-    assert at.take(0)["run_id"] == "frozen"
+        for lane in (0, 1):
+            at.enter(lane, token=f"{n}{lane}", num_lanes=2)
+        assert {at.take(lane)["run_id"] for lane in (0, 1)} == {"own", "frozen"}
+        at.blame({int(at.records["own"].lane): "The actor died unexpectedly"})
+    for lane in (0, 1):
+        at.enter(lane, token=f"3{lane}", num_lanes=2)
+    assert at.take(0) == {"do": "run", "run_id": "frozen"}
     record = RunLedger(open_store(store_uri), PLAN.plan_id).get("own")
-    assert record.state == "failed"
-    assert "was lost" in (record.error or "")
+    assert (record.state, record.attempts) == ("failed", 2)
+    assert "died: The actor died unexpectedly" in (record.error or "")
+    assert at.records["frozen"].strikes == 0
+
+
+def test_a_shared_run_is_struck_when_any_worker_dies(store_uri):
+    at = board(store_uri)
+    at.start("pooled", lane=ALL_LANES)
+    at.blame({1: "The actor died unexpectedly"})
+    assert (at.records["pooled"].state, at.records["pooled"].strikes) == ("waiting", 1)
 
 
 def test_a_run_that_comes_further_each_time_is_not_given_up(store_uri):
@@ -133,5 +144,40 @@ def test_progress_outlives_the_driver_so_that_a_killed_one_does_not_strike_a_run
 
 def test_of_runs_that_nobody_waits_for_the_longest_starts_first(store_uri):
     plan = Plan("toys", "d", (spec("short", plants=("south",)), spec("long", plants=("north",))))
-    at = Board(plan.to_json(), store_uri, {"north": 100, "south": 10})
+    at = Board(plan.to_json(), store_uri)
+    at.prepared("north", rows=100, seconds=1.0)
+    at.prepared("south", rows=10, seconds=1.0)
     assert [at.take(lane)["run_id"] for lane in (0, 1)] == ["long", "short"]
+
+
+def test_plants_are_prepared_one_a_lane_and_all_lanes_wait_for_the_last(store_uri):
+    at = board(store_uri)
+    for lane in (0, 1):
+        at.enter(lane, token=f"a{lane}", num_lanes=2)
+    assert at.prepare(0) == {"do": "prepare", "plant": "north"}
+    assert at.prepare(1) == {"do": "prepare", "plant": "south"}
+    at.prepared("north", rows=5, seconds=1.0)
+    assert at.prepare(0) == {"do": "wait"}
+    at.prepared("south", rows=0, seconds=1.0, error="InputError: no frame")
+    assert at.prepare(0) == at.prepare(1) == {"do": "go"}
+    assert [(e["plant"], e["error"]) for e in at.events(0)] == [("north", None), ("south", "InputError: no frame")]
+
+
+def test_the_plant_of_a_dead_worker_is_prepared_by_another_once_and_then_left_to_its_runs(store_uri):
+    at = board(store_uri)
+    at.prepared("south", rows=1, seconds=0.0)
+    at.unprepared.remove("south")
+    for n in range(2):
+        at.enter(0, token=str(n), num_lanes=1)
+        assert at.prepare(0) == {"do": "prepare", "plant": "north"}
+        at.blame({0: "out of memory"})
+    at.enter(0, token="2", num_lanes=1)
+    assert at.prepare(0) == {"do": "go"}
+
+
+def test_the_plants_of_a_finished_plan_are_not_prepared_again(store_uri):
+    first = board(store_uri)
+    for run in PLAN.runs:
+        first.start(run.run_id, lane="0")
+        finish(first, run.run_id)
+    assert board(store_uri).prepare(0) == {"do": "go"}
