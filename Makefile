@@ -39,7 +39,7 @@ test: $(STAMP) ## Run every test and hold 90 % of the lines of plants, cluster, 
 
 test-fast: $(STAMP) ## Run the tests that need no Ray, no store and no server (under a minute)
 	@echo "Running the fast tests"
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types and layering
 	@echo "ruff format"; $(BIN)/ruff format --check .

@@ -27,16 +27,19 @@ from jobs.recipe import Recipe, Stage, save_recipe
 from plants.plant import load_fleet
 from tests.fleets import imported, small_fleet
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:patience 40 is above 10")]
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = Recipe(stages=(Stage(cut=1, epochs=40),), views=2, patience=40, batch=8)
-"""Runs of some seconds, so that there is a middle to kill them in."""
+
+
+def recipe_of_long_runs() -> Recipe:
+    """Runs of some seconds, so that there is a middle to kill them in."""
+    return Recipe(stages=(Stage(cut=1, epochs=40),), views=2, patience=40, batch=8)
 
 
 class Driver:
     """`crossplant train` in a process of its own, with a home of its own."""
 
-    def __init__(self, works: Path, *, recipe: Recipe = RECIPE) -> None:
+    def __init__(self, works: Path, *, recipe: Recipe) -> None:
         self.works = works
         self.fleet = load_fleet(works / "fleet.yaml")
         save_recipe(recipe, works / "recipe.yaml")
@@ -150,9 +153,9 @@ def undisturbed(fleet_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return driver
 
 
-def copy_of(fleet: Path, folder: Path, *, recipe: Recipe = RECIPE) -> Driver:
+def copy_of(fleet: Path, folder: Path, *, recipe: Recipe | None = None) -> Driver:
     shutil.copytree(fleet, folder)
-    return Driver(folder, recipe=recipe)
+    return Driver(folder, recipe=recipe or recipe_of_long_runs())
 
 
 def test_a_killed_worker_and_a_killed_driver_cost_no_finished_run_and_change_no_model(
@@ -226,7 +229,7 @@ def poison(driver: Driver, plant: str) -> str:
 
 
 def test_a_plant_without_labels_fails_alone_with_its_cause_and_all_others_finish(fleet_folder: Path, tmp_path: Path):
-    driver = copy_of(fleet_folder, tmp_path / "works", recipe=RECIPE.model_copy(update={"stages": ()}))
+    driver = copy_of(fleet_folder, tmp_path / "works", recipe=recipe_of_long_runs().model_copy(update={"stages": ()}))
     frame = poison(driver, "essen")
     assert driver.finished(driver.start()) == 1, driver.printed
     runs = {run["name"]: run for run in json.loads((driver.works / "train.json").read_text())["runs"]}
