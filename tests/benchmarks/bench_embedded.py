@@ -59,7 +59,8 @@ def seed_figures(seed: int, *, folder: Path, show: Console) -> dict[str, Any]:
             "mean_single": float(np.mean([f1(f"own-{name}", LEFT_OUT) for name in others])),
         },
         "auc_tiles": matrix[document["decisions"][LARGE]["model"]][LARGE]["auc"],
-        "auc_whole": _whole_auc(fleet, settings=settings),
+        "auc_whole": _frozen(fleet, settings=settings, plant=_squeezed(fleet.plant(LARGE)))["auc"],
+        "audit_of_whole": _errors(fleet, plant=_squeezed(fleet.plant(LARGE))),
         "baselines": {name: _baselines(fleet, settings=settings, name=name) for name in names if name != LARGE},
         "chosen": {
             n: {"model": d["model"], "macro_f1": matrix[d["model"]][n]["macro_f1"]}
@@ -83,14 +84,23 @@ def _paired_runs(fleet: Any, *, settings: Any, a: str, b: str, plant: str) -> di
     return paired(*scores)
 
 
-def _whole_auc(fleet: Any, *, settings: Any) -> float | None:
-    """AUC of a frozen head at the large-frame plant when its frames are squeezed whole into the model's input."""
+def _squeezed(plant: Any) -> Any:
+    """The plant with its frames squeezed whole into the model's input."""
     from plants.plant import Geometry
 
-    plant = fleet.plant(LARGE)
     whole = {k: e.model_copy(update={"geometry": Geometry(fit="whole")}) for k, e in plant.environments.items()}
-    squeezed = plant.model_copy(update={"environments": whole})
-    return _frozen(fleet, settings=settings, plant=squeezed)["auc"]
+    return plant.model_copy(update={"environments": whole})
+
+
+def _errors(fleet: Any, *, plant: Any) -> list[str]:
+    """The kinds of what `crossplant audit` finds at level error."""
+    from cluster.catalog import Catalog
+    from cluster.storage import open_store
+    from plants.audit import audit
+
+    rows = Catalog(open_store(fleet.store)).rows(plant.name)
+    found = audit(plant, rows, fleet=fleet, trunk_size_px=fleet.trunks[0].size_px)
+    return sorted({finding.kind for finding in found if finding.level == "error"})
 
 
 def _baselines(fleet: Any, *, settings: Any, name: str) -> dict[str, Any]:
@@ -164,9 +174,10 @@ def main() -> None:
     """Every seed asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--quick", action="store_true", help="one seed")
     asked = parser.parse_args()
     show, figures = Console(stderr=True), {}
-    for seed in asked.seed or [0, 1, 2]:
+    for seed in asked.seed or ([0] if asked.quick else [0, 1, 2]):
         with tempfile.TemporaryDirectory() as folder:
             figures[seed] = seed_figures(seed, folder=Path(folder), show=show)
         print(json.dumps({seed: figures[seed]}), flush=True)

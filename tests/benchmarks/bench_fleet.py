@@ -164,12 +164,11 @@ def _phases(events: list[dict[str, Any]], *, begun: float, ended: float) -> dict
     """Where the seconds went, in order; all but `prepare` and `lanes` is starting and ending processes."""
     prepared = [e for e in events if e["kind"] == "prepared"]
     (planned_at,) = [e["heard"] for e in events if e["kind"] == "plan"]
-    first = min(e["heard"] - e["seconds"] for e in prepared)
-    last = max(e["heard"] for e in prepared)
-    started = min(e["at"] for e in events if e["kind"] == "started")
+    first = min(e["at"] - e["seconds"] for e in prepared)
+    last = max(e["at"] for e in prepared)
     done = max(e["at"] for e in events if e["kind"] == "done")
-    marks = [begun, planned_at, first, last, started, done, ended]
-    names = ("import_and_plan", "start_ray_export_trunk", "prepare", "start_trainer", "lanes", "end_trainer")
+    marks = [begun, planned_at, first, last, done, ended]
+    names = ("import_and_plan", "start_ray_and_trainer", "prepare", "lanes", "end_trainer")
     return {name: b - a for name, a, b in zip(names, marks, marks[1:], strict=False)}
 
 

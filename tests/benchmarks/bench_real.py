@@ -114,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", action="append", choices=["embedded", "mobilenetv2_035", "mobilenetv2_100"])
     parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--quick", action="store_true", help="the embedded backbone, one seed")
     asked = parser.parse_args()
     data = Path(os.environ.get("CROSSPLANT_REAL_DATA", "../shared/data")).resolve()
     weights = Path(os.environ.get("CROSSPLANT_WEIGHTS", "../shared/weights")).resolve()
@@ -121,8 +122,9 @@ def main() -> None:
         raise SystemExit(f"the real plants are not at {data}: set CROSSPLANT_REAL_DATA")
     show = Console(stderr=True)
     figures: dict[str, Any] = {}
-    for backbone in asked.backbone or ["embedded", "mobilenetv2_035", "mobilenetv2_100"]:
-        for seed in asked.seed or [0]:
+    every = ["embedded"] if asked.quick else ["embedded", "mobilenetv2_035", "mobilenetv2_100"]
+    for backbone in asked.backbone or every:
+        for seed in asked.seed or ([0] if asked.quick else [0, 1, 2]):
             with tempfile.TemporaryDirectory() as folder:
                 figures[f"{backbone}-s{seed}"] = walk(
                     backbone, folder=Path(folder), seed=seed, data=data, weights=weights, show=show
