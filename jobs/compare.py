@@ -1,8 +1,10 @@
 """Which model should judge each plant's parts: every model at every plant on `decide`, and a decision with its proof.
 
-Models are judged as exported files, per part. A cheaper model is taken only where the paired interval over lots shows
-that it is not worse than the best by more than a margin; otherwise the best estimate is taken and what is not known is
-said: "no difference shown", "not enough lots". Costs are taken with thresholds solved out of fold, by lot.
+Models are judged as exported files, per part, by money where there is money and by macro-F1 where there is none. Money
+hangs on a few escapes, so that models whose money is not shown to differ are told apart by macro-F1. A model that is
+cheaper to serve is taken only where the paired interval over lots shows that it is not worse by more than a margin;
+otherwise the best estimate is taken and what is not known is said: "no difference shown", "not enough lots". Costs are
+taken with thresholds solved out of fold, by lot.
 """
 
 from __future__ import annotations
@@ -56,14 +58,15 @@ class Decision:
 
 
 def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: int = 0) -> Decision:
-    """The cheapest candidate shown not to be worse than the best by more than the margin, else the best.
+    """The one cheapest to serve that is shown not to be worse than the best by more than the margin, else the best.
 
-    Pure. idle_cost: money a part when nothing is inspected, None where there is no money.
+    The best costs least a part, or has a higher macro-F1 and is not shown to cost another sum. Pure.
+    idle_cost: money a part when nothing is inspected, None where there is no money.
     """
     order = sorted(candidates, key=_badness)
-    best = order[0]
+    best = _told_apart(order, seed=seed)
     taken, interval = best, None
-    for other in sorted(order[1:], key=lambda c: (c.serving_cost, _badness(c))):
+    for other in sorted(order, key=lambda c: (c.serving_cost, _badness(c))):
         if other.serving_cost >= best.serving_cost:
             continue
         found = _paired(other, best, seed=seed)
@@ -75,15 +78,36 @@ def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: in
         return Decision(taken.name, why, best.name, interval)
     if len(order) == 1:
         return Decision(best.name, "the only candidate", None, None)
-    rival = order[1]
+    rival = order[0] if best is not order[0] else order[1]
     interval = _paired(best, rival, seed=seed)
     if interval["low"] is None:
         why = f"not enough lots for an interval; best estimate, before {rival.name}"
+    elif best is not order[0]:
+        why = f"higher macro-F1 than {rival.name}, and no difference in money shown"
     elif interval["low"] <= 0 <= interval["high"]:
         why = f"best estimate; no difference shown to {rival.name}"
     else:
         why = f"better than {rival.name}, the interval excludes 0"
     return Decision(best.name, why, rival.name, interval)
+
+
+def _told_apart(order: Sequence[Candidate], *, seed: int) -> Candidate:
+    """The cheapest in money, or one of higher macro-F1 whose money is not shown to differ from it."""
+    cheapest = order[0]
+    if not cheapest.scores.ok:
+        return cheapest
+    for other in sorted(order, key=_lost):
+        if _lost(other) >= _lost(cheapest):
+            break
+        found = _paired(other, cheapest, seed=seed)
+        if found["metric"] == "cost" and found["low"] is not None and found["low"] <= 0 <= found["high"]:
+            return other
+    return cheapest
+
+
+def _lost(candidate: Candidate) -> float:
+    f1 = report(candidate.scores, n_boot=1)["macro_f1"]["value"]
+    return 1 - (f1 if f1 is not None else 0.0)
 
 
 def _badness(candidate: Candidate) -> tuple[float, float, int, str]:

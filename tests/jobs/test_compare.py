@@ -70,13 +70,31 @@ def test_a_cheaper_model_that_loses_money_is_not_taken():
 
 def test_a_cheaper_model_whose_difference_is_not_known_well_enough_is_not_taken():
     """Equal skill, but other mistakes on few lots: nothing shows that it is not worse."""
-    pair = [candidate("a", skill=1, num_lots=14, noise=1), candidate("b", skill=1, num_lots=14, noise=2)]
+    pair = [candidate("a", skill=1, num_lots=14, noise=3), candidate("b", skill=1, num_lots=14, noise=4)]
     best = decide([replaced(c, price=1) for c in pair], idle_cost=IDLE).model
     (other,) = (c.name for c in pair if c.name != best)
     found = decide([replaced(c, price=int(c.name == best)) for c in pair], idle_cost=IDLE)
     assert found.model == best
     assert found.why == f"best estimate; no difference shown to {other}"
     assert found.interval["low"] <= 0 <= found.interval["high"]
+
+
+def test_models_whose_money_is_not_shown_to_differ_are_told_apart_by_macro_f1():
+    pair = [candidate("a", skill=1, num_lots=14, noise=1), candidate("b", skill=1, num_lots=14, noise=2)]
+    cost, f1 = (
+        {m.name: report(m.scores, policy=m.judged_by, n_boot=1)[key]["value"] for m in pair}
+        for key in ("cost", "macro_f1")
+    )
+    assert cost["b"] < cost["a"]
+    assert f1["a"] > f1["b"]
+    found = decide(pair, idle_cost=IDLE)
+    assert (found.model, found.against) == ("a", "b")
+    assert found.why == "higher macro-F1 than b, and no difference in money shown"
+    assert found.interval["metric"] == "cost"
+    assert found.interval["low"] <= 0 <= found.interval["high"]
+    poor = candidate("a", skill=0.2, num_lots=100, noise=1)
+    dear = candidate("b", skill=2, num_lots=100, noise=2)
+    assert decide([poor, dear], idle_cost=IDLE).model == "b"
 
 
 def replaced(model: Candidate, *, price: int) -> Candidate:
@@ -124,6 +142,8 @@ def test_what_is_taken_for_its_price_is_within_the_margin_and_everything_else_is
     cost = {m.name: report(m.scores, policy=m.judged_by, n_boot=1)["cost"]["value"] for m in models}
     if "costs less" in found.why:
         assert found.interval["high"] <= 0.02 * IDLE
+    elif "higher macro-F1" in found.why:
+        assert found.interval["low"] <= 0 <= found.interval["high"]
     else:
         assert cost[found.model] == min(cost.values())
 
