@@ -276,7 +276,7 @@ FACTORIES: tuple[Factory, ...] = (
         marks=_panel,
         num_parts=150,
         lot_parts=(1, 3),
-        style=Style(groove=4.0, groove_px=2.6, dent=12.0, soil=0.7, crack=3.0, crack_soil=-0.7),
+        style=Style(groove=4.0, groove_px=2.6, dent=1.4, soil=0.13, crack=3.0, crack_soil=-0.2),
         sizes_px=_TINY,
         force=(1.1, 1.5),
         suffix="jpg",

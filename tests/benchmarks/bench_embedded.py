@@ -59,7 +59,7 @@ def seed_figures(seed: int, *, folder: Path, show: Console) -> dict[str, Any]:
             "mean_single": float(np.mean([f1(f"own-{name}", LEFT_OUT) for name in others])),
         },
         "auc_tiles": matrix[document["decisions"][LARGE]["model"]][LARGE]["auc"],
-        "auc_whole": _frozen(fleet, settings=settings, plant=_squeezed(fleet.plant(LARGE)))["auc"],
+        "auc_whole": _whole(fleet, settings=settings),
         "audit_of_whole": _errors(fleet, plant=_squeezed(fleet.plant(LARGE))),
         "baselines": {name: _baselines(fleet, settings=settings, name=name) for name in names if name != LARGE},
         "chosen": {
@@ -109,24 +109,47 @@ def _baselines(fleet: Any, *, settings: Any, name: str) -> dict[str, Any]:
     at = fleet.model_copy(update={"trunks": (random,)})
     return {
         "hog_svm": _hog(fleet, settings=settings, name=name),
-        "random_weights": _frozen(at, settings=settings, plant=fleet.plant(name))["macro_f1"],
+        "random_weights": _frozen(at, settings=settings, plant=fleet.plant(name)),
     }
 
 
-def _frozen(fleet: Any, *, settings: Any, plant: Any) -> dict[str, Any]:
-    """A frozen head fitted on train and judged per part on decide."""
+def _whole(fleet: Any, *, settings: Any) -> dict[str, Any]:
+    """Part-level AUC of a frozen head on frames squeezed whole, cross-validated by lot over all parts not sealed."""
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    plant = _squeezed(fleet.plant(LARGE))
+    x, frames = _features(fleet, settings=settings, plant=plant, roles=("train", "select", "decide"))
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    words, lots = frames["class"].astype(str).to_numpy(dtype=object), frames["lot"].to_numpy()
+    raw = cross_val_predict(_model(), x, words, groups=lots, cv=folds, method="predict_proba")
+    auc = _judged(raw, sorted(set(words)), frames=frames, plant=plant, n_boot=500)["auc"]
+    return {key: auc[key] for key in ("value", "low", "high")}
+
+
+def _frozen(fleet: Any, *, settings: Any, plant: Any) -> float:
+    """Macro-F1 of a frozen head fitted on train and judged per part on decide."""
+    train = _features(fleet, settings=settings, plant=plant, roles=("train",))
+    decide = _features(fleet, settings=settings, plant=plant, roles=("decide",))
+    return _linear(*train, *decide, plant=plant)
+
+
+def _features(fleet: Any, *, settings: Any, plant: Any, roles: tuple[str, ...]) -> tuple[np.ndarray, Any]:
+    """Pooled features of the fleet's first trunk, one row a frame, and the frames' labels."""
     from jobs.material import Material
     from jobs.recipe import Recipe
 
     changed = fleet.model_copy(update={"plants": tuple(plant if p.name == plant.name else p for p in fleet.plants)})
     material = Material(changed, cache=settings.cache, recipe=Recipe(stages=(), views=1))
-    features, rows = {}, material.catalog.rows(plant.name)
-    for role in ("train", "decide"):
-        mine = rows[(rows["role"] == role) & rows["class"].isin(plant.annotated)]
-        pack = material.pack(plant, rows=mine)
-        frames = mine.set_index("frame").loc[[pack.frames[i] for i in pack.frame_index]]
-        features[role] = (material.runner.activations(np.ascontiguousarray(pack.pixels))[0], frames)
-    return _linear(*features["train"], *features["decide"], plant=plant)
+    pixels, frames = _pixels(material, plant=plant, roles=roles)
+    return material.runner.activations(pixels)[0], frames
+
+
+def _pixels(material: Any, *, plant: Any, roles: tuple[str, ...]) -> tuple[np.ndarray, Any]:
+    rows = material.catalog.rows(plant.name)
+    mine = rows[rows["role"].isin(roles) & rows["class"].isin(plant.annotated)]
+    pack = material.pack(plant, rows=mine)
+    frames = mine.set_index("frame").loc[[pack.frames[i] for i in pack.frame_index]]
+    return np.ascontiguousarray(pack.pixels), frames
 
 
 def _hog(fleet: Any, *, settings: Any, name: str) -> float:
@@ -137,37 +160,41 @@ def _hog(fleet: Any, *, settings: Any, name: str) -> float:
 
     plant = fleet.plant(name)
     material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
-    features, rows = {}, material.catalog.rows(name)
+    features: list[Any] = []
     for role in ("train", "decide"):
-        mine = rows[(rows["role"] == role) & rows["class"].isin(plant.annotated)]
-        pack = material.pack(plant, rows=mine)
-        frames = mine.set_index("frame").loc[[pack.frames[i] for i in pack.frame_index]]
-        cells = [hog(image.mean(2), pixels_per_cell=(16, 16), cells_per_block=(2, 2)) for image in pack.pixels]
-        features[role] = (np.array(cells), frames)
-    return float(_linear(*features["train"], *features["decide"], plant=plant)["macro_f1"])
+        pixels, frames = _pixels(material, plant=plant, roles=(role,))
+        cells = [hog(image.mean(2), pixels_per_cell=(16, 16), cells_per_block=(2, 2)) for image in pixels]
+        features += [np.array(cells), frames]
+    return _linear(*features, plant=plant)
 
 
-def _linear(x: np.ndarray, frames: Any, test_x: np.ndarray, test: Any, *, plant: Any) -> dict[str, Any]:
-    """Logistic regression on features; frames are pooled to parts by the most suspicious one."""
+def _model() -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500, class_weight="balanced"))
+
+
+def _linear(x: np.ndarray, frames: Any, test_x: np.ndarray, test: Any, *, plant: Any) -> float:
+    """Macro-F1 of logistic regression on features."""
+    model = _model().fit(x, frames["class"].astype(str).to_numpy(dtype=object))
+    found = _judged(model.predict_proba(test_x), list(model.classes_), frames=test, plant=plant, n_boot=1)
+    return float(found["macro_f1"]["value"])
+
+
+def _judged(raw: np.ndarray, known: list[str], *, frames: Any, plant: Any, n_boot: int) -> dict[str, Any]:
+    """The report of frames' probabilities; frames are pooled to parts by the most suspicious one."""
     from plants.metrics import report
     from plants.scores import PartScores, pool_groups
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500, class_weight="balanced"))
-    model.fit(x, frames["class"].astype(str).to_numpy(dtype=object))
-    known, classes = list(model.classes_), plant.annotated
-    raw = model.predict_proba(test_x)
+    classes = plant.annotated
     probs = np.stack([raw[:, known.index(c)] if c in known else np.zeros(len(raw)) for c in classes], axis=1)
-    parts, groups = np.unique(test["part_id"].to_numpy(dtype=object), return_inverse=True)
+    parts, groups = np.unique(frames["part_id"].to_numpy(dtype=object), return_inverse=True)
     pooled, _ = pool_groups(probs, groups, ok=np.isin(classes, plant.ok))
-    first = test.drop_duplicates("part_id").set_index("part_id").loc[list(parts)]
-    found = report(
-        PartScores(parts, first["lot"], first["environment"], first["class"], pooled, classes, plant.ok), n_boot=1
-    )
-    return {"macro_f1": found["macro_f1"]["value"], "auc": found["auc"]["value"] if found["auc"] else None}
+    first = frames.drop_duplicates("part_id").set_index("part_id").loc[list(parts)]
+    scores = PartScores(parts, first["lot"], first["environment"], first["class"], pooled, classes, plant.ok)
+    return report(scores, n_boot=n_boot)
 
 
 def main() -> None:

@@ -154,7 +154,7 @@ def test_a_defect_changes_the_frame_inside_its_box_and_nowhere_else(plant: Facto
         x0, y0, x1, y1 = with_defect[1]
         assert 12 <= max(x1 - x0, y1 - y0) <= (32 if plant.name == "fargo" else 100)
         changed = np.abs(with_defect[0].astype(int) - without[0].astype(int)).reshape(*with_defect[0].shape[:2], -1)
-        strong = changed.max(axis=2) > 24
+        strong = changed.max(axis=2) > (6 if plant.name == "fargo" else 24)
         assert strong[y0:y1, x0:x1].sum() >= 10
         margin = 8
         strong[max(y0 - margin, 0) : y1 + margin, max(x0 - margin, 0) : x1 + margin] = False
