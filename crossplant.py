@@ -73,9 +73,13 @@ def import_(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
     Example: crossplant import --fleet steel.yaml --plant neu
     """
     from jobs import verbs
+    from plants.errors import ManyInputErrors
 
-    document = verbs.import_fleet(_fleet(fleet), names=_names(_fleet(fleet), plant), show=console)
+    loaded = _fleet(fleet)
+    document = verbs.import_fleet(loaded, names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
+    if document["faults"]:
+        raise ManyInputErrors(document["faults"])
 
 
 @app.command()
@@ -345,6 +349,7 @@ def demo(
 
     from cluster.settings import Settings
     from jobs import release, verbs
+    from plants.errors import ManyInputErrors
     from plants.synthetic import make_fleet
 
     start, own = time.monotonic(), _settings()
@@ -360,7 +365,8 @@ def demo(
     console.print("The embedded fleet: generated images of six invented plants. Nothing here is a real factory.")
     loaded = _fleet(make_fleet(home / "fleet", seed=seed))
     names = [plant.name for plant in loaded.plants]
-    verbs.import_fleet(loaded, names=names, show=console)
+    if faults := verbs.import_fleet(loaded, names=names, show=console)["faults"]:
+        raise ManyInputErrors(faults)
     verbs.audit_fleet(loaded, names=names, show=console)
     trained = verbs.train(
         loaded, settings=settings, recipe_file=None, seeds=(0,), leave_out=(), retry_failed=False, show=console

@@ -34,8 +34,6 @@ class Settings(Config):
     """How many single-worker runs go on side by side on this machine."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of one slot."""
-    cache_gb: float = Field(default=10.0, gt=0)
-    """Disk for activations and packs under `home`."""
     tracking_uri: str = ""
     """MLflow's address; a SQLite file under `home` when empty."""
     journal_url: str = ""

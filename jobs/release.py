@@ -255,8 +255,11 @@ def _whole(store: Store, prefix: str, start: str, *, field: str) -> str:
     found = sorted(name for name in names if name.startswith(start))
     if len(found) != 1:
         what = "no" if not found else f"{len(found)}"
+        known = ", ".join(name[:12] for name in found or sorted(names)[:10])
         raise InputError(
-            f"{what} published {field} begins with {start!r}", field=field, remedy="See `crossplant status`"
+            f"{what} published {field} begins with {start!r}",
+            field=field,
+            remedy=f"Known: {known}" if known else "Publish one first: crossplant publish",
         )
     return found[0]
 

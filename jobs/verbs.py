@@ -17,14 +17,14 @@ from rich.table import Table
 from cluster.catalog import Catalog, Imported
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, open_store
-from plants.errors import InputError, ManyInputErrors
+from plants.errors import InputError
 from plants.plant import Fleet
 
 
 def import_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:
     """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store.
 
-    A plant that cannot be imported does not stop the others. Raises ManyInputErrors of all such plants at the end.
+    A plant that cannot be imported does not stop the others: it stands under `faults`, a line each.
     """
     catalog = Catalog(open_store(fleet.store))
     catalog.assignments()  # a store that does not answer is one fault, not one a plant
@@ -47,10 +47,8 @@ def import_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[s
         _show_what_to_know(found, show=show)
     if plants:
         show.print(table)
-    if faults:
-        raise ManyInputErrors(faults)
     first = plants[0] if len(plants) == 1 else {}
-    return {**first, "plants": plants}
+    return {**first, "plants": plants, "faults": faults}
 
 
 def _imported(found: Imported) -> dict[str, Any]:

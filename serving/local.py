@@ -49,7 +49,7 @@ def local_predictor(
         found = next((path for path in places if path.is_file()), None)
         if found is None:
             raise InputError(
-                "the bundle's trunk is not there", file=str(places[-1]), remedy="Name the trunk's file with --trunk"
+                "the bundle's trunk is not there", file=str(places[-1]), remedy=f"Put it at {root / 'trunk.onnx'}"
             )
         return found
 

@@ -467,9 +467,11 @@ def test_plants_that_cannot_be_imported_are_named_and_the_plants_before_and_afte
         {**MILL, "name": "oven", "labels": "tables"},
         {**MILL, "name": "lathe"},
     )
-    answer = run("import")
+    answer = run("import", "--json", "-")
     press, oven = answer.errors
     assert answer.code == 2
+    assert [plant["plant"] for plant in answer.document["plants"]] == ["mill", "lathe"]
+    assert [f"error: {fault}" for fault in answer.document["faults"]] == [f"error: {press}", f"error: {oven}"]
     assert press.startswith("plant press: ")
     assert "gone: there is no such folder. Correct `images`" in press
     assert oven.startswith("plant oven: ")

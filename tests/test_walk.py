@@ -43,7 +43,7 @@ from serving.local import local_predictor, predict_local
 from serving.verbs import ensure_token, serve_fleet
 from tests.fleets import NOW, console, into_bucket, small_fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")]
+pytestmark = pytest.mark.slow
 PLANTS = ("essen", "fargo")
 """Two frames a part, and tiles."""
 ROOT = Path(__file__).resolve().parents[1]

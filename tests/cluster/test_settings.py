@@ -36,8 +36,8 @@ def test_every_fault_is_reported_at_once_also_a_misspelt_name():
 
 
 def test_a_misspelt_name_alone_is_refused():
-    with pytest.raises(InputError, match="CROSSPLANT_CACHE_GB"):
-        Settings.load({"CROSSPLANT_CACHE_GBS": "3"})
+    with pytest.raises(InputError, match="CROSSPLANT_THREADS"):
+        Settings.load({"CROSSPLANT_THREAD": "3"})
 
 
 def test_variables_of_tests_and_other_rooms_are_let_be():
