@@ -1,6 +1,6 @@
 """What each run of a plan has come to: one JSON record a run in storage. It, not a trainer's checkpoint, resumes.
 
-A record is written by the one lane that holds the run, so records need no lock. The rules are pure functions from
+The board of a driver is the only writer, so records need no lock. The rules are pure functions from
 record to record; `RunLedger` only loads and puts.
 """
 
@@ -84,11 +84,6 @@ def strike(record: RunRecord, *, error: str, seconds: float = 0.0, now: datetime
             "finished_at": _stamp(now) if is_out else None,
         }
     )
-
-
-def release(record: RunRecord, *, seconds: float = 0.0) -> RunRecord:
-    """The record when a lane gives the run back in order (pre-emption, Ctrl-C): no strike."""
-    return record.model_copy(update={"state": "waiting", "lane": None, "seconds": record.seconds + seconds})
 
 
 def fail(record: RunRecord, *, error: str, seconds: float = 0.0, now: datetime | None = None) -> RunRecord:

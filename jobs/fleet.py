@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
 import threading
 import time
@@ -114,14 +117,16 @@ def planned(
     leave_out: Sequence[str] = (),
     trunk: int = 0,
 ) -> Plan:
-    """The plan for the fleet's data as they are now."""
+    """The plan for the fleet's data, and all else that a model is made from, as they are now."""
     names = [plant.name for plant in fleet.plants]
     train_parts = {}
     for name in names:
         rows = material.catalog.rows(name)
         train_parts[name] = int(rows.loc[rows["role"] == "train", "part_id"].nunique())
-    spec = material.trunk.model_dump_json()
-    digest = f"{material.catalog.data_digest(names)}|{spec}|{material.model.weights_digest}"
+    shapes = {p.name: p.model_dump(mode="json", include={"classes", "ok", "environments"}) for p in fleet.plants}
+    learned = [material.trunk.model_dump(mode="json"), material.model.weights_digest, shapes, fleet.seed]
+    words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
+    digest = f"{material.catalog.data_digest(names)}|{words}"
     plan = make_plan(
         fleet,
         recipe=recipe,
@@ -149,8 +154,10 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
     board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store)
-    lanes = max(1, min(settings.slots, len(plan.runs)))
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    there = ray.cluster_resources()
+    lanes = max(1, min(settings.slots, len(plan.runs), int(there.get("CPU", 1))))
+    shared_gpu = math.floor(1e4 * min(1.0, there.get("GPU", 0) / lanes)) / 1e4
+    resources = {"CPU": 1, **({"GPU": shared_gpu} if shared_gpu else {})}
     config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
     failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)
     folder = _train_folder(material.fleet.store, settings=settings)
@@ -159,8 +166,8 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
             trainer = TorchTrainer(
                 lane_loop,
                 train_loop_config=config,
-                torch_config=TorchConfig(timeout_s=600),
-                scaling_config=ScalingConfig(num_workers=lanes, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
+                torch_config=TorchConfig(backend="gloo", timeout_s=600),
+                scaling_config=ScalingConfig(lanes, use_gpu=shared_gpu > 0, resources_per_worker=resources),
                 run_config=RunConfig(
                     name=f"{name}-{start}", storage_path=folder, failure_config=failures, callbacks=[Blame(name)]
                 ),

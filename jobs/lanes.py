@@ -20,6 +20,7 @@ from cluster import ledger
 from cluster.ledger import RunLedger, RunRecord
 from cluster.storage import open_store
 from jobs.plan import Plan, RunSpec
+from plants.errors import InputError
 
 PUT_EVERY_S = 5.0
 """How old a run's progress in storage may be: it tells a driver that was killed from a run that never gets on."""
@@ -90,15 +91,11 @@ class Board:
         """Shared runs that are not finished, in the order of the plan."""
         return [run.run_id for run in self.plan.runs if run.is_shared and not self.records[run.run_id].is_over]
 
-    def start(self, run_id: str, *, lane: str) -> bool:
-        """Lease a run to a lane. False when it has struck out and is now failed."""
+    def start(self, run_id: str, *, lane: str) -> None:
+        """Lease a run to a lane."""
         record = self._put(ledger.begin(self.records[run_id], lane=lane))
         self.lost.discard(run_id)
-        if record.state == "failed":
-            self._say("failed", run_id, error=record.error)
-            return False
         self._say("started", run_id, lane=lane, attempts=record.attempts)
-        return True
 
     def take(self, lane: int) -> dict[str, Any]:
         """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent, or "stop"."""
@@ -107,9 +104,8 @@ class Board:
         free = [run for run in self.plan.runs if not run.is_shared and self._is_free(run.run_id)]
         ready = [run for run in free if run.parent is None or self.records[run.parent].state == "done"]
         for run in sorted(ready, key=lambda r: (r.run_id not in parents, -sum(self.sizes.get(p, 0) for p in r.plants))):
-            if self.start(run.run_id, lane=str(lane)):
-                return {"do": "run", "run_id": run.run_id}
-            return self.take(lane)
+            self.start(run.run_id, lane=str(lane))
+            return {"do": "run", "run_id": run.run_id}
         return {"do": "wait" if free else "stop"}
 
     def epoch(self, run_id: str, row: dict[str, Any]) -> None:
@@ -193,9 +189,9 @@ def lane_loop(config: dict[str, Any]) -> None:
             _prepare(answer["plant"], material=material, call=call)
     while shared := _agreed(call("shared") if rank == 0 else None, size=size):
         for run_id in shared:
-            if _agreed(call("start", run_id, lane=ALL_LANES) if rank == 0 else None, size=size):
-                world = World(rank=rank, size=size)
-                _work(plan.run(run_id), material=material, plan=plan, call=call, world=world)
+            if rank == 0:
+                call("start", run_id, lane=ALL_LANES)
+            _work(plan.run(run_id), material=material, plan=plan, call=call, world=World(rank=rank, size=size))
     while True:
         answer = call("take", rank)
         if answer["do"] == "stop":
@@ -236,7 +232,11 @@ def _prepare(name: str, *, material: Any, call: Callable[..., Any]) -> None:
 
 
 def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any], world: Any) -> None:
-    """One run from its parent to its saved model; an error becomes a strike, and the lane goes on."""
+    """One run from its parent to its saved model; an error becomes a strike, and the lane goes on.
+
+    In a shared run only errors that every worker meets may pass so. Another ends this worker, and with it the group,
+    which would wait for its gradients.
+    """
     from jobs.material import fit_run
 
     leads = world.rank == 0
@@ -250,6 +250,8 @@ def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any],
             on_epoch=(lambda row: call("epoch", spec.run_id, row)) if leads else None,
         )
     except Exception as error:
+        if world.size > 1 and not isinstance(error, InputError | FloatingPointError):
+            raise
         if leads:
             call("strike", spec.run_id, _cause(error), seconds=time.monotonic() - start)
     else:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.ledger import RunLedger, RunRecord, advance, begin, fail, finish, release, strike
+from cluster.ledger import RunLedger, RunRecord, advance, begin, fail, finish, strike
 from cluster.storage import open_store
 from plants.errors import InputError
 
@@ -34,11 +34,6 @@ def test_a_run_found_running_was_lost_with_its_driver_and_that_is_no_strike():
 def test_a_run_lost_after_progress_goes_on_without_a_strike():
     again = begin(advance(begin(FRESH, lane="0"), epoch=2), lane="1")
     assert (again.state, again.strikes, again.epoch_at_start) == ("running", 0, 2)
-
-
-def test_a_run_given_back_in_order_has_no_strike():
-    record = release(begin(FRESH, lane="0"), seconds=3.0)
-    assert (record.state, record.strikes, record.lane, record.seconds) == ("waiting", 0, None, 3.0)
 
 
 def test_an_error_that_cannot_pass_fails_at_once():

@@ -6,8 +6,10 @@ import pytest
 
 from cluster.ledger import RunLedger
 from cluster.storage import open_store
-from jobs.lanes import ALL_LANES, Board
+from jobs.lanes import ALL_LANES, Board, _work
 from jobs.plan import Plan, RunSpec
+from jobs.train import World
+from plants.errors import InputError
 
 
 def spec(run_id: str, *, plants=("north",), parent=None) -> RunSpec:
@@ -181,3 +183,32 @@ def test_the_plants_of_a_finished_plan_are_not_prepared_again(store_uri):
         first.start(run.run_id, lane="0")
         finish(first, run.run_id)
     assert board(store_uri).prepare(0) == {"do": "go"}
+
+
+@pytest.mark.parametrize(
+    ("error", "size", "is_a_strike"),
+    [
+        (OSError("the store is away"), 1, True),
+        (OSError("the store is away"), 2, False),
+        (InputError("a row has no label"), 2, True),
+        (FloatingPointError("the loss is nan"), 2, True),
+    ],
+)
+def test_an_error_of_one_worker_alone_ends_the_group_of_a_shared_run(monkeypatch, error, size, is_a_strike):
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("jobs.material.fit_run", failing)
+    calls = []
+
+    def call(method, *args, **kwargs):
+        calls.append(method)
+
+    work = {"material": None, "plan": PLAN, "call": call, "world": World(rank=0, size=size)}
+    if is_a_strike:
+        _work(PLAN.run("pooled"), **work)
+        assert calls == ["strike"]
+    else:
+        with pytest.raises(OSError, match="the store is away"):
+            _work(PLAN.run("pooled"), **work)
+        assert calls == []

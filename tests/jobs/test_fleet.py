@@ -1,0 +1,43 @@
+"""The plan: named by all that a model is made from, and by nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.fleet import planned
+from jobs.material import Material
+from jobs.recipe import Recipe
+from plants.plant import Costs, Environment, Fleet, Geometry, PlantClass
+from tests.fleets import drawn_fleet, imported
+
+RECIPE = Recipe(stages=())
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    return imported(drawn_fleet(tmp_path_factory.mktemp("drawn"), "mill", "oven"))
+
+
+def plan_id(fleet: Fleet, folder: Path) -> str:
+    return planned(fleet, material=Material(fleet, cache=folder, recipe=RECIPE), recipe=RECIPE).plan_id
+
+
+def changed(fleet: Fleet, **update: object) -> Fleet:
+    first, *others = fleet.plants
+    return fleet.model_copy(update={"plants": (first.model_copy(update=update), *others)})
+
+
+def test_another_geometry_class_map_or_seed_is_another_plan_and_other_costs_are_not(fleet: Fleet, tmp_path: Path):
+    mill = fleet.plant("mill")
+    tiles = {name: Environment(geometry=Geometry(fit="whole")) for name in mill.environments}
+    others = [
+        changed(fleet, environments=tiles),
+        changed(fleet, classes={**mill.classes, "crack": PlantClass(fleet="pit")}),
+        fleet.model_copy(update={"seed": 1}),
+    ]
+    at = plan_id(fleet, tmp_path)
+    assert at == plan_id(fleet, tmp_path)
+    assert len({at, *(plan_id(other, tmp_path) for other in others)}) == 4
+    assert plan_id(changed(fleet, costs=Costs(miss=1.0)), tmp_path) == at
