@@ -167,7 +167,7 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
                 lane_loop,
                 train_loop_config=config,
                 torch_config=TorchConfig(backend="gloo", timeout_s=600),
-                scaling_config=ScalingConfig(lanes, use_gpu=shared_gpu > 0, resources_per_worker=resources),
+                scaling_config=ScalingConfig(num_workers=lanes, use_gpu=shared_gpu > 0, resources_per_worker=resources),
                 run_config=RunConfig(
                     name=f"{name}-{start}", storage_path=folder, failure_config=failures, callbacks=[Blame(name)]
                 ),
