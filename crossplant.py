@@ -30,6 +30,7 @@ JsonFile = Annotated[
 ]
 Plants = Annotated[list[str] | None, typer.Option("--plant", help="Only this plant; may be repeated.")]
 FLEET = Path("fleet.yaml")
+WITHDRAWN = "decisions were withdrawn by the sealed test"
 
 
 def _fleet(path: Path) -> Any:
@@ -50,18 +51,20 @@ def _names(fleet: Any, chosen: list[str] | None) -> list[str]:
     return [fleet.plant(name).name for name in chosen] if chosen else [plant.name for plant in fleet.plants]
 
 
-def _checked(to: str | None) -> str | None:
-    """The address of --json, refused before any work when nothing can be written there."""
+def _checked(to: str | None, *, field: str = "--json") -> str | None:
+    """The file to write, refused before any work when nothing can be written there."""
     from plants.errors import InputError
 
     if to and to != "-" and not Path(to).parent.is_dir():
-        raise InputError("the folder does not exist", file=to, field="--json")
+        raise InputError("the folder does not exist", file=to, field=field)
+    if to and Path(to).is_dir():
+        raise InputError("is a folder", file=to, field=field, remedy="Name a file in it")
     return to
 
 
 def _finish(document: dict[str, Any], *, to: str | None) -> None:
     if to == "-":
-        sys.stdout.write(json.dumps(document, indent=1, allow_nan=False, default=str) + "\n")
+        print(json.dumps(document, indent=1, allow_nan=False, default=str), flush=True)
     elif to:
         Path(to).write_text(json.dumps(document, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
@@ -136,12 +139,12 @@ def tune(
 
     Example: crossplant tune --fleet steel.yaml --trials 32 --out best.yaml
     """
+    _checked(str(out), field="--out")
     from jobs import tune as search
 
     loaded = _fleet(fleet)
-    document = search.tune(
-        loaded, settings=_settings(), plants=_names(loaded, plant), trials=trials, out=out, show=console
-    )
+    names = search.tuned_plants(loaded, named=plant or ())
+    document = search.tune(loaded, settings=_settings(), plants=names, trials=trials, out=out, show=console)
     _finish(document, to=json_to)
 
 
@@ -167,6 +170,7 @@ def evaluate(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile =
     loaded = _fleet(fleet)
     document = release.evaluate(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
+    _fail_if([row for row in document["plants"].values() if row["withdrawn"]], WITHDRAWN)
 
 
 @app.command()
@@ -180,7 +184,7 @@ def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
     loaded = _fleet(fleet)
     document = release.publish(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
-    _fail_if(document["withdrawn"], "decisions were withdrawn by the sealed test")
+    _fail_if(document["withdrawn"], WITHDRAWN)
 
 
 @app.command()
@@ -232,7 +236,7 @@ def serve(
     fleet: FleetFile = FLEET,
     plant: Plants = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 picks a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 picks a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
     json_to: JsonFile = None,
 ) -> None:
@@ -244,11 +248,13 @@ def serve(
 
     loaded, settings = _fleet(fleet), _settings()
     document = verbs.serve_fleet(loaded, settings=settings, plants=plant or (), host=host, port=port, replicas=replicas)
-    for name in document["plants"]:
-        console.print(f"{document['address']}/plants/{name}/predict  token: {settings.home}/tokens/{name}.token")
-    console.print(
-        f"promote, roll back: {settings.home}/tokens/_lead.token; GET /metrics: {settings.home}/tokens/_auditor.token"
-    )
+    tokens = settings.home / "tokens"
+    lines = [
+        f"{document['address']}/plants/{name}/predict  token: {tokens}/{name}.token" for name in document["plants"]
+    ]
+    lines.append(f"promote, roll back: {tokens}/_lead.token; GET /metrics: {tokens}/_auditor.token")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
     _finish(document, to=json_to)
     verbs.wait_until_interrupted(loaded)
 
@@ -373,13 +379,14 @@ def demo(
     )
     compared = release.compare(loaded, settings=settings, show=console)
     release.evaluate(loaded, settings=settings, names=names, show=console)
-    release.publish(loaded, settings=settings, names=names, show=console)
+    withdrawn = release.publish(loaded, settings=settings, names=names, show=console)["withdrawn"]
     served = _called(loaded, settings=settings)
     document = {
         "plants": names,
         "synthetic": True,
         "runs": trained["runs"],
         **{key: compared[key] for key in ("matrix", "decisions", "report")},
+        "withdrawn": withdrawn,
         **served,
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -392,6 +399,8 @@ def demo(
     )
     _finish(document, to=json_to)
     _stop(loaded, keep=keep)
+    _fail_if([run for run in trained["runs"] if run["state"] == "failed"], "runs failed")
+    _fail_if(withdrawn, WITHDRAWN)
 
 
 def _called(loaded: Any, *, settings: Any) -> dict[str, Any]:

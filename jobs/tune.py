@@ -25,7 +25,7 @@ from jobs.material import Material
 from jobs.recipe import Augment, Recipe, Stage, save_recipe
 from jobs.selection import Score
 from jobs.train import Fitted, fit
-from plants.errors import InputError
+from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -50,11 +50,12 @@ def space(*, cuts: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def recipe_of(config: Mapping[str, Any], *, epochs: int = EPOCHS) -> Recipe:
-    """The recipe that a trial's point stands for; cut 0 is a head on frozen features."""
+def recipe_of(config: Mapping[str, Any], *, cuts: Sequence[int], epochs: int = EPOCHS) -> Recipe:
+    """The recipe that a trial's point stands for: a stage at each of these cuts, 0 (frozen features) to the point's."""
     stages = tuple(
         Stage(cut=cut, epochs=epochs, lr_head=config["lr_head"], lr_backbone=config["lr_backbone"])
-        for cut in range(1, int(config["cut"]) + 1)
+        for cut in sorted(cuts)
+        if 0 < cut <= config["cut"]
     )
     return Recipe(
         stages=stages,
@@ -84,16 +85,15 @@ def fit_point(
     import torch
 
     torch.set_num_threads(1)
-    recipe = recipe_of(config)
     raw = json.loads(material_json)
-    raw["recipe"]["augment"] = recipe.augment.model_dump(mode="json")
+    raw["recipe"]["augment"]["strength"] = config["strength"]
     material = _material(json.dumps(raw, sort_keys=True))
     return fit(
         material.model,
         data=RunData(tuple(material.data(name) for name in plants)),
         leaf_sets=material.leaf_sets(plants),
         leaves=material.leaves(plants),
-        recipe=recipe,
+        recipe=recipe_of(config, cuts=material.trunk.cuts),
         seed=seed,
         on_epoch=on_epoch,
     )
@@ -115,6 +115,15 @@ def trial(config: Mapping[str, Any], *, plants: Sequence[str], material_json: st
     tune.report({"value": rank_value(fitted.score), "epoch": epoch + 1, "done": True})
 
 
+def fit_again(point: tuple[Mapping[str, Any], int], *, plants: Sequence[str], material_json: str) -> float | str:
+    """The value of a (config, seed) fitted anew, or one line that says why it could not be fitted."""
+    config, seed = point
+    try:
+        return rank_value(fit_point(config, plants=plants, material_json=material_json, seed=seed).score)
+    except Exception as error:
+        return " ".join(f"seed {seed}: {type(error).__name__}: {error}".split())
+
+
 def prepare(config: Mapping[str, Any], name: str) -> None:
     """The plant's pack and activations are in the cache of this machine."""
     import torch
@@ -123,12 +132,30 @@ def prepare(config: Mapping[str, Any], name: str) -> None:
     Material.from_config(config).data(name)
 
 
+def tuned_plants(fleet: Fleet, *, named: Sequence[str] = ()) -> list[str]:
+    """The plants whose images may be learned from together: those named, or all that may.
+
+    Raises InputError for a plant named that may not, and where no plant may.
+    """
+    able = [plant for plant in fleet.plants if plant.may_train]
+    leaving = able if len(able) == 1 else [plant for plant in able if plant.may_leave]
+    plants = [fleet.plant(name) for name in dict.fromkeys(named)] or leaving
+    for plant in plants:
+        if not plant.may_train:
+            raise InputError("its images may not be learned from", plant=plant.name, field="may_train")
+        if not plant.may_leave and len(plants) > 1:
+            remedy = f"Search for it alone: --plant {plant.name}"
+            raise InputError("its images may not be pooled", plant=plant.name, field="may_leave", remedy=remedy)
+    if not plants:
+        remedy = "Name one that may_train with --plant"
+        raise InputError("no plants may be pooled", field="may_train / may_leave", remedy=remedy)
+    return [plant.name for plant in plants]
+
+
 def tune(
     fleet: Fleet, *, settings: Settings, plants: Sequence[str], trials: int, out: Path, show: Console
 ) -> dict[str, Any]:
     """The best recipe is on disk; returns `best`, `trials[]` and `finalists[]`."""
-    if not out.parent.is_dir():
-        raise InputError("the folder does not exist", file=str(out), field="--out")
     cuts = fleet.trunks[0].cuts
     base = Recipe(stages=tuple(Stage(cut=cut) for cut in sorted(cuts) if cut > 0))
     material = Material(fleet, cache=settings.cache, recipe=base)
@@ -142,15 +169,16 @@ def tune(
             pass
     results = _search(material, plants=plants, trials=trials, settings=settings, show=show)
     rows = _rows(results)
-    finalists = _finalists(rows, plants=plants, material=material)
+    finalists = _finalists(rows, plants=plants, material=material, show=show)
     best = finalists[0]
-    recipe = recipe_of(best["config"])
+    recipe = recipe_of(best["config"], cuts=cuts)
     header = (
         f"Found by `crossplant tune` on {', '.join(plants)}: {len(rows)} trials, "
         f"select {best['mean']:.4f} over seeds {', '.join(map(str, SEEDS))}"
     )
     save_recipe(recipe, out, header=header)
-    show.print(f"best recipe: {out} (select {best['mean']:.4f}); use it with: crossplant train --recipe {out}")
+    said = f"best recipe: {out} (select {best['mean']:.4f}); use it with: crossplant train --recipe {out}"
+    show.print(said, markup=False, soft_wrap=True)
     return {
         "best": {"recipe": recipe.model_dump(mode="json"), "value": best["mean"], "file": str(out)},
         "trials": rows,
@@ -224,20 +252,25 @@ def _rows(results: Sequence[Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -(row["value"] if row["value"] is not None else -1))
 
 
-def _finalists(rows: Sequence[dict[str, Any]], *, plants: Sequence[str], material: Material) -> list[dict[str, Any]]:
-    """The best trials, fitted again with new seeds, best mean first."""
-    import ray
+def _finalists(
+    rows: Sequence[dict[str, Any]], *, plants: Sequence[str], material: Material, show: Console
+) -> list[dict[str, Any]]:
+    """The best trials, fitted again with new seeds, best mean first; one that cannot be fitted again drops out.
 
-    @ray.remote(num_cpus=1)
-    def again(config: dict[str, Any], seed: int) -> float:
-        material_json = json.dumps(material_config, sort_keys=True)
-        return rank_value(fit_point(config, plants=plants, material_json=material_json, seed=seed).score)
-
-    material_config = material.to_config()
+    Raises CheckFailed when none is left.
+    """
     finalists = [row for row in rows if row["value"] is not None][:FINALISTS]
-    futures = [[again.remote(row["config"], seed) for seed in SEEDS] for row in finalists]
-    out = []
-    for row, pending in zip(finalists, futures, strict=True):
-        values = ray.get(pending)
-        out.append({"config": row["config"], "values": values, "mean": float(np.mean(values))})
+    points = [(row["config"], seed) for row in finalists for seed in SEEDS]
+    fitted = functools.partial(fit_again, plants=plants, material_json=json.dumps(material.to_config(), sort_keys=True))
+    answers = iter(session.map_tasks(fitted, points))
+    out, cause = [], ""
+    for number, row in enumerate(finalists, start=1):
+        values = [next(answers) for _ in SEEDS]
+        if failed := [value for value in values if isinstance(value, str)]:
+            cause = failed[0]
+            show.print(f"finalist {number} drops out: {cause}", markup=False, soft_wrap=True)
+        else:
+            out.append({"config": row["config"], "values": values, "mean": float(np.mean(values))})
+    if not out:
+        raise CheckFailed(f"no finalist could be fitted again: {cause}")
     return sorted(out, key=lambda row: -row["mean"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from serving import app
 from serving.client import Client
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor, predict_local
-from serving.predictor import chosen_environment
+from serving.predictor import Predictor, chosen_environment
 
 FLEET_ROLES: tuple[Role, ...] = ("lead", "auditor")
 """Roles that open the whole fleet: a lead promotes and rolls back, an auditor reads, as Prometheus does."""
+Files = list[tuple[str, Path]]
+"""Frames on disk, each with the name it is reported by."""
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 
 
@@ -79,25 +81,21 @@ def predict_files(
 ) -> dict[str, Any]:
     """`predictions[]`, one a frame, or one for all frames of a part; a frame that cannot be judged carries `error`.
 
+    A frame below a folder is named by its path in the folder. Frames are read when it is their part's turn.
     Raises InputError before the first frame is sent, when not one of them could be judged.
     """
     if (address is None) == (bundle is None):
         raise InputError("name either an endpoint or a bundle", field="--address / --bundle")
-    frames = [Frame(image=path.name, data=path.read_bytes()) for path in _files(images)]
-    parts = [tuple(frames)] if one_part else [(frame,) for frame in frames]
+    files = _files(images)
+    parts = [files] if one_part else [[file] for file in files]
     if bundle is not None:
         predictor = local_predictor(bundle, plant=plant, policy=policy)
-        name = predictor.environment(environment)
-        requests = (PartRequest(predictor.plant, part, environment=name) for part in parts)
-        answers: Iterable[Any] = (
-            answer if isinstance(answer, InputError) else answer.model_dump(mode="json")
-            for answer in predict_local(predictor, requests)
-        )
+        answers = _judged(parts, predictor=predictor, environment=predictor.environment(environment))
     else:
         answers = _asked(parts, settings=settings, plant=plant, address=str(address), environment=environment)
     rows = []
     for part, answer in zip(parts, answers, strict=True):
-        image = ", ".join(frame.image for frame in part)
+        image = ", ".join(name for name, _ in part)
         if isinstance(answer, InputError):
             rows.append({"image": image, "error": str(answer)})
         else:
@@ -105,9 +103,22 @@ def predict_files(
     return {"predictions": rows}
 
 
+def _judged(parts: Sequence[Files], *, predictor: Predictor, environment: str) -> Iterator[Any]:
+    for number, part in enumerate(parts, start=1):
+        try:
+            request = PartRequest(predictor.plant, _read(part), environment=environment)
+            (answer,) = predict_local(predictor, [request])
+        except InputError as unreadable:
+            answer = unreadable
+        if isinstance(answer, InputError):
+            yield answer
+        else:
+            yield {**answer.model_dump(mode="json"), "request_id": f"local-{number}"}
+
+
 def _asked(
-    parts: Sequence[tuple[Frame, ...]], *, settings: Settings, plant: str | None, address: str, environment: str | None
-) -> Iterable[Any]:
+    parts: Sequence[Files], *, settings: Settings, plant: str | None, address: str, environment: str | None
+) -> Iterator[Any]:
     if plant is None:
         raise InputError("an endpoint is a plant's", field="--plant", remedy="Name the plant")
     checked_name(plant)
@@ -116,18 +127,30 @@ def _asked(
         environment = chosen_environment(environment, known=known, plant=plant)
         for part in parts:
             try:
-                yield client.predict(plant, [(f.image, f.data) for f in part], environment=environment)
+                answer = client.predict(plant, [(f.image, f.data) for f in _read(part)], environment=environment)
             except InputError as refusal:
                 yield refusal
+                continue
+            seen = zip(answer["frames"], part, strict=False)  # no frame is answered where the deadline passed
+            yield {**answer, "frames": [{**frame, "image": name} for frame, (name, _) in seen]}
 
 
-def _files(images: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
+def _read(part: Files) -> tuple[Frame, ...]:
+    try:
+        return tuple(Frame(image=name, data=path.read_bytes()) for name, path in part)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=error.filename) from None
+
+
+def _files(images: Sequence[Path]) -> Files:
+    """The name and the place of every frame. Raises InputError where there is none."""
+    found: Files = []
     for path in images:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+            found += [(p.relative_to(path).as_posix(), p) for p in below]
         elif path.is_file():
-            found.append(path)
+            found.append((path.name, path))
         else:
             raise InputError("there is no such file or folder", file=str(path))
     if not found:

@@ -255,6 +255,22 @@ def test_a_home_that_cannot_be_made_is_one_line_that_names_the_setting(mill, run
     assert "field CROSSPLANT_HOME: the folder cannot be made (not a directory)" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("status --json frames", "file frames: field --json: is a folder. Name a file in it"),
+        ("status --json gone/status.json", "file gone/status.json: field --json: the folder does not exist"),
+        ("tune --out frames", "file frames: field --out: is a folder. Name a file in it"),
+        ("tune --out gone/best.yaml", "file gone/best.yaml: field --out: the folder does not exist"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(mill, run, words, said):
+    answer = run(*words.split())
+    assert (answer.code, answer.errors) == (2, [said])
+    assert not (mill / "store").exists()
+    assert not (mill / "home").exists()
+
+
 # --- classes ---------------------------------------------------------------------------------------------------------
 
 
@@ -571,6 +587,27 @@ def test_frames_that_cannot_be_judged_are_listed_with_reason_and_the_others_are_
         assert name in rows[name]["error"]
 
 
+def test_frames_of_one_name_in_two_folders_are_told_apart_and_one_that_has_gone_is_said_alone(works, frames, run):
+    folder = works.root / f"store/bundles/{works.bundle('own')}"
+    two_cameras(frames)
+    (frames / "cam1/gone.png").symlink_to("nowhere")
+    answer = run("predict", str(frames), "--bundle", str(folder), "--environment", "cam-1", "--json", "-")
+    rows = {row["image"]: row for row in answer.document["predictions"]}
+    assert answer.code == 1
+    assert list(rows) == ["cam1/0001.png", "cam1/gone.png", "cam2/0001.png"]
+    assert [rows[f"cam{n}/0001.png"]["verdict"] for n in (1, 2)] == ["ok", "reject"]
+    assert [rows[f"cam{n}/0001.png"]["request_id"] for n in (1, 2)] == ["local-1", "local-3"]
+    assert rows["cam2/0001.png"]["frames"][0]["image"] == "cam2/0001.png"
+    assert "cannot be read (No such file or directory)" in rows["cam1/gone.png"]["error"]
+
+
+def two_cameras(frames: Path) -> None:
+    """The good part lies in cam1, the dented one in cam2, both under one name."""
+    for name, camera in (("a.png", "cam1"), ("z.png", "cam2")):
+        (frames / camera).mkdir()
+        (frames / name).rename(frames / camera / "0001.png")
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "branch.onnx", "probe.npz"])
 def test_a_bundle_with_one_byte_changed_judges_nothing_and_the_file_is_named(works, frames, run, name):
     from tests.serving.toys import spoil
@@ -728,3 +765,20 @@ def test_an_endpoint_refuses_token_plant_and_environment_once_and_a_bad_frame_al
     monkeypatch.setenv("CROSSPLANT_TOKEN", "wrong")
     (line,) = run(*ask, "--plant", "mill", "--environment", "cam-1").errors
     assert "the token is unknown, expired or revoked" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--one-part",)])
+def test_an_endpoint_answers_by_the_names_that_a_bundle_answers_by(works, endpoint, frames, run, monkeypatch, words):
+    address, token = endpoint
+    monkeypatch.setenv("CROSSPLANT_TOKEN", token)
+    two_cameras(frames)
+    ask = ("predict", str(frames), "--environment", "cam-1", "--json", "-", *words)
+    bundle = str(works.root / f"store/bundles/{works.bundle('own')}")
+    asked, judged = run(*ask, "--address", address, "--plant", "mill"), run(*ask, "--bundle", bundle)
+    found = [
+        [(row["image"], [frame["image"] for frame in row["frames"]]) for row in answer.document["predictions"]]
+        for answer in (asked, judged)
+    ]
+    assert found[0] == found[1]
+    assert [name for _, names in found[0] for name in names] == ["cam1/0001.png", "cam2/0001.png"]

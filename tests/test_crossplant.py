@@ -1,0 +1,86 @@
+"""The front door's exit codes, and what stands on stdout and stderr before a verb blocks."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crossplant
+from tests.fleets import drawn_fleet
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The file of a fleet of one plant, `mill`; home is a folder with a name that rich would take for markup."""
+    monkeypatch.setenv("CROSSPLANT_HOME", str(tmp_path / "[bold]"))
+    return str(drawn_fleet(tmp_path / "works", "mill", num_lots=1))
+
+
+def code(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of the command."""
+    monkeypatch.setattr(sys, "argv", ["crossplant", *words])
+    with pytest.raises(SystemExit) as ended:
+        crossplant.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_evaluate_ends_with_1_after_its_document_when_a_decision_was_withdrawn(fleet, monkeypatch, capsys, withdrawn):
+    document = {"plants": {"mill": {"withdrawn": withdrawn}}}
+    monkeypatch.setattr("jobs.release.evaluate", lambda *_, **__: document)
+    assert code(monkeypatch, "evaluate", "--fleet", fleet, "--json", "-") == int(withdrawn)
+    said = capsys.readouterr()
+    assert json.loads(said.out) == document
+    assert ("check failed: 1 decisions were withdrawn" in said.err) is withdrawn
+
+
+@pytest.mark.parametrize(
+    ("state", "withdrawn", "expected"), [("done", [], 0), ("failed", [], 1), ("done", ["mill"], 1)]
+)
+@pytest.mark.parametrize("words", [(), ("--keep",)])
+def test_demo_ends_with_1_when_a_run_failed_or_a_decision_was_withdrawn_once_it_has_stopped_serving(
+    fleet, monkeypatch, capsys, state, withdrawn, expected, words
+):
+    stopped: list[bool] = []
+    answers: dict[str, Any] = {
+        "plants.synthetic.make_fleet": Path(fleet),
+        "jobs.verbs.import_fleet": {"faults": []},
+        "jobs.verbs.audit_fleet": {},
+        "jobs.verbs.train": {"runs": [{"state": state}]},
+        "jobs.release.compare": {"matrix": {}, "decisions": {}, "report": "compare.html"},
+        "jobs.release.evaluate": {},
+        "jobs.release.publish": {"withdrawn": withdrawn},
+        "crossplant._called": {"address": "http://127.0.0.1:9"},
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(name, lambda *_, found=answer, **__: found)
+    monkeypatch.setattr("crossplant._stop", lambda _, keep: stopped.append(keep))
+    assert code(monkeypatch, "demo", "--json", "-", *words) == expected
+    assert stopped == [bool(words)]
+    assert json.loads(capsys.readouterr().out)["withdrawn"] == withdrawn
+
+
+def test_serve_has_said_every_endpoint_in_a_line_and_its_document_before_it_waits(fleet, tmp_path, monkeypatch, capsys):
+    document = {"address": "http://127.0.0.1:8000", "plants": ["mill"]}
+    waiting, out = [], io.BytesIO()
+    monkeypatch.setattr("serving.verbs.serve_fleet", lambda *_, **__: document)
+    monkeypatch.setattr("serving.verbs.wait_until_interrupted", lambda _: waiting.append(json.loads(out.getvalue())))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
+    assert code(monkeypatch, "serve", "--fleet", fleet, "--json", "-") == 0
+    assert waiting == [document]
+    tokens = tmp_path / "[bold]/tokens"
+    assert capsys.readouterr().err.splitlines() == [
+        f"http://127.0.0.1:8000/plants/mill/predict  token: {tokens}/mill.token",
+        f"promote, roll back: {tokens}/_lead.token; GET /metrics: {tokens}/_auditor.token",
+    ]
+
+
+@pytest.mark.parametrize("port", ["70000", "65536", "-1"])
+def test_a_port_that_is_none_is_refused(fleet, monkeypatch, capsys, port):
+    assert code(monkeypatch, "serve", "--fleet", fleet, "--port", port) == 2
+    assert "'--port'" in capsys.readouterr().err
