@@ -20,7 +20,7 @@ from typing import Any
 
 from cluster.resources import Resources, check, shortage
 from cluster.settings import Settings
-from plants.errors import InputError
+from plants.errors import CheckFailed, InputError
 
 _PREFIX = "crossplant-"
 _LONGEST_TMP = 40
@@ -132,14 +132,14 @@ def map_tasks(
 
 
 def result(reference: Any) -> Any:
-    """What a task came to. An InputError raised in it is raised here as itself: one line, without Ray's traceback."""
+    """What a task came to. InputError and CheckFailed raised in it are raised here as themselves, one line each."""
     import ray
     from ray.exceptions import RayTaskError
 
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, InputError):
+        if isinstance(error.cause, InputError | CheckFailed):
             raise error.cause from None
         raise
 

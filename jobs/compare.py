@@ -196,25 +196,24 @@ def compare_plant(
     exports: Exports,
     done: Sequence[str],
     seed: int,
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]] | None:
-    """A plant's column of the matrix, its decision and its details; None where `decide` holds no labelled part."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]] | str:
+    """A plant's column of the matrix, its decision and its details; or why nothing can be decided."""
     inputs = role_inputs(plant.name, role="decide", exports=exports)
     if inputs is None:
-        return None
+        return "no labelled part in `decide`: not enough data"
     fleet = exports.material.fleet
     run_ids = runs_for(plan, fleet=fleet, plant=plant, done=done, seed=seed)
     candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=run_ids)
     figures = {c.name: report(c.scores, policy=c.judged_by, seed=seed) for c in candidates}
     column = {c.name: cell(figures=figures[c.name]) for c in candidates}
     eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan)]
+    if not eligible:
+        return "no finished model may serve it: see `crossplant status` for runs that failed"
     decision = decide(eligible, idle_cost=idle_cost(plant), seed=seed)
     chosen = next(c for c in candidates if c.name == decision.model)
     for run_id in chosen.members:
         exports.check_parity(run_id, activations=inputs.activations)
-    frozen = next(
-        (c.name for c in candidates if c.kind == "frozen" and c.name.startswith(f"frozen-{plant.name}-")), None
-    )
-    base = next((c for c in candidates if c.name == frozen), None)
+    base = next((c for c in candidates if c.name == f"frozen-{plant.name}-s{seed}"), None)
     made = {
         "model": chosen.name,
         "kind": chosen.kind,
@@ -226,7 +225,7 @@ def compare_plant(
         "gain": _gain(chosen, base, seed=seed),
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
     }
-    details = {"chosen": figures[chosen.name], "frozen": figures[frozen] if frozen else None}
+    details = {"chosen": figures[chosen.name], "frozen": figures[base.name] if base else None}
     return column, made, details
 
 
@@ -286,8 +285,8 @@ def compare_fleet(
     )
     names = [plant.name for plant in fleet.plants]
     for name, found in zip(names, map_tasks(work, names), strict=True):
-        if found is None:
-            say(f"{name}: no labelled part in `decide`: not enough data")
+        if isinstance(found, str):
+            say(f"{name}: {found}")
             continue
         column, decisions[name], details[name] = found
         for model, values in column.items():

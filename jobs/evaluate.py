@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -33,17 +33,25 @@ def open_test(
 
     Raises SealError when the generation's budget is spent; nothing is read then.
     """
-    store = catalog.store
+    rows, generation = closed_test(name, catalog=catalog, budget=budget)
+    record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now)
+    lines = [opening.line for opening in [*openings(catalog.store), record]]
+    catalog.store.write(LEDGER, "".join(lines).encode())
+    return splits.unseal(rows, catalog.sealed(name))
+
+
+def closed_test(name: str, *, catalog: Catalog, budget: int) -> tuple[pd.DataFrame, int]:
+    """The plant's rows, answers blank, and the generation of its test, which may be opened once more.
+
+    Raises InputError without test rows, and SealError when the generation's budget is spent.
+    """
     assignments = catalog.assignments()
     rows = catalog.rows(name)
     if assignments is None or not (rows["role"] == "test").any():
         raise InputError("has no test rows", plant=name, remedy="Import more lots")
     generation = splits.generation_of(assignments, plant=name)
-    past = openings(store)
-    seal.check_budget(past, plant=name, generation=generation, budget=budget)
-    record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now)
-    store.write(LEDGER, "".join(opening.line for opening in [*past, record]).encode())
-    return splits.unseal(rows, catalog.sealed(name))
+    seal.check_budget(openings(catalog.store), plant=name, generation=generation, budget=budget)
+    return rows, generation
 
 
 def evaluate_fleet(
@@ -55,19 +63,24 @@ def evaluate_fleet(
     who: str,
     now: datetime,
     budget: int,
+    keep: Callable[[str, dict[str, Any]], None] = lambda name, row: None,
 ) -> dict[str, Any]:
     """The chosen models, and the frozen baselines beside them, on the sealed test; the ledger as it is afterwards.
 
-    A chosen model that is significantly worse than the frozen baseline withdraws its decision.
+    A chosen model that is significantly worse than the frozen baseline withdraws its decision. No test is opened before
+    all can be; keep: takes each plant's row as soon as there is one.
     """
     catalog = exports.material.catalog
     plants: dict[str, Any] = {}
     for name in names:
-        decision = document["decisions"].get(name)
-        if decision is None:
+        if name not in document["decisions"]:
             raise InputError("has no decision", plant=name, remedy="Run `crossplant compare` first")
+        closed_test(name, catalog=catalog, budget=budget)
+    for name in names:
+        decision = document["decisions"][name]
         rows = open_test(name, catalog=catalog, who=who, bundles=[decision["bundle"]], now=now, budget=budget)
         plants[name] = _evaluate(name, rows=rows, decision=decision, document=document, exports=exports)
+        keep(name, plants[name])
     ledger = [opening.model_dump(mode="json") for opening in openings(catalog.store)]
     return {"fleet": fleet.fleet, "synthetic": fleet.synthetic, "plants": plants, "ledger": ledger}
 

@@ -6,6 +6,7 @@ Every process opens its own; what one has written to the cache the others map in
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -160,11 +161,12 @@ class Material:
         }
         self.store.write(f"{prefix}/model.json", json.dumps(words).encode())
 
-    def load(self, run_id: str, *, plan_id: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """A run's words and weights from storage."""
+    def load(self, run_id: str, *, plan_id: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
+        """A run's words and weights from storage, and the SHA-256 of the weights."""
         prefix = f"runs/{plan_id}/{run_id}"
         words: dict[str, Any] = json.loads(self.store.read(f"{prefix}/model.json"))
-        return words, load_tensors(self.store.read(f"{prefix}/model.safetensors"))
+        weights = self.store.read(f"{prefix}/model.safetensors")
+        return words, load_tensors(weights), hashlib.sha256(weights).hexdigest()
 
 
 class TrunkRunner:
@@ -210,7 +212,7 @@ def fit_run(
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     parent = None
     if spec.parent:
-        words, weights = material.load(spec.parent, plan_id=plan.plan_id)
+        words, weights, _ = material.load(spec.parent, plan_id=plan.plan_id)
         parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=weights)
     fitted = fit(
         material.model,

@@ -17,6 +17,8 @@ from jobs.material import Material
 from jobs.plan import Plan
 from jobs.recipe import Recipe
 from jobs.verbs import new_table, who
+from plants.bundle import read as read_bundle
+from plants.costs import Policy
 from plants.errors import InputError
 from plants.plant import Fleet
 
@@ -121,26 +123,28 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
 
 
 def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console) -> dict[str, Any]:
-    """The chosen models on the sealed test, and the ledger."""
+    """The chosen models on the sealed test, and the ledger; plants without a decision are named."""
     from jobs.evaluate import evaluate_fleet
 
     store = open_store(fleet.store)
     document = compared(store)
+    kept = dict(store.read_json(EVALUATED)["plants"]) if store.exists(EVALUATED) else {}
+
+    def keep(name: str, row: dict[str, Any]) -> None:
+        kept[name] = {**row, "bundle": document["decisions"][name]["bundle"]}
+        store.write_json(EVALUATED, {"fleet": fleet.fleet, "synthetic": fleet.synthetic, "plants": kept})
+
     plan = Plan.from_json(store.read_json(f"runs/{document['plan']}/plan.json"))
     found = evaluate_fleet(
         fleet,
-        names=names,
+        names=_decided(names, document=document, show=show),
         document=document,
         exports=exports_of(fleet, settings=settings, plan=plan),
         who=who(),
         now=datetime.now(UTC),
         budget=settings.budget,
+        keep=keep,
     )
-    past = store.read_json(EVALUATED)["plants"] if store.exists(EVALUATED) else {}
-    kept = {
-        **past,
-        **{name: {**row, "bundle": document["decisions"][name]["bundle"]} for name, row in found["plants"].items()},
-    }
     store.write_json(EVALUATED, {**found, "plants": kept})
     table = new_table(
         "Sealed test, opened once for what was chosen", "plant", "model", "macro-F1", "money a part", "frozen", ""
@@ -160,11 +164,8 @@ def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Con
     document = compared(store)
     evaluated = store.read_json(EVALUATED)["plants"] if store.exists(EVALUATED) else {}
     journal = Journal(settings.journal_url)
-    missing = [name for name in names if name not in document["decisions"]]
-    if missing:
-        raise InputError("has no decision", plant=", ".join(missing), remedy="Run `crossplant compare` first")
     rows, withdrawn = [], []
-    for name in names:
+    for name in _decided(names, document=document, show=show):
         decision, sealed = document["decisions"][name], evaluated.get(name, {})
         if sealed.get("withdrawn") and sealed.get("bundle") == decision["bundle"]:
             withdrawn.append(name)
@@ -178,13 +179,24 @@ def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Con
     return {**first, "plants": rows, "withdrawn": withdrawn}
 
 
+def _decided(names: Sequence[str], *, document: Mapping[str, Any], show: Console) -> list[str]:
+    """The plants that have a decision; the others are named. Raises InputError when none has one."""
+    decided = [name for name in names if name in document["decisions"]]
+    missing = ", ".join(name for name in names if name not in document["decisions"])
+    if not decided:
+        raise InputError("has no decision", plant=missing, remedy="`crossplant compare` says why, or was not run")
+    if missing:
+        show.print(f"left out, without a decision: {missing}", markup=False)
+    return decided
+
+
 def _published(name: str, *, decision: Mapping[str, Any], journal: Journal) -> Route:
     """A new route, or the decision as challenger of the one there is; unchanged where it is live already."""
     now = journal.route(name)
     bundle, policy = decision["bundle"], decision["policy_digest"]
     if now is None:
         return journal.promote(name, bundle=bundle, policy=policy, who=who(), expected=0, action="publish")
-    if (now.bundle, now.policy) == (bundle, policy):
+    if (now.bundle, now.policy) == (bundle, policy) or now.challenger == bundle:
         return now
     return journal.challenge(name, challenger=bundle, shares={}, who=who())
 
@@ -199,7 +211,13 @@ def promote(
     chosen = (
         _whole(store, "policies", policy, field="policy") if policy else _policy_of(store, plant=plant, bundle=digest)
     )
-    Bundles(store).fetch(digest, settings.cache / "bundles")
+    manifest, _ = read_bundle(Bundles(store).fetch(digest, settings.cache / "bundles"))
+    if plant not in manifest.serves:
+        raise InputError("the bundle does not serve it", plant=plant, remedy=f"It serves {', '.join(manifest.serves)}")
+    solved = Policy.from_json(store.read(f"policies/{chosen}.json"), file=f"policies/{chosen}.json")
+    if (solved.plant, solved.bundle) != (plant, digest):
+        of = f"plant {solved.plant}, bundle {solved.bundle[:12]}"
+        raise InputError(f"the policy was solved for {of}", plant=plant, field="policy", remedy="Name another")
     route = Journal(settings.journal_url).promote(plant, bundle=digest, policy=chosen, who=who())
     _mirror(route, fleet=fleet, settings=settings, show=show)
     return _shown(route, show=show)
@@ -242,11 +260,20 @@ def status(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]
 
 
 def _policy_of(store: Store, *, plant: str, bundle: str) -> str:
-    """The policy that the last comparison solved for a bundle at a plant."""
-    decision = compared(store)["decisions"].get(plant, {})
+    """The policy that the last comparison solved for a bundle at a plant, or the only one in the store."""
+    decision = store.read_json(COMPARED)["decisions"].get(plant, {}) if store.exists(COMPARED) else {}
     if decision.get("bundle") == bundle:
         return str(decision["policy_digest"])
-    raise InputError("no policy is known for this bundle", plant=plant, remedy="Name one with --policy DIGEST")
+    found = []
+    for entry in store.list("policies"):
+        solved = Policy.from_json(store.read(entry.key), file=entry.key)
+        if (solved.plant, solved.bundle) == (plant, bundle):
+            found.append(entry.key.removeprefix("policies/").removesuffix(".json"))
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} policies were" if found else "no policy was"
+    known = f": {', '.join(digest[:12] for digest in found)}" if found else ""
+    raise InputError(f"{what} solved for this bundle", plant=plant, remedy=f"Name one with --policy DIGEST{known}")
 
 
 def _whole(store: Store, prefix: str, start: str, *, field: str) -> str:

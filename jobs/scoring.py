@@ -46,10 +46,10 @@ class Exports:
     def branch(self, run_id: str) -> tuple[dict[str, Any], Branch, Path]:
         """A run's words, its branch in torch, and its branch as ONNX."""
         if run_id not in self._branches:
-            words, weights = self.material.load(run_id, plan_id=self.plan.plan_id)
+            words, weights, digest = self.material.load(run_id, plan_id=self.plan.plan_id)
             branch = self.material.model.new_branch(words["cut"], words["leaves"])
             branch.load_state(weights)
-            path = self.material.trunk_path.parent / f"{self.plan.plan_id}.{run_id}.onnx"
+            path = self.material.trunk_path.parent / f"{run_id}.{digest[:24]}.onnx"
             if not path.exists():
                 self._exporter(words["cut"]).write(branch, path)
             self._branches[run_id] = (words, branch, path)

@@ -81,7 +81,7 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
 
 
 def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, show: Console) -> dict[str, Any]:
-    """import, audit, train, compare, evaluate, publish; the sealed figures of every plant."""
+    """import, audit, train, compare, evaluate, publish, serve, predict; the sealed figures of every plant."""
     from cluster.settings import Settings
     from jobs import release, verbs
     from plants.plant import load_fleet
@@ -97,6 +97,7 @@ def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, s
     compared = release.compare(loaded, settings=settings, show=show)
     sealed = release.evaluate(loaded, settings=settings, names=names, show=show)
     release.publish(loaded, settings=settings, names=names, show=show)
+    answered = _answers(loaded, settings=settings)
     pooled = compared["matrix"].get(f"pooled-s{seed}", {})
     own = {name: compared["matrix"][f"own-{name}-s{seed}"][name]["macro_f1"] for name in MILLS}
     keys = ("model", "macro_f1", "macro_f1_low", "macro_f1_high", "cost", "cost_low", "cost_high", "auc", "n")
@@ -105,8 +106,44 @@ def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, s
         "sealed": {name: {key: row[key] for key in keys} for name, row in sealed["plants"].items()},
         "frozen": {name: (row.get("frozen") or row)["macro_f1"] for name, row in sealed["plants"].items()},
         "pooled_minus_own": {name: pooled[name]["macro_f1"] - own[name] for name in MILLS if name in pooled},
+        "endpoints_answer_as_bundles": answered,
         "errors_of_audit": [f["kind"] for f in findings if f["level"] == "error"],
     }
+
+
+def _answers(fleet: Any, *, settings: Any) -> dict[str, str]:
+    """Plant -> how many frames of the test got the same verdict and probabilities by HTTP and from the bundle."""
+    import numpy as np
+
+    from cluster import session
+    from cluster.catalog import Catalog
+    from cluster.registry import Journal
+    from cluster.storage import open_store
+    from serving import app
+    from serving.verbs import predict_files, serve_fleet
+
+    served = serve_fleet(fleet, settings=settings, host="127.0.0.1", port=0)
+    found = {}
+    for name in served["plants"]:
+        rows = Catalog(open_store(fleet.store)).rows(name)
+        row = rows[rows["role"] == "test"].iloc[0]
+        same = rows[(rows["role"] == "test") & (rows["environment"] == row["environment"])]["frame"][:5]
+        files = [Path(fleet.plant(name).images) / frame for frame in same]
+        asked = {"settings": settings, "plant": name, "environment": row["environment"]}
+        route = Journal(settings.journal_url).route(name)
+        bundle = Path(fleet.store) / "bundles" / route.bundle
+        policy = Path(fleet.store) / "policies" / f"{route.policy}.json"
+        http = predict_files(files, **asked, address=served["address"])["predictions"]
+        disk = predict_files(files, **asked, bundle=bundle, policy=policy)["predictions"]
+        equal = [
+            a["verdict"] == b["verdict"]
+            and np.allclose(list(a["probabilities"].values()), list(b["probabilities"].values()), atol=1e-5)
+            for a, b in zip(http, disk, strict=True)
+        ]
+        found[name] = f"{sum(equal)} of {len(files)}"
+    app.stop(fleet.fleet)
+    session.stop()
+    return found
 
 
 def main() -> None:

@@ -117,6 +117,54 @@ def test_a_plant_without_a_decision_is_named(decided):
 
 
 @pytest.mark.slow
+def test_a_fleet_is_published_without_the_plants_that_have_no_decision(decided):
+    show, printed = console()
+    found = release.publish(decided.fleet, settings=decided.settings, names=["arden", "brno"], show=show)
+    assert [row["plant"] for row in found["plants"]] == ["arden"]
+    assert "left out, without a decision: brno" in printed()
+
+
+@pytest.mark.slow
+def test_what_is_already_the_challenger_is_not_written_again(decided, compared_document):
+    publish(decided)
+    choose(decided, compared_document, kind="frozen")
+    assert publish(decided)["plants"] == publish(decided)["plants"]
+
+
+@pytest.mark.slow
+def test_a_bundle_or_policy_of_another_plant_is_not_promoted(decided, compared_document):
+    given = {"settings": decided.settings, "show": SHOW}
+    own = release.compared(decided.store)["decisions"]
+    with pytest.raises(InputError, match="plant essen: the bundle does not serve it"):
+        release.promote(
+            decided.fleet, plant="essen", bundle=own["arden"]["bundle"], policy=own["essen"]["policy_digest"], **given
+        )
+    with pytest.raises(InputError, match="field policy: the policy was solved for plant essen"):
+        release.promote(
+            decided.fleet, plant="arden", bundle=own["arden"]["bundle"], policy=own["essen"]["policy_digest"], **given
+        )
+    choose(decided, compared_document, kind="frozen")
+    back = release.promote(decided.fleet, plant="arden", bundle=own["arden"]["bundle"], policy=None, **given)
+    assert back["policy"] == own["arden"]["policy_digest"], "the only policy of a bundle is found without a comparison"
+
+
+@pytest.mark.slow
+def test_a_plant_whose_runs_failed_has_no_decision_and_the_others_have(finished_works):
+    done = [run.run_id for run in finished_works.plan.runs if "essen" not in run.plants]
+    said: list[str] = []
+    document = compare_fleet(
+        finished_works.fleet,
+        plan=finished_works.plan,
+        exports=finished_works.exports(),
+        done=done,
+        seed=0,
+        say=said.append,
+    )
+    assert set(document["decisions"]) == {"arden"}
+    assert "essen: no finished model may serve it: see `crossplant status` for runs that failed" in said
+
+
+@pytest.mark.slow
 def test_a_bundle_is_promoted_by_the_beginning_of_its_digest_and_rolled_back(decided, compared_document):
     old = publish(decided)["plants"][0]
     decision = choose(decided, compared_document, kind="frozen")["decisions"]["arden"]
@@ -135,7 +183,7 @@ def test_a_beginning_that_fits_no_or_several_bundles_is_refused(decided):
     with pytest.raises(InputError, match="2 published bundle begins with ''"):
         release.promote(decided.fleet, bundle="", **given)
     old = release.compared(decided.store)["decisions"]["essen"]["bundle"]
-    with pytest.raises(InputError, match=r"no policy is known for this bundle.*--policy"):
+    with pytest.raises(InputError, match=r"no policy was solved for this bundle.*--policy"):
         release.promote(decided.fleet, bundle=old, **given)
 
 
