@@ -35,7 +35,7 @@ demo: $(STAMP) ## Train, compare, export, serve and call the embedded fleet (syn
 
 test: $(STAMP) ## Run every test and hold 90 % of the lines of plants, cluster, serving
 	@echo "Running all tests with coverage of $(ROOMS)"
-	@$(BIN)/python -m pytest $(ROOMS:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder $(ROOMS:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
 
 test-fast: $(STAMP) ## Run the tests that need no Ray, no store and no server (under a minute)
 	@echo "Running the fast tests"

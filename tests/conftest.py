@@ -11,6 +11,13 @@ from object_store import ObjectStore, StoreUnavailable, started
 
 from cluster.settings import Settings
 
+LONGEST = ("test_faults", "test_walk", "test_tune")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files start first, so that no process has the last one to itself."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
