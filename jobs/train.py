@@ -260,7 +260,7 @@ def _epoch(
     torch.manual_seed(int(seed.generate_state(1)[0]) + run.world.rank)
     order = rng.permutation(run.taught.train_ids)
     views = rng.integers(0, min(d.views for d in run.taught.data.plants), size=len(order))
-    per_step = run.recipe.batch * run.world.size
+    per_step = max(1, run.recipe.batch // run.world.size) * run.world.size
     steps = max(1, math.ceil(len(order) / per_step))
     branch.train()
     total = 0.0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch import distributed, multiprocessing, nn
 
 from jobs.recipe import Recipe, Stage
-from jobs.train import Checkpoints, Parent, fit
+from jobs.train import Checkpoints, Parent, World, fit
 from tests.jobs.toys import ToyModel, toy_run
 
 RECIPE = Recipe(stages=(Stage(cut=1, epochs=4),), views=2, batch=16)
@@ -121,3 +124,37 @@ def test_several_plants_are_judged_by_the_worst_of_them(tmp_path):
     fitted = fit(ToyModel(), **run, recipe=RECIPE, seed=0)
     assert set(fitted.score.by_plant) == {"north", "south"}
     assert fitted.score.value <= np.mean(list(fitted.score.by_plant.values())) + 1e-9
+
+
+class NoNorm(ToyModel):
+    """Branches whose BatchNorm stands still, as the default recipe keeps it."""
+
+    def new_branch(self, *args, **kwargs):
+        branch = super().new_branch(*args, **kwargs)
+        if isinstance(branch.body, nn.Sequential):
+            branch.body[1] = nn.Identity()
+        return branch
+
+
+def fit_with_others(rank: int, folder: Path) -> None:
+    """One of two processes that fit the toy run together; the first writes what came out."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    run = toy_run(folder / f"rank{rank}", "north", "south")
+    fitted = fit(NoNorm(), **run, recipe=RECIPE, seed=5, world=World(rank=rank, size=2))
+    if rank == 0:
+        torch.save({"history": fitted.history, "state": fitted.state}, folder / "fitted.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_alone(tmp_path):
+    alone = fit(NoNorm(), **toy_run(tmp_path / "alone", "north", "south"), recipe=RECIPE, seed=5)
+    multiprocessing.spawn(fit_with_others, args=(tmp_path,), nprocs=2)
+    together = torch.load(tmp_path / "fitted.pt")
+    assert [row["select"] for row in together["history"]] == [row["select"] for row in alone.history]
+    assert alone.history
+    for row, other in zip(alone.history, together["history"], strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], abs=1e-4)
+    for key, value in alone.state.items():
+        torch.testing.assert_close(together["state"][key], value, atol=1e-4, rtol=0)
