@@ -48,7 +48,7 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
         "mobilenetv2_035": {
             "backbone": "mobilenetv2_035",
             "weights": str(weights / "mobilenetv2_035.keras_in1k_notop.safetensors"),
-            "size_px": 160,
+            "size_px": 224,
             "cuts": [0, 1],
             "options": {"pad_type": "same"},
         },
