@@ -275,6 +275,9 @@ def compare_fleet(
 
     map_tasks: like `map`, possibly elsewhere; plants are judged side by side where it is Ray's.
     """
+    left_out = not_judged(plan, done=done, seed=seed)
+    for why in sorted(set(left_out.values())):
+        say(f"not judged, {why}: {', '.join(run_id for run_id, reason in left_out.items() if reason == why)}")
     for run_id in done:
         exports.branch(run_id)
     matrix: dict[str, dict[str, Any]] = {run.run_id: {} for run in plan.runs if run.run_id in done and run.seed == seed}
@@ -309,6 +312,13 @@ def compare_fleet(
         "plants": worst_first(decisions, matrix),
         "models": models,
         "matrix": matrix,
+        "not_judged": left_out,
         "decisions": decisions,
         "details": details,
     }
+
+
+def not_judged(plan: Plan, *, done: Sequence[str], seed: int) -> dict[str, str]:
+    """The runs of the plan that are in no column of the matrix, each with why."""
+    why = {run.run_id: f"another seed than {seed}" for run in plan.runs if run.seed != seed}
+    return why | {run.run_id: "not finished" for run in plan.runs if run.run_id not in done}

@@ -162,6 +162,9 @@ def test_a_plant_whose_runs_failed_has_no_decision_and_the_others_have(finished_
     )
     assert set(document["decisions"]) == {"arden"}
     assert "essen: no finished model may serve it: see `crossplant status` for runs that failed" in said
+    without = [run.run_id for run in finished_works.plan.runs if "essen" in run.plants]
+    assert document["not_judged"] == dict.fromkeys(without, "not finished")
+    assert f"not judged, not finished: {', '.join(without)}" in said
 
 
 @pytest.mark.slow
