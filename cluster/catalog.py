@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from cluster.lock import locked
 from cluster.storage import Store
 from plants import splits
 from plants.errors import InputError
@@ -55,20 +56,22 @@ class Catalog:
     ) -> Imported:
         """The plant's rows are recorded; lots seen for the first time are dealt, all others stay where they are."""
         found = read_rows(plant, files=files, progress=progress)
-        before = self._known_frames(plant.name)
-        assignments = splits.deal(
-            found.rows,
-            assignments=self.assignments(),
-            shares=plant.shares or fleet.shares,
-            seed=fleet.seed,
-            now=now,
-            plant=plant.name,
-        )
-        rows = splits.with_roles(found.rows, assignments)
-        open_rows, sealed_rows = splits.seal(rows)
-        self._write(ASSIGNMENTS, assignments)
-        self._write(f"sealed/{plant.name}.parquet", sealed_rows)
-        self.store.write(f"labels/{plant.name}.parquet", to_parquet(open_rows))
+        with locked(self.store, "import") as claim:
+            before = self._known_frames(plant.name)
+            assignments = splits.deal(
+                found.rows,
+                assignments=self.assignments(),
+                shares=plant.shares or fleet.shares,
+                seed=fleet.seed,
+                now=now,
+                plant=plant.name,
+            )
+            rows = splits.with_roles(found.rows, assignments)
+            open_rows, sealed_rows = splits.seal(rows)
+            claim.check()
+            self._write(ASSIGNMENTS, assignments)
+            self._write(f"sealed/{plant.name}.parquet", sealed_rows)
+            self.store.write(f"labels/{plant.name}.parquet", to_parquet(open_rows))
         parts = rows.drop_duplicates("part_id")
         return Imported(
             plant=plant.name,

@@ -1,7 +1,7 @@
 """One door to files, local or in a bucket: atomic puts, digest-checked gets, errors that a user can act on.
 
 Keys are relative paths with `/`. Writes are whole objects that appear at once or not at all; the last writer wins.
-Not for locks or counters: conditional puts are not safe on every S3 store, so those live in the route database.
+Not for counters: conditional puts are not safe on every S3 store. One writer at a time: `cluster.lock`.
 """
 
 from __future__ import annotations

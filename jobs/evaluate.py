@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cluster.catalog import Catalog
+from cluster.lock import locked
 from cluster.storage import Store
 from jobs.compare import cell
 from jobs.scoring import Exports, role_inputs
@@ -33,10 +34,12 @@ def open_test(
 
     Raises SealError when the generation's budget is spent; nothing is read then.
     """
-    rows, generation = closed_test(name, catalog=catalog, budget=budget)
-    record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now)
-    lines = [opening.line for opening in [*openings(catalog.store), record]]
-    catalog.store.write(LEDGER, "".join(lines).encode())
+    with locked(catalog.store, "ledger") as claim:
+        rows, generation = closed_test(name, catalog=catalog, budget=budget)
+        record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now)
+        lines = [opening.line for opening in [*openings(catalog.store), record]]
+        claim.check()
+        catalog.store.write(LEDGER, "".join(lines).encode())
     return splits.unseal(rows, catalog.sealed(name))
 
 
