@@ -70,7 +70,14 @@ def _finish(document: dict[str, Any], *, to: str | None) -> None:
 
 
 @app.command("import")
-def import_(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = None) -> None:
+def import_(
+    fleet: FleetFile = FLEET,
+    plant: Plants = None,
+    new_generation: Annotated[
+        bool, typer.Option(help="Lots seen for the first time get a sealed test of their own, to be opened anew.")
+    ] = False,
+    json_to: JsonFile = None,
+) -> None:
     """Read frames and labels of the plants, deal new lots to train / select / decide / test, seal the test's labels.
 
     Example: crossplant import --fleet steel.yaml --plant neu
@@ -79,7 +86,8 @@ def import_(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
     from plants.errors import ManyInputErrors
 
     loaded = _fleet(fleet)
-    document = verbs.import_fleet(loaded, names=_names(loaded, plant), show=console)
+    names = _names(loaded, plant)
+    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation)
     _finish(document, to=json_to)
     if document["faults"]:
         raise ManyInputErrors(document["faults"])

@@ -52,9 +52,13 @@ class Catalog:
         *,
         files: Files,
         now: datetime,
+        is_new_generation: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Imported:
-        """The plant's rows are recorded; lots seen for the first time are dealt, all others stay where they are."""
+        """The plant's rows are recorded; lots seen for the first time are dealt, all others stay where they are.
+
+        is_new_generation: the new lots are a generation of their own, whose sealed test has a budget of its own.
+        """
         found = read_rows(plant, files=files, progress=progress)
         with locked(self.store, "import") as claim:
             before = self._known_frames(plant.name)
@@ -65,6 +69,7 @@ class Catalog:
                 seed=fleet.seed,
                 now=now,
                 plant=plant.name,
+                is_new_generation=is_new_generation,
             )
             rows = splits.with_roles(found.rows, assignments)
             open_rows, sealed_rows = splits.seal(rows)

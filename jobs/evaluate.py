@@ -30,7 +30,7 @@ def openings(store: Store) -> list[seal.Opening]:
 def open_test(
     name: str, *, catalog: Catalog, who: str, bundles: Sequence[str], now: datetime, budget: int
 ) -> pd.DataFrame:
-    """The plant's test rows with their answers, after the ledger has counted the opening.
+    """The test rows of the plant's latest generation with their answers, after the ledger has counted the opening.
 
     Raises SealError when the generation's budget is spent; nothing is read then.
     """
@@ -44,15 +44,16 @@ def open_test(
 
 
 def closed_test(name: str, *, catalog: Catalog, budget: int) -> tuple[pd.DataFrame, int]:
-    """The plant's rows, answers blank, and the generation of its test, which may be opened once more.
+    """The plant's rows of its latest generation, answers blank, and its number; its test may be opened once more.
 
     Raises InputError without test rows, and SealError when the generation's budget is spent.
     """
     assignments = catalog.assignments()
     rows = catalog.rows(name)
-    if assignments is None or not (rows["role"] == "test").any():
+    generation = 1 if assignments is None else splits.generation_of(assignments, plant=name)
+    rows = rows[rows["generation"] == generation]
+    if not (rows["role"] == "test").any():
         raise InputError("has no test rows", plant=name, remedy="Import more lots")
-    generation = splits.generation_of(assignments, plant=name)
     seal.check_budget(openings(catalog.store), plant=name, generation=generation, budget=budget)
     return rows, generation
 

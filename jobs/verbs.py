@@ -21,7 +21,9 @@ from plants.errors import InputError
 from plants.plant import Fleet
 
 
-def import_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:
+def import_fleet(
+    fleet: Fleet, *, names: Sequence[str], show: Console, is_new_generation: bool = False
+) -> dict[str, Any]:
     """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store.
 
     A plant that cannot be imported does not stop the others: it stands under `faults`, a line each.
@@ -35,7 +37,12 @@ def import_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[s
         try:
             with _bar(show, f"reading {name}") as tick:
                 found = catalog.import_plant(
-                    fleet, fleet.plant(name), files=PlantFiles(), now=datetime.now(UTC), progress=tick
+                    fleet,
+                    fleet.plant(name),
+                    files=PlantFiles(),
+                    now=datetime.now(UTC),
+                    is_new_generation=is_new_generation,
+                    progress=tick,
                 )
         except InputError as error:
             faults += error.at_plant(name)

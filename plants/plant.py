@@ -146,12 +146,15 @@ def _as_class(value: Any) -> Any:
 
 
 class Shares(Config):
-    """Which part of the lots each role gets."""
+    """Which part of the lots each role gets, and in which order new lots are dealt."""
 
     train: float = 0.6
     select: float = 0.1
     decide: float = 0.1
     test: float = 0.2
+    order: Literal["class", "time"] = "class"
+    """class: rarest class first, each lot to the role furthest below its share. time: the oldest of the new lots are
+    learned from, the newest are the test, so that figures say how a model does on what comes after it."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:

@@ -71,7 +71,7 @@ def check_budget(openings: Sequence[Opening], *, plant: str, generation: int, bu
             f"the sealed test of generation {generation} was opened {spent} times of {budget}{when}",
             plant=plant,
             file="sealed/ledger.jsonl",
-            remedy="Go by `decide`; a new generation is new lots, today in a store of their own",
+            remedy="Go by `decide`, or import new lots as a new generation: `crossplant import --new-generation`",
         )
     return budget - spent - 1
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,20 +63,22 @@ def deal(
     seed: int,
     now: datetime,
     plant: str | None = None,
-    generation: int | None = None,
+    is_new_generation: bool = False,
 ) -> pd.DataFrame:
     """The record with every lot of `rows` in it; what was recorded before is unchanged and comes first.
 
     Plant by plant, the lots of the rarest class are dealt first, each to the role that is furthest below its share of
-    that class. A class with four lots or more reaches every role. Independent of the order of `rows`.
+    that class. A class with four lots or more reaches every role. Independent of the order of `rows`. With
+    `shares.order` time the oldest new lots go to train, then select and decide, the newest to test.
 
     Args:
         rows: Label rows, those of lots dealt earlier included: they count towards the shares. A column `plant` tells
             plants apart; without one, `plant` names the plant of all of them.
-        generation: Of the new lots; that of the plant's latest lots when absent, 1 at first.
+        is_new_generation: The new lots are a generation of their own, dealt as if there had been none before.
 
     Raises:
-        InputError: when the record was tampered with.
+        InputError: when the record was tampered with, when new lots have no time though they are dealt by it, and when
+            there are too few of them for a new generation.
     """
     record = no_assignments() if assignments is None else assignments
     verify(record)
@@ -83,12 +86,41 @@ def deal(
     named = rows if "plant" in rows.columns else rows.assign(plant=plant or "")
     new: list[tuple[str, str, int, str]] = []
     for name, group in named.groupby("plant", sort=True):
-        counts = _class_counts(group)
-        dealt = _dealt(counts, roles=roles, shares=shares, seed=seed)
+        if is_new_generation:
+            group = group[~group["lot"].isin(list(roles))]
+        if shares.order == "time":
+            dealt = _dealt_by_time(group, roles=roles, shares=shares, plant=str(name))
+        else:
+            dealt = _dealt(_class_counts(group), roles=roles, shares=shares, seed=seed)
+        if is_new_generation and set(dealt.values()) != set(ROLES):
+            raise InputError(
+                f"{len(dealt)} new lots are too few for a new generation: every role needs one",
+                plant=str(name),
+                remedy="Import more lots first, or import them into the generation there is",
+            )
         roles.update(dealt)
-        number = generation or generation_of(record, plant=str(name))
+        number = generation_of(record, plant=str(name)) + is_new_generation
         new.extend((lot, role, number, str(name)) for lot, role in dealt.items())
     return _appended(record, new, now=now)
+
+
+def _dealt_by_time(rows: pd.DataFrame, *, roles: Mapping[str, str], shares: Shares, plant: str) -> dict[str, str]:
+    """Role of each new lot of one plant: older lots before newer ones, a lot being as old as its first frame."""
+    fresh = rows[~rows["lot"].isin(list(roles))]
+    if not len(fresh):
+        return {}
+    lots = fresh.groupby("lot").agg(at=("captured_at", "min"), rows=("frame", "size")).reset_index()
+    if lots["at"].isna().any():
+        raise InputError(
+            f"lot {lots.loc[lots['at'].isna(), 'lot'].iloc[0]} has no time, but lots are dealt by time",
+            plant=plant,
+            field="captured_at",
+            remedy="Add the column captured_at to the labels, or set order: class in `shares`",
+        )
+    lots = lots.sort_values(["at", "lot"])
+    middle = (lots["rows"].cumsum() - lots["rows"] / 2) / lots["rows"].sum()
+    ends = np.cumsum([getattr(shares, role) for role in ROLES])[:-1]
+    return {lot: ROLES[at] for lot, at in zip(lots["lot"], np.searchsorted(ends, middle), strict=True)}
 
 
 def _class_counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 
 from cluster.catalog import Catalog
 from cluster.settings import Settings
-from cluster.storage import LocalStore
+from cluster.storage import LocalStore, PlantFiles
 from jobs.compare import compare_fleet
 from jobs.evaluate import LEDGER, _is_worse, evaluate_fleet, open_test, openings
 from plants.errors import InputError, SealError
@@ -72,6 +72,20 @@ def test_a_spent_budget_refuses_before_anything_is_read_and_counts_each_plant_al
     assert not {("write", LEDGER), ("read", "sealed/north.parquet")} & set(catalog.store.acts)
     assert len(openings(catalog.store)) == 5
     open_test("south", catalog=catalog, budget=5, **WHO)
+
+
+def test_a_new_generation_may_be_opened_again_and_shows_only_its_own_lots(tmp_path):
+    fleet = imported(drawn_fleet(tmp_path, "north", num_lots=20))
+    catalog = Catalog(LocalStore(fleet.store))
+    first = open_test("north", catalog=catalog, budget=1, **WHO)
+    drawn_fleet(tmp_path, "north", num_lots=40)
+    catalog.import_plant(fleet, fleet.plant("north"), files=PlantFiles(), now=NOW, is_new_generation=True)
+    second = open_test("north", catalog=catalog, budget=1, **WHO)
+    assert set(second["lot"]).isdisjoint(first["lot"])
+    assert set(second["lot"]) <= {f"L{n}" for n in range(20, 40)}
+    assert [opening.generation for opening in openings(catalog.store)] == [1, 2]
+    with pytest.raises(SealError, match="generation 2 was opened 1 times of 1"):
+        open_test("north", catalog=catalog, budget=1, **WHO)
 
 
 def test_a_ledger_that_cannot_be_understood_opens_nothing(catalog):

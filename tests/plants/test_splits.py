@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from datetime import UTC, datetime
 
 import numpy as np
@@ -239,13 +240,90 @@ def test_a_time_without_a_zone_is_taken_as_utc():
 def test_a_new_generation_holds_only_new_lots():
     old, new = made(0), made(1, prefix="new-")
     first = dealt(old)
-    second = dealt(pd.concat([old, new]), before=first, generation=2)
+    second = dealt(pd.concat([old, new]), before=first, is_new_generation=True)
     assert generation_of(first, plant="werk-1") == 1
     assert generation_of(second, plant="werk-1") == 2
     assert generation_of(second, plant="werk-2") == 1
     assert set(second.loc[second["generation"] == 2, "lot"]) == set(new["lot"])
     third = dealt(made(2, prefix="newer-"), before=second)
     assert set(third["generation"].tail(60)) == {2}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_new_generation_is_dealt_at_its_own_shares_whatever_the_first_holds(seed):
+    old = deal(
+        made(seed), assignments=None, shares=Shares(train=0.97, select=0.01, decide=0.01, test=0.01), seed=seed, now=NOW
+    )
+    new = made(seed + 50, prefix="new-")
+    rows = with_roles(new, dealt(pd.concat([made(seed), new]), before=old, seed=seed, is_new_generation=True))
+    assert rows["role"].value_counts(normalize=True)["test"] == pytest.approx(0.2, abs=0.05)
+    assert set(rows.loc[rows["class"] == "rare", "role"]) == set(ROLES)
+
+
+def test_too_few_new_lots_are_no_generation():
+    first = dealt(made(0))
+    few = made(1, num_lots=5, prefix="new-")
+    few = few[few["lot"].isin(few["lot"].unique()[:3])]
+    with pytest.raises(InputError, match="plant werk-1: 3 new lots are too few for a new generation"):
+        dealt(pd.concat([made(0), few]), before=first, is_new_generation=True)
+
+
+# --- by time ---------------------------------------------------------------------------------------------------------
+
+BY_TIME = Shares(order="time")
+
+
+def timed(seed: int, *, start: str = "2026-01-01", **options) -> pd.DataFrame:
+    """Rows whose lots follow one another by the day, in an order that their names do not tell."""
+    rows = made(seed, **options)
+    lots = np.random.default_rng(seed).permutation(rows["lot"].unique())
+    day = {lot: pd.Timestamp(start, tz="UTC") + pd.Timedelta(days=i) for i, lot in enumerate(lots)}
+    return rows.assign(captured_at=rows["lot"].map(day))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_by_time_the_oldest_train_and_the_newest_test_at_their_shares(seed):
+    rows = timed(seed)
+    rows = with_roles(rows, deal(rows, assignments=None, shares=BY_TIME, seed=0, now=NOW))
+    spans = rows.groupby("role")["captured_at"].agg(["min", "max"])
+    for older, newer in itertools.pairwise(ROLES):
+        assert spans.loc[older, "max"] < spans.loc[newer, "min"]
+    shares = rows["role"].value_counts(normalize=True)
+    assert all(abs(shares[role] - getattr(BY_TIME, role)) < 0.05 for role in ROLES)
+
+
+def test_by_time_lots_that_come_later_move_none_and_are_split_among_themselves():
+    first = deal(timed(0), assignments=None, shares=BY_TIME, seed=0, now=NOW)
+    rows = pd.concat([timed(0), timed(1, start="2026-06-01", prefix="new-")])
+    second = deal(rows, assignments=first, shares=BY_TIME, seed=0, now=NOW)
+    pd.testing.assert_frame_equal(second.iloc[: len(first)], first)
+    assert set(second["role"].iloc[len(first) :]) == set(ROLES)
+
+
+def test_by_time_a_lot_without_one_is_an_error_that_names_it():
+    rows = timed(0)
+    rows.loc[rows["lot"] == "werk-1-7", "captured_at"] = pd.NaT
+    with pytest.raises(InputError, match=r"plant werk-1.*captured_at.*lot werk-1-7 has no time"):
+        deal(rows, assignments=None, shares=BY_TIME, seed=0, now=NOW)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sixty_lots_and_then_four_hundred_in_three_imports_leave_each_class_in_every_role(seed):
+    rows, record = made(seed), None
+    later = np.array_split(np.random.default_rng(seed).permutation(400), 3)
+    more = made(seed + 100, num_lots=400, prefix="late-")
+    for names in [None, *later]:
+        if names is not None:
+            lots = more["lot"].unique()[names]
+            rows = pd.concat([rows, more[more["lot"].isin(lots)]]).sample(frac=1, random_state=seed)
+        before, record = record, dealt(rows, seed=seed, before=record)
+        if before is not None:
+            pd.testing.assert_frame_equal(record.iloc[: len(before)], before)
+        assert record["lot"].is_unique
+        found = with_roles(rows, record)
+        for name, group in found.groupby("class"):
+            assert set(group["role"]) == set(ROLES), name
+        assert found["role"].value_counts(normalize=True)["test"] == pytest.approx(0.2, abs=0.05)
 
 
 # --- sealing ---------------------------------------------------------------------------------------------------------
