@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import ArrowInvalid
 from safetensors.numpy import load, save
 
 from cluster.catalog import Catalog
 from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
+from jobs import release, verbs
 from jobs.compare import compare_fleet
 from jobs.evaluate import LEDGER, _is_worse, evaluate_fleet, open_test, openings
+from jobs.fleet import planned
+from jobs.material import fit_run
 from plants.errors import InputError, SealError
-from tests.fleets import NOW, Works, drawn_fleet, imported
+from tests.fleets import NOW, Works, console, drawn_fleet, imported
 
 WHO = {"who": "ada", "bundles": ["b" * 64], "now": NOW}
 
@@ -150,6 +154,27 @@ def test_a_bad_model_stands_beside_the_frozen_baseline_it_loses_to(works, tmp_pa
     assert row["cost"] > row["frozen"]["cost"]
     assert row["withdrawn"] is False, "there are fewer than 10 lots, so nothing is shown"
     assert row["gain"]["low"] is None
+
+
+@pytest.mark.slow
+def test_every_step_but_evaluation_goes_on_where_the_answers_cannot_be_read(works):
+    """What could be read is spoiled, so that whoever opened it would fall over it."""
+    show, _ = console()
+    names = [plant.name for plant in works.fleet.plants]
+    for name in names:
+        works.store.write(f"sealed/{name}.parquet", b"not to be read")
+    assert verbs.audit_fleet(works.fleet, names=names, show=show)["findings"]
+    material = works.exports().material
+    plan = planned(works.fleet, material=material, recipe=material.recipe)
+    assert fit_run(plan.run("frozen-arden-s0"), material=material, plan=plan).score.value is not None
+    document = choose(works, model="own-arden-s0")
+    document["decisions"]["arden"]["policy_digest"] = "c" * 64
+    works.store.write_json(release.COMPARED, document)
+    assert release.publish(works.fleet, settings=works.settings, names=["arden"], show=show)["sequence"] == 1
+    assert release.status(works.fleet, settings=works.settings, show=show)["routes"]
+    with pytest.raises(ArrowInvalid):
+        release.evaluate(works.fleet, settings=works.settings, names=["arden"], show=show)
+    assert len(openings(works.store)) == 1
 
 
 @pytest.mark.parametrize(
