@@ -94,7 +94,12 @@ def import_(
 
 
 @app.command()
-def audit(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = None) -> None:
+def audit(
+    fleet: FleetFile = FLEET,
+    plant: Plants = None,
+    images: Annotated[bool, typer.Option(help="Look at the images too, and write a page with contact sheets.")] = True,
+    json_to: JsonFile = None,
+) -> None:
     """Say what is wrong with the data, how bad it is and what to do. Exit 1 when a finding is an error.
 
     Example: crossplant audit --fleet steel.yaml
@@ -102,7 +107,8 @@ def audit(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = No
     from jobs import verbs
 
     loaded = _fleet(fleet)
-    document = verbs.audit_fleet(loaded, names=_names(loaded, plant), show=console)
+    names = _names(loaded, plant)
+    document = verbs.audit_fleet(loaded, settings=_settings(), names=names, show=console, is_looking=images)
     _finish(document, to=json_to)
     _fail_if([f for f in document["findings"] if f["level"] == "error"], "findings at level error")
 
@@ -381,7 +387,7 @@ def demo(
     names = [plant.name for plant in loaded.plants]
     if faults := verbs.import_fleet(loaded, names=names, show=console)["faults"]:
         raise ManyInputErrors(faults)
-    verbs.audit_fleet(loaded, names=names, show=console)
+    verbs.audit_fleet(loaded, settings=settings, names=names, show=console, is_looking=False)
     trained = verbs.train(
         loaded, settings=settings, recipe_file=None, seeds=(0,), leave_out=(), retry_failed=False, show=console
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from jobs.page import page, table
 
 Document = Mapping[str, Any]
 
@@ -22,23 +24,6 @@ SYNTHETIC = "These data are synthetic"
 NONE = '<span class="none">–</span>'
 COLOURS = "cividis"
 """Even in lightness, so it reads alike for the colour-blind and on a grey printer. Source: Nuñez et al., 2018."""
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-top: 2px solid #1a1a1a; padding-top: .5rem; }
-table { border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; white-space: nowrap; }
-th, td { border-bottom: 1px solid #c8c8c8; padding: .25rem .7rem; text-align: left; vertical-align: top; }
-td.num, th.num { text-align: right; white-space: nowrap; }
-.range, .none, .small { color: #595959; font-size: .85em; } .chosen { font-weight: 700; }
-.banner { border: 3px solid #1a1a1a; background: #ffe9a8; padding: .6rem 1rem; font-weight: 700; margin: 1rem 0; }
-.wide { overflow-x: auto; } code { font-size: .85em; overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; }
-@media print {
-  body { font-size: 10pt; max-width: none; margin: 0; } table, svg { break-inside: avoid; } h2 { break-after: avoid; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .wide { overflow: visible; }
-}
-"""
 
 
 def write_report(document: Document, path: Path) -> None:
@@ -53,19 +38,13 @@ def report_html(document: Document) -> str:
     banner = ""
     if document["synthetic"]:
         banner = f'<p class="banner">{SYNTHETIC}: no figure here says anything about a real factory.</p>'
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n"
-        f"<h1>{escape(title)}</h1>"
+    words = (
         f'<p class="small">Plan <code>{_text(document["plan"])}</code>, seed {_text(document["seed"])}. '
         "All figures are counted per part on the split <code>decide</code>; the sealed test was not opened for them. "
-        "Ranges are 95 % intervals over lots. Rates are in percent.</p>\n"
-        f"{banner}\n{_glance(document)}\n{_picture(document)}\n"
-        + "\n".join(_plant(name, document) for name in document["plants"])
-        + "\n</body></html>\n"
+        "Ranges are 95 % intervals over lots. Rates are in percent.</p>"
     )
+    plants = "\n".join(_plant(name, document) for name in document["plants"])
+    return page(title, "\n".join([words, banner, _glance(document), _picture(document), plants]))
 
 
 # --- the fleet -------------------------------------------------------------------------------------------------------
@@ -88,7 +67,7 @@ def _glance(document: Document) -> str:
             ]
         )
     columns = ["plant", "model", "why", "macro-F1", "frozen: macro-F1", "cost a part", "frozen: cost a part"]
-    return "<h2>The fleet at a glance, worst plant first</h2>" + _table(columns, rows, num_words=3)
+    return "<h2>The fleet at a glance, worst plant first</h2>" + table(columns, rows, num_words=3)
 
 
 def _picture(document: Document) -> str:
@@ -166,7 +145,7 @@ def _models(name: str, document: Document) -> str:
             + [_number(cell.get(key), show=_count) for key in ("n", "n_lots")]
         )
     columns = ["model", "macro-F1", "lowest recall (class)", "AUC", "cost a part", "parts", "lots"]
-    return _table(columns, rows, caption="Every model at this plant, best macro-F1 first")
+    return table(columns, rows, caption="Every model at this plant, best macro-F1 first")
 
 
 def _summary(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
@@ -182,7 +161,7 @@ def _summary(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
     rows.append(["calibration error", *errors])
     for words, key in (("parts", "n"), ("lots", "n_lots")):
         rows.append([words, *(_number(side.get(key), show=_count) for side in (chosen, frozen))])
-    return _table(["", "chosen", "frozen baseline"], rows, caption="In short")
+    return table(["", "chosen", "frozen baseline"], rows, caption="In short")
 
 
 def _classes(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
@@ -202,7 +181,7 @@ def _classes(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
             ]
         )
     columns = ["class", "parts", "recall", "precision", "F1", "frozen: recall", "caught by the verdict"]
-    return _table(columns, rows, caption="By class")
+    return table(columns, rows, caption="By class")
 
 
 def _confusion(confusion: Mapping[str, Any]) -> str:
@@ -235,7 +214,7 @@ def _environments(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
         counts = [_number(figure.get(key), show=_count) for key in ("n", "n_lots")]
         rows.append([_text(name), *map(_figure, sides), *counts])
     columns = ["environment", "macro-F1", "frozen: macro-F1", "parts", "lots"]
-    return _table(columns, rows, caption="By environment, worst first")
+    return table(columns, rows, caption="By environment, worst first")
 
 
 def _verdicts(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
@@ -250,7 +229,7 @@ def _verdicts(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
     ):
         figures = [(side.get("verdicts") or {}).get(key) for side in (chosen, frozen)]
         rows.append([words, *map(_figure, figures), _number((figures[0] or {}).get("n"), show=_count)])
-    return _table(["verdicts", "chosen", "frozen baseline", "parts"], rows, caption="What the verdicts do")
+    return table(["verdicts", "chosen", "frozen baseline", "parts"], rows, caption="What the verdicts do")
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -287,18 +266,6 @@ def _figure(figure: Mapping[str, Any] | None, *, show: Any = _percent) -> str:
         return _number(figure["value"], show=show) + (f' <span class="range">{_text(words)}</span>' if words else "")
     ends = f"{_number(low, show=show)} to {_number(high, show=show)}"
     return f'{_number(figure["value"], show=show)} <span class="range">{ends}</span>'
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_words: int = 1, caption: str = "") -> str:
-    """Cells are HTML already; the first `num_words` columns hold words, the others numbers."""
-    kinds = ["" if i < num_words else ' class="num"' for i in range(len(columns))]
-    head = "".join(f'<th{kind} scope="col">{escape(name)}</th>' for kind, name in zip(kinds, columns, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n"
-        for row in rows
-    )
-    words = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{words}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------

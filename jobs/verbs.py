@@ -85,31 +85,26 @@ def _show_what_to_know(found: Imported, *, show: Console) -> None:
         show.print(line, markup=False, soft_wrap=True)
 
 
-def audit_fleet(fleet: Fleet, *, names: Sequence[str], show: Console) -> dict[str, Any]:
-    """Findings of every plant named, worst first."""
-    from plants.audit import audit
+def audit_fleet(
+    fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console, is_looking: bool = True
+) -> dict[str, Any]:
+    """Findings of every plant named, worst first, and a page with their images where they are looked at."""
+    from jobs import audit
 
-    catalog = Catalog(open_store(fleet.store))
-    findings: list[dict[str, Any]] = []
-    for name in names:
-        plant = fleet.plant(name)
-        for finding in audit(plant, catalog.rows(name), fleet=fleet, trunk_size_px=fleet.trunks[0].size_px):
-            findings.append(
-                {
-                    "level": finding.level,
-                    "kind": finding.kind,
-                    "plant": name,
-                    "detail": finding.detail,
-                    "remedy": finding.remedy,
-                }
-            )
-    order = {"error": 0, "warning": 1, "info": 2}
-    findings.sort(key=lambda f: (order[f["level"]], names.index(f["plant"])))
+    document = audit.audit_fleet(
+        fleet,
+        settings=settings,
+        names=names,
+        is_looking=is_looking,
+        say=lambda text: show.print(text, markup=False),
+    )
     table = new_table("Audit", "level", "plant", "kind", "finding", "remedy")
-    for f in findings:
+    for f in document["findings"]:
         table.add_row(f["level"], f["plant"], f["kind"], f["detail"], f["remedy"] or "")
     show.print(table)
-    return {"findings": findings}
+    if document["report"]:
+        show.print(f"report: {document['report']}", markup=False, soft_wrap=True)
+    return document
 
 
 def train(

@@ -138,7 +138,7 @@ def walk(object_store: ObjectStore, ray_local: Settings, tmp_path_factory: pytes
     with everything_printed(printed):
         for name, step in {
             "import": lambda: verbs.import_fleet(fleet, names=PLANTS, show=show),
-            "audit": lambda: verbs.audit_fleet(fleet, names=PLANTS, show=show),
+            "audit": lambda: verbs.audit_fleet(fleet, settings=settings, names=PLANTS, show=show),
             "train": lambda: train(fleet, settings=settings, recipe=recipe, show=show),
             "compare": lambda: release.compare(fleet, settings=settings, show=show),
             "evaluate": lambda: release.evaluate(fleet, settings=settings, names=PLANTS, show=show),

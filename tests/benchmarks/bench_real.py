@@ -92,12 +92,13 @@ def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, s
     names = [plant.name for plant in loaded.plants]
     settings = Settings(home=folder / "home")
     verbs.import_fleet(loaded, names=names, show=show)
-    findings = verbs.audit_fleet(loaded, names=names, show=Console(quiet=True))["findings"]
+    findings = verbs.audit_fleet(loaded, settings=settings, names=names, show=Console(quiet=True))["findings"]
     verbs.train(loaded, settings=settings, recipe_file=None, seeds=(seed,), leave_out=(), retry_failed=False, show=show)
     compared = release.compare(loaded, settings=settings, show=show)
     sealed = release.evaluate(loaded, settings=settings, names=names, show=show)
     release.publish(loaded, settings=settings, names=names, show=show)
     answered = _answers(loaded, settings=settings)
+    pooled_sealed = pooled_against_own(loaded, settings=settings, seed=seed)
     pooled = compared["matrix"].get(f"pooled-s{seed}", {})
     own = {name: compared["matrix"][f"own-{name}-s{seed}"][name]["macro_f1"] for name in MILLS}
     keys = ("model", "macro_f1", "macro_f1_low", "macro_f1_high", "cost", "cost_low", "cost_high", "auc", "n")
@@ -106,9 +107,34 @@ def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, s
         "sealed": {name: {key: row[key] for key in keys} for name, row in sealed["plants"].items()},
         "frozen": {name: (row.get("frozen") or row)["macro_f1"] for name, row in sealed["plants"].items()},
         "pooled_minus_own": {name: pooled[name]["macro_f1"] - own[name] for name in MILLS if name in pooled},
+        "pooled_minus_own_sealed": pooled_sealed,
         "endpoints_answer_as_bundles": answered,
         "errors_of_audit": [f["kind"] for f in findings if f["level"] == "error"],
     }
+
+
+def pooled_against_own(fleet: Any, *, settings: Any, seed: int) -> dict[str, dict[str, float | None]]:
+    """Mill -> macro-F1 of the pooled model minus own's on the sealed test, with its interval; a counted opening."""
+    from datetime import UTC, datetime
+
+    from cluster.storage import open_store
+    from jobs.evaluate import open_test
+    from jobs.release import exports_of, latest_plan
+    from jobs.scoring import role_inputs
+    from plants.metrics import paired
+
+    exports = exports_of(fleet, settings=settings, plan=latest_plan(open_store(fleet.store)))
+    found = {}
+    for name in MILLS:
+        runs = (f"pooled-s{seed}", f"own-{name}-s{seed}")
+        counted = {"who": "bench_real", "bundles": runs, "now": datetime.now(UTC), "budget": settings.budget}
+        rows = open_test(name, catalog=exports.material.catalog, **counted)
+        inputs = role_inputs(name, role="test", exports=exports, rows=rows)
+        leaf_sets = fleet.leaf_sets(fleet.plant(name))
+        scores = [inputs.scores([inputs.probabilities(run)], leaf_sets=leaf_sets) for run in runs]
+        difference = paired(*scores)
+        found[name] = {key: difference[key] for key in ("diff", "low", "high")}
+    return found
 
 
 def _answers(fleet: Any, *, settings: Any) -> dict[str, str]:

@@ -163,7 +163,7 @@ def test_every_step_but_evaluation_goes_on_where_the_answers_cannot_be_read(work
     names = [plant.name for plant in works.fleet.plants]
     for name in names:
         works.store.write(f"sealed/{name}.parquet", b"not to be read")
-    assert verbs.audit_fleet(works.fleet, names=names, show=show)["findings"]
+    assert verbs.audit_fleet(works.fleet, settings=works.settings, names=names, show=show)["findings"]
     material = works.exports().material
     plan = planned(works.fleet, material=material, recipe=material.recipe)
     assert fit_run(plan.run("frozen-arden-s0"), material=material, plan=plan).score.value is not None

@@ -1,0 +1,139 @@
+"""The audit with open eyes: what tables and images say, and a page on which people can look for themselves.
+
+The sealed test is not among what is shown or judged: its rows have no class here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cluster.settings import Settings
+from cluster.storage import PlantFiles
+from jobs.material import Material
+from jobs.page import page, table
+from jobs.recipe import Recipe
+from jobs.sheets import Sheets, draw_sheets, sheets_html
+from jobs.suspects import Suspicion, suspicion
+from plants.audit import LEVELS, Finding, audit
+from plants.plant import Fleet, Plant
+
+NUM_NAMED = 5
+BLOCK = 64
+Say = Callable[[str], None]
+
+
+def audit_tables(fleet: Fleet, *, names: Sequence[str], material: Material) -> list[Finding]:
+    """What the label rows of the plants say."""
+    size_px = material.trunk.size_px
+    return [
+        finding
+        for name in names
+        for finding in audit(fleet.plant(name), material.catalog.rows(name), fleet=fleet, trunk_size_px=size_px)
+    ]
+
+
+def audit_images(
+    fleet: Fleet, *, names: Sequence[str], material: Material, say: Say
+) -> tuple[list[Finding], dict[str, Sheets]]:
+    """What the images of the plants say, and their contact sheets."""
+    findings: list[Finding] = []
+    sheets: dict[str, Sheets] = {}
+    files = PlantFiles()
+    for name in names:
+        plant = fleet.plant(name)
+        rows = material.catalog.rows(name)
+        rows = rows[(rows["role"] != "test") & rows["class"].isin(plant.annotated)]
+        if rows.empty:
+            continue
+        found = suspicion(
+            frame_features(material, plant=plant, rows=rows),
+            frames=rows["frame"].tolist(),
+            labels=rows["class"].tolist(),
+            lots=rows["lot"].tolist(),
+            seed=fleet.seed,
+        )
+        findings += label_findings(name, found)
+        sheets[name] = draw_sheets(
+            plant,
+            rows,
+            read=lambda frame, at=plant.images: files.read(at, frame),
+            confidence=found.confidence,
+            suspects={s.frame: f"likely {s.likely}" for s in found.suspects},
+            seed=fleet.seed,
+        )
+        say(f"{name}: {len(rows)} images looked at")
+    return findings, sheets
+
+
+def frame_features(material: Material, *, plant: Plant, rows: pd.DataFrame) -> np.ndarray:
+    """Pooled features of the fleet's trunk [len(rows), F], the mean over a frame's tiles, in the order of `rows`."""
+    pack = material.pack(plant, rows=rows)
+    runner, num = material.runner, len(pack.pixels)
+    blocks = [runner.activations(np.ascontiguousarray(pack.pixels[i : i + BLOCK]))[0] for i in range(0, num, BLOCK)]
+    found = np.concatenate(blocks)
+    sums = np.add.reduceat(found, pack.starts[:-1], axis=0)
+    means = sums / np.diff(pack.starts)[:, None]
+    at = {frame: i for i, frame in enumerate(pack.frames)}
+    return np.asarray(means[[at[frame] for frame in rows["frame"]]], dtype=np.float32)
+
+
+def label_findings(plant: str, found: Suspicion) -> list[Finding]:
+    """The suspicion in words."""
+    if found.accuracy is None:
+        detail = f"too few lots of each class to judge labels: {', '.join(found.left_out)}"
+        return [Finding("info", "labels_not_judged", plant, detail, "Import more lots")]
+    if not found.suspects:
+        return []
+    first = "; ".join(f"{s.frame} is labelled {s.label!r}, likely {s.likely!r}" for s in found.suspects[:NUM_NAMED])
+    more = len(found.suspects) - NUM_NAMED
+    detail = (
+        f"{len(found.suspects)} of {len(found.confidence)} labels look wrong to a model that has not seen their lots "
+        f"and is right at {found.accuracy:.1%}: {first}{f'; and {more} more' if more > 0 else ''}"
+    )
+    remedy = "Look at them on the audit's page, most suspicious first; correct the labels and import again"
+    return [Finding("warning", "label_errors", plant, detail, remedy)]
+
+
+def audit_html(fleet: Fleet, *, findings: Sequence[Finding], sheets: Mapping[str, Sheets]) -> str:
+    """Findings and contact sheets as one page."""
+    cells = [[escape(f.level), escape(f.plant), escape(f.kind), escape(f.detail), escape(f.remedy)] for f in findings]
+    counts = ", ".join(f"{sum(f.level == level for f in findings)} {level}" for level in LEVELS)
+    body = [
+        f'<p class="small">{counts}. The sealed test is not shown. A red frame: the label is likely wrong. A red box: '
+        "the located defect. Each sheet shows a random hundred of its class, the least believed first.</p>",
+        table(["level", "plant", "kind", "finding", "remedy"], cells, num_words=5, caption="Findings"),
+    ]
+    for name, of_plant in sheets.items():
+        body.append(f"<h2>{escape(name)}</h2>{sheets_html(name, of_plant)}")
+    return page(f"crossplant: audit of fleet {fleet.fleet}", "\n".join(body))
+
+
+def write_page(html: str, *, fleet: Fleet, settings: Settings) -> Path:
+    """The page lies under home."""
+    path = settings.home / "reports" / fleet.fleet / "audit.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def audit_fleet(
+    fleet: Fleet, *, settings: Settings, names: Sequence[str], is_looking: bool, say: Say = lambda text: None
+) -> dict[str, Any]:
+    """The `audit` document: findings, errors first, and the page where images were looked at."""
+    material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
+    findings = audit_tables(fleet, names=names, material=material)
+    report = None
+    sheets: dict[str, Sheets] = {}
+    if is_looking:
+        more, sheets = audit_images(fleet, names=names, material=material, say=say)
+        findings += more
+    findings.sort(key=lambda f: (LEVELS.index(f.level), names.index(f.plant)))
+    if is_looking:
+        report = str(write_page(audit_html(fleet, findings=findings, sheets=sheets), fleet=fleet, settings=settings))
+    return {"findings": [finding._asdict() for finding in findings], "report": report}
