@@ -1,0 +1,71 @@
+"""The audit looks at images: wrong labels are named, sheets show them first, and the sealed test is not shown."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from cluster.catalog import Catalog
+from jobs import verbs
+from jobs.audit import audit_fleet, label_findings
+from jobs.suspects import Suspect, Suspicion
+from tests.browser import BrowserUnavailable, opened
+from tests.fleets import console
+
+NAMES = ["arden", "essen"]
+
+
+@pytest.mark.slow
+def test_the_page_shows_every_finding_and_every_class_but_nothing_of_the_sealed_test(works):
+    document = audit_fleet(works.fleet, settings=works.settings, names=NAMES, is_looking=True)
+    html = (works.settings.home / "reports" / works.fleet.fleet / "audit.html").read_text(encoding="utf-8")
+    assert document["report"].endswith("audit.html")
+    assert html.count("<tr>") == len(document["findings"]) + 1
+    for name in NAMES:
+        rows = Catalog(works.store).rows(name)
+        shown = set(re.findall(r'alt="([^"]+)"', html))
+        open_frames = set(rows.loc[rows["role"] != "test", "frame"])
+        assert set(rows.loc[rows["role"] == "test", "frame"]).isdisjoint(shown)
+        assert open_frames & shown
+        for label in rows["class"].dropna().unique():
+            assert f"<h3>{name}: {label} (" in html
+
+
+@pytest.mark.slow
+def test_without_images_the_tables_are_read_and_no_page_is_written(works):
+    document = verbs.audit_fleet(works.fleet, settings=works.settings, names=NAMES, show=console()[0], is_looking=False)
+    assert document["findings"]
+    assert document["report"] is None
+    assert not (works.settings.home / "reports").exists()
+
+
+def test_suspects_are_said_in_one_sentence_with_the_first_five_and_how_good_the_judge_is():
+    suspects = tuple(Suspect(f"{i}.png", "ok", "dent", i / 10) for i in range(7))
+    found = Suspicion(suspects, {f"{i}.png": 0.5 for i in range(100)}, 0.97, ())
+    (finding,) = label_findings("mill", found)
+    assert (finding.level, finding.kind, finding.plant) == ("warning", "label_errors", "mill")
+    assert "7 of 100 labels look wrong" in finding.detail
+    assert "right at 97.0%: 0.png is labelled 'ok', likely 'dent'" in finding.detail
+    assert finding.detail.endswith("4.png is labelled 'ok', likely 'dent'; and 2 more")
+    (unknown,) = label_findings("mill", Suspicion((), {}, None, ("ok", "dent")))
+    assert (unknown.level, unknown.kind) == ("info", "labels_not_judged")
+    assert label_findings("mill", Suspicion((), {"a": 1.0}, 1.0, ())) == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_page_opens_in_a_browser_with_all_its_pictures_and_the_findings_of_the_json(works):
+    document = json.loads(json.dumps(audit_fleet(works.fleet, settings=works.settings, names=NAMES, is_looking=True)))
+    try:
+        with opened(f"file://{document['report']}") as page:
+            cells = page.locator("tbody tr td:nth-child(4)").all_inner_texts()
+            assert cells == [" ".join(f["detail"].split()) for f in document["findings"]]
+            page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+            page.wait_for_function("[...document.images].every(image => image.complete)")
+            widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+            assert len(widths) > 20
+            assert min(widths) > 0
+    except BrowserUnavailable as reason:
+        pytest.skip(str(reason))
