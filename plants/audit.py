@@ -15,6 +15,7 @@ import pandas as pd
 
 from plants.images import scale
 from plants.plant import Environment, Fleet, Geometry, Plant
+from plants.shortcuts import shortcuts
 from plants.splits import ROLES
 
 Level = Literal["error", "warning", "info"]
@@ -58,6 +59,7 @@ def audit(plant: Plant, rows: pd.DataFrame, *, fleet: Fleet, trunk_size_px: int)
             _lots(rows),
             _duplicates(rows),
             _roles(rows, fleet=fleet),
+            _shortcuts(rows),
             _sisters(plant, fleet=fleet),
         )
         for level, kind, detail, remedy in check
@@ -287,6 +289,18 @@ def _roles(rows: pd.DataFrame, *, fleet: Fleet) -> _Found:
             "shares_off",
             f"far from their declared share: {', '.join(off)}; lots are few or of very different size",
             "Import more lots; a lot never moves",
+        )
+
+
+def _shortcuts(rows: pd.DataFrame) -> _Found:
+    for one in shortcuts(rows):
+        yield (
+            "warning",
+            "shortcut",
+            f"{one.column} alone goes {one.strength:.0%} of the way from guessing the class to knowing it "
+            f"({one.words}): "
+            "a model may learn it instead of the defect",
+            "Take images of every class under every value, or say why the two belong together",
         )
 
 

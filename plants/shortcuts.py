@@ -1,0 +1,91 @@
+"""Metadata that predicts the class: a model may learn the camera, the file or the annotator instead of the defect.
+
+Each column is judged alone, by a small tree on lots it has not seen. Not every shortcut is a fault: a product may truly
+have defects of its own. It is named so that somebody says which.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+COLUMNS = ("environment", "product", "pose", "annotator", "source", "suffix", "width_px", "height_px", "day", "hour")
+MIN_ROWS = 30
+MIN_LOTS = 10
+NUM_FOLDS = 5
+NOTABLE = 0.3
+"""Share of the way from guessing to certainty that a column alone must go to be named."""
+
+
+class Shortcut(NamedTuple):
+    """A column that tells the class."""
+
+    column: str
+    strength: float
+    """0: no better than guessing. 1: it tells every class. Balanced over classes, on lots that were not seen."""
+    words: str
+    """The value that tells most, and what it tells."""
+
+
+def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
+    """The columns of label rows that predict their class, strongest first. Rows without a class are left out."""
+    known = rows[rows["class"].notna()]
+    counts = known["class"].value_counts()
+    known = known[known["class"].isin(counts.index[counts >= NUM_FOLDS])]
+    if known["class"].nunique() < 2 or len(known) < MIN_ROWS or known["lot"].nunique() < MIN_LOTS:
+        return []
+    found = []
+    for name in COLUMNS:
+        column = _column(known, name)
+        if column is not None and column.nunique(dropna=False) > 1:
+            strength = _strength(column, known=known)
+            if strength >= NOTABLE:
+                found.append(Shortcut(name, round(strength, 3), _told(column, known["class"])))
+    return sorted(found, key=lambda one: -one.strength)
+
+
+def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
+    if name == "suffix":
+        return rows["frame"].str.rpartition(".")[2].str.lower()
+    if name in ("day", "hour"):
+        if "captured_at" not in rows or rows["captured_at"].isna().all():
+            return None
+        at = pd.to_datetime(rows["captured_at"], utc=True)
+        return at.dt.floor("D").astype("int64").where(at.notna()) if name == "day" else at.dt.hour
+    return rows.get(name)
+
+
+def _strength(column: pd.Series, *, known: pd.DataFrame) -> float:
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.tree import DecisionTreeClassifier
+
+    truth = known["class"].to_numpy(dtype=object)
+    tree = DecisionTreeClassifier(max_leaf_nodes=16, min_samples_leaf=3, class_weight="balanced", random_state=0)
+    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class of a single lot is missing from a fold
+        said = cross_val_predict(tree, _coded(column), truth, groups=known["lot"].to_numpy(), cv=folds)
+        score = float(balanced_accuracy_score(truth, said))
+    chance = 1 / known["class"].nunique()
+    return (score - chance) / (1 - chance)
+
+
+def _coded(column: pd.Series) -> npt.NDArray[np.float64]:
+    """One column [N, 1]: numbers as they are, words one column each [N, V]."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(dtype=np.float64, na_value=-1.0)[:, None]
+    return np.asarray(pd.get_dummies(column.fillna("")), dtype=np.float64)
+
+
+def _told(column: pd.Series, classes: pd.Series) -> str:
+    """The frequent value whose rows are most of one class."""
+    table = pd.crosstab(column.fillna("missing"), classes)
+    table = table[table.sum(axis=1) >= min(NUM_FOLDS, table.sum(axis=1).max())]
+    share = table.max(axis=1) / table.sum(axis=1)
+    value = share.idxmax()
+    return f"{table.loc[value].max()} of {table.loc[value].sum()} with {value} are {table.loc[value].idxmax()!r}"

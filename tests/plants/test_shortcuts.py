@@ -1,0 +1,64 @@
+"""A column that tells the class is named, one that does not is not, and a lot does not vouch for itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from plants.shortcuts import shortcuts
+
+VALUES = {"environment": ["a", "b"], "annotator": ["ada", "bob"], "product": ["p", "q"], "suffix": ["png", "jpg"]}
+
+
+def rows(seed: int, *, telling: str | None = None, num: int = 400, faith: float = 0.95) -> pd.DataFrame:
+    """Rows in lots of four; the values of `telling` follow the class in this share of the rows, all others do not."""
+    rng = np.random.default_rng(seed)
+    is_bad = rng.random(num) < 0.25
+    cells = {name: rng.integers(0, 2, num) for name in VALUES}
+    if telling:
+        cells[telling] = np.where(rng.random(num) < faith, is_bad, ~is_bad).astype(int)
+    words = {name: np.array(VALUES[name], dtype=object)[at] for name, at in cells.items()}
+    suffix = words.pop("suffix")
+    return pd.DataFrame(
+        {
+            "frame": [f"{i}.{end}" for i, end in enumerate(suffix)],
+            "class": np.where(is_bad, "dent", "ok").astype(object),
+            "lot": [f"lot{i // 4}" for i in range(num)],
+            "captured_at": pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(rng.integers(0, 10_000, num), "min"),
+            "width_px": rng.integers(100, 110, num),
+            **words,
+        }
+    )
+
+
+@pytest.mark.parametrize("telling", [*VALUES])
+def test_the_column_that_tells_the_class_is_named_with_what_it_tells(telling):
+    (found,) = shortcuts(rows(1, telling=telling))
+    assert found.column == telling
+    assert found.strength > 0.7
+    assert found.words.endswith(("are 'ok'", "are 'dent'"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_columns_that_tell_nothing_are_not_named(seed):
+    assert shortcuts(rows(seed)) == []
+
+
+def test_defects_photographed_on_other_days_are_named():
+    table = rows(2)
+    late = table["class"] == "dent"
+    table.loc[late, "captured_at"] += pd.Timedelta(days=30)
+    assert "day" in [one.column for one in shortcuts(table)]
+
+
+def test_a_value_of_each_lot_tells_nothing_about_other_lots():
+    table = rows(3)
+    table["class"] = table.groupby("lot")["class"].transform("first")
+    table["product"] = table["lot"]
+    assert "product" not in [one.column for one in shortcuts(table)]
+
+
+@pytest.mark.parametrize("num", [0, 20])
+def test_too_few_rows_tell_nothing(num):
+    assert shortcuts(rows(0, telling="annotator").head(num)) == []
