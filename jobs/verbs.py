@@ -89,9 +89,9 @@ def audit_fleet(
     fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console, is_looking: bool = True
 ) -> dict[str, Any]:
     """Findings of every plant named, worst first, and a page with their images where they are looked at."""
-    from jobs import audit
+    from jobs import look
 
-    document = audit.audit_fleet(
+    document = look.audit_fleet(
         fleet,
         settings=settings,
         names=names,

@@ -25,7 +25,7 @@ RIM = frozenset({"ray", "fsspec", "s3fs", "botocore", "aiohttp", "requests", "sq
 """botocore, aiohttp and requests for the exceptions that s3fs and Ray's clients let through."""
 LEARNING = frozenset(
     {"torch", "torchvision", "timm", "safetensors", "huggingface_hub", "onnx", "onnxscript", "onnxruntime", "optuna"}
-    | {"ray.train", "ray.tune", "skimage", "matplotlib", "rich", "typer"}
+    | {"ray.train", "ray.tune", "skimage", "cleanlab", "matplotlib", "rich", "typer"}
 )
 ANSWERING = frozenset(
     {"ray.serve", "fastapi", "starlette", "uvicorn", "httpx", "onnxruntime", "prometheus_client", "python_multipart"}

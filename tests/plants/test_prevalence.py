@@ -18,9 +18,10 @@ AUDIT = 0.02
 
 
 def line(n: int, *, rate: float, rng: np.random.Generator) -> PartScores:
-    """Parts of which this share is defective, seen by a model that lets about a tenth of them look good."""
+    """Parts of which this share is defective, seen by a model to which two fifths of them look good."""
     bad = rng.random(n) < rate
-    logits = np.stack([np.zeros(n), rng.normal(-3.0, 1.5, n) + 5.0 * bad], axis=1)
+    is_seen = bad & (rng.random(n) < 0.6)
+    logits = np.stack([np.zeros(n), rng.normal(-3.0, 1.5, n) + 5.0 * is_seen], axis=1)
     return PartScores(
         part_ids=np.arange(n),
         lots=np.arange(n) % 40,
@@ -59,7 +60,7 @@ def simulated(seed: int) -> tuple[list[bool], list[bool], list[float]]:
 def test_where_the_rate_moves_the_interval_holds_it_and_thresholds_follow_and_rejects_alone_fail():
     runs = [simulated(seed) for seed in range(20)]
     assert np.mean([held for held, _, _ in runs]) >= 0.9
-    assert np.mean([naive for _, naive, _ in runs]) < 0.7
+    assert np.mean([naive for _, naive, _ in runs]) < 0.5
     assert all(at_half > at_two < at_fifth for _, _, (at_half, at_two, at_fifth) in runs)
 
 

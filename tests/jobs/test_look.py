@@ -9,7 +9,7 @@ import pytest
 
 from cluster.catalog import Catalog
 from jobs import verbs
-from jobs.audit import audit_fleet, label_findings
+from jobs.look import audit_fleet, label_findings
 from jobs.suspects import Suspect, Suspicion
 from tests.browser import BrowserUnavailable, opened
 from tests.fleets import console
