@@ -88,5 +88,8 @@ def _issues(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return np.asarray(
-            find_label_issues(truth, probs, return_indices_ranked_by="self_confidence", n_jobs=1), dtype=np.intp
+            find_label_issues(
+                truth, probs, filter_by="prune_by_class", return_indices_ranked_by="self_confidence", n_jobs=1
+            ),
+            dtype=np.intp,
         )

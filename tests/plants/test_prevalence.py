@@ -12,7 +12,7 @@ from plants.policy import OK
 from plants.prevalence import Prevalence, costs_at, prevalence
 from plants.scores import PartScores, softmax
 
-COSTS = Costs(miss=2_000, false_alarm=100, review=10, defect_rate=(0.005, 0.003, 0.01))
+COSTS = Costs(miss=2_000, false_alarm=100, review=60, defect_rate=(0.005, 0.003, 0.01))
 RATES = (0.005, 0.02, 0.002)
 AUDIT = 0.02
 
