@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from plants.scores import PartScores, softmax
 CLASSES = ("ok", "dent", "crack", "chip")
 LOG_PRIOR = np.log([0.70, 0.18, 0.09, 0.03])
 LOT_SIZES = (3, 12)
-SKILLS = {"fair": 2.4, "strong": 4.0}
+SKILLS = {"fair": 2.4, "good": 3.2, "strong": 4.0}
 """How far apart a model sees the classes, in standard deviations of its noise: macro-F1 about 0.75 and 0.97."""
 CORRELATIONS = (0.0, 0.1, 0.3)
 NUM_LOTS = (3, 5, 10, 30, 100)
@@ -90,6 +91,7 @@ def stated(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from verdicts.items()
 
 
+@cache
 def truths(*, apart: float, correlation: float) -> tuple[dict[str, float], Floats]:
     """The figures of the plant itself, and its F1 by class."""
     many = sample(TRUTH_LOTS, apart=apart, correlation=correlation, rng=np.random.default_rng(12345))
@@ -133,7 +135,8 @@ def simulate(
 ) -> None:
     """Adds `sims` plants of `num_lots` lots to the tallies; `pairs` of them compare two models of equal skill."""
     apart = SKILLS[skill]
-    truth, f1 = truths(apart=apart, correlation=correlation)
+    figures, f1 = truths(apart=apart, correlation=correlation)
+    truth = dict(figures)
     rng = np.random.default_rng([num_lots, round(100 * correlation), round(10 * apart)])
     drawn = sample(sims * num_lots, apart=apart, correlation=correlation, rng=rng)
     edges = np.searchsorted(drawn.lot, np.arange(sims + 1) * num_lots)
