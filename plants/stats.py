@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -123,7 +123,7 @@ def student(value: float, drawn: Floats, *, num_lots: int, level: float = 0.95) 
 def fraction(
     value: float, drawn: Floats, *, n: float = math.inf, num_lots: int, level: float = 0.95
 ) -> Interval | None:
-    """Wilson's interval of a figure between 0 and 1, of as many parts as its draws scatter like, at most `n`.
+    """The exact interval of a figure between 0 and 1, of as many parts as its draws scatter like, at most `n`.
 
     `value * (1 - value) / variance` is the number of independent parts that would scatter as much; by (z / t)^2 fewer,
     as the variance is known from `num_lots` lots only. None where too few draws counted.
@@ -137,7 +137,9 @@ def fraction(
     like = min(n, known / error if error > 0 else math.inf)
     if math.isinf(like):
         return Interval(value, value, level)
-    low, high = wilson(value * like, like, level=level)
+    hits, tail = value * like, 0.5 - level / 2
+    low = betaincinv(hits, like - hits + 1, tail) if hits > TINY else 0.0
+    high = betaincinv(hits + 1, like - hits, 1 - tail) if like - hits > TINY else 1.0
     return Interval(float(low), float(high), level)
 
 

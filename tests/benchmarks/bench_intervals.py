@@ -36,6 +36,8 @@ SKILLS = {"fair": 2.4, "good": 3.2, "strong": 4.0}
 """How far apart a model sees the classes, in standard deviations of its noise: macro-F1 about 0.75 and 0.97."""
 CORRELATIONS = (0.0, 0.1, 0.3)
 NUM_LOTS = (3, 5, 10, 30, 100)
+LESS = 0.4
+PAIRED = ("cost", "macro_f1")
 POLICY = Policy(plant="simulated", classes=CLASSES, ok=("ok",), pass_below=0.1, reject_above=0.6)
 TRUTH_LOTS = 60_000
 
@@ -45,11 +47,11 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Sample:
-    """Parts of many lots, and what two models of equal skill say of them."""
+    """Parts of many lots, and what three models say of them: two of equal skill and one of less."""
 
     lot: Indices
     truth: Indices
-    probs: tuple[Floats, Floats]
+    probs: tuple[Floats, ...]
 
     def scores(self, *, model: int, rows: slice) -> PartScores:
         """What one of the models says of these rows."""
@@ -65,7 +67,7 @@ class Sample:
         )
 
 
-def sample(num_lots: int, *, apart: float, correlation: float, rng: np.random.Generator) -> Sample:
+def sample(num_lots: int, *, skill: float, correlation: float, rng: np.random.Generator) -> Sample:
     """This many lots. `correlation` is within a lot, of the log odds of the classes and of either model's noise."""
     sizes = rng.integers(LOT_SIZES[0], LOT_SIZES[1] + 1, num_lots)
     lot = np.repeat(np.arange(num_lots), sizes)
@@ -74,12 +76,12 @@ def sample(num_lots: int, *, apart: float, correlation: float, rng: np.random.Ge
     odds = LOG_PRIOR + of_mix * rng.normal(size=(num_lots, width))[lot]
     truth = (odds + rng.gumbel(size=(len(lot), width))).argmax(axis=1)
     probs = []
-    for _ in range(2):
+    for apart in (skill, skill, skill - LESS):
         seen = np.sqrt(correlation) * rng.normal(size=(num_lots, width))[lot]
         seen += np.sqrt(1 - correlation) * rng.normal(size=(len(lot), width))
         seen[np.arange(len(lot)), truth] += apart
         probs.append(softmax(apart * seen + LOG_PRIOR))
-    return Sample(lot, truth, (probs[0], probs[1]))
+    return Sample(lot, truth, tuple(probs))
 
 
 def stated(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,15 +94,17 @@ def stated(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @cache
-def truths(*, apart: float, correlation: float) -> tuple[dict[str, float], Floats]:
+def truths(*, skill: float, correlation: float) -> tuple[dict[str, float], Floats]:
     """The figures of the plant itself, and its F1 by class."""
-    many = sample(TRUTH_LOTS, apart=apart, correlation=correlation, rng=np.random.default_rng(12345))
+    many = sample(TRUTH_LOTS, skill=skill, correlation=correlation, rng=np.random.default_rng(12345))
     scores = many.scores(model=0, rows=slice(None))
     found = report(scores, policy=POLICY, n_boot=1)
     counts = np.array(found["confusion"]["counts"], dtype=np.float64)
     f1 = 2 * np.diagonal(counts) / (counts.sum(axis=0) + counts.sum(axis=1))
     assert abs(f1.mean() - macro_f1(counts)) < 1e-9
-    return {name: figure["value"] for name, figure in stated(found) if figure}, f1
+    figures = {name: figure["value"] for name, figure in stated(found) if figure}
+    worse = report(many.scores(model=2, rows=slice(None)), policy=POLICY, n_boot=1)
+    return figures | {f"unequal {name}": figures[name] - worse[name]["value"] for name in PAIRED}, f1
 
 
 class Tally:
@@ -130,32 +134,29 @@ class Tally:
         }
 
 
-def simulate(
-    num_lots: int, *, correlation: float, skill: str, sims: int, pairs: int, n_boot: int, show: dict[str, Tally]
-) -> None:
-    """Adds `sims` plants of `num_lots` lots to the tallies; `pairs` of them compare two models of equal skill."""
-    apart = SKILLS[skill]
-    figures, f1 = truths(apart=apart, correlation=correlation)
+def simulate(num_lots: int, *, correlation: float, skill: str, sims: int, n_boot: int, show: dict[str, Tally]) -> None:
+    """Adds `sims` plants of `num_lots` lots to the tallies."""
+    figures, f1 = truths(skill=SKILLS[skill], correlation=correlation)
     truth = dict(figures)
-    rng = np.random.default_rng([num_lots, round(100 * correlation), round(10 * apart)])
-    drawn = sample(sims * num_lots, apart=apart, correlation=correlation, rng=rng)
+    rng = np.random.default_rng([num_lots, round(100 * correlation), round(10 * SKILLS[skill])])
+    drawn = sample(sims * num_lots, skill=SKILLS[skill], correlation=correlation, rng=rng)
     edges = np.searchsorted(drawn.lot, np.arange(sims + 1) * num_lots)
     for i in range(sims):
         rows = slice(edges[i], edges[i + 1])
-        a = drawn.scores(model=0, rows=rows)
+        a, equal, worse = (drawn.scores(model=model, rows=rows) for model in range(3))
         found = report(a, policy=POLICY, n_boot=n_boot, seed=i)
         truth["macro_f1"] = float(f1[np.unique(drawn.truth[rows])].mean())
         for name, figure in stated(found):
             show.setdefault(name, Tally()).add(figure, truth=truth[name])
-        if i < pairs:
-            b = drawn.scores(model=1, rows=rows)
-            for name, policy in (("paired cost", POLICY), ("paired macro_f1", None)):
+        for metric in PAIRED:
+            policy = POLICY if metric == "cost" else None
+            for kind, b, holds in (("equal", equal, 0.0), ("unequal", worse, truth[f"unequal {metric}"])):
                 both = paired(a, b, policy_a=policy, policy_b=policy, n_boot=n_boot, seed=i)
-                if both["metric"] == name.split()[1]:
-                    show.setdefault(name, Tally()).add(both, truth=0.0)
+                if both["metric"] == metric:
+                    show.setdefault(f"{kind} {metric}", Tally()).add(both, truth=holds)
 
 
-def measure(*, sims: int, n_boot: int, num_lots: tuple[int, ...], all_pairs: bool = True) -> dict[str, Any]:
+def measure(*, sims: int, n_boot: int, num_lots: tuple[int, ...]) -> dict[str, Any]:
     """The table: number of lots -> correlation and skill -> figure -> coverage."""
     table: dict[str, Any] = {}
     cells = [(c, s) for c in CORRELATIONS for s in SKILLS]
@@ -165,8 +166,12 @@ def measure(*, sims: int, n_boot: int, num_lots: tuple[int, ...], all_pairs: boo
         for correlation, skill in cells:
             show: dict[str, Tally] = {}
             simulate(
-                g, correlation=correlation, skill=skill, sims=sims // len(cells), pairs=sims // len(cells),
-                n_boot=n_boot, show=show,
+                g,
+                correlation=correlation,
+                skill=skill,
+                sims=-(-sims // len(cells)),
+                n_boot=n_boot,
+                show=show,
             )
             table[str(g)][f"icc {correlation} {skill}"] = {k: v.shown() for k, v in show.items()}
         print(f"{g} lots: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
