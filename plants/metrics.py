@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from plants.costs import OK, REJECT, REVIEW, OutOfFold, Policy, decide_many, part_costs
 from plants.scores import Mask, PartScores, calibrate
-from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction, student
+from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction, never_seen, student
 
 __all__ = ["PartScores", "macro_f1", "paired", "report"]
 
@@ -68,6 +68,8 @@ def paired(
 ) -> dict[str, Any]:
     """a - b on the same parts and lots: in cost (less is better) where both have money, else in macro-F1 (more is).
 
+    However alike the verdicts on these parts are, two models may differ on parts that none of these stands for: unless
+    they are one and the same, the interval is never narrower than the rule of three allows.
     low and high are None under ten lots, diff too where nothing was counted. Raises ValueError for other parts.
     """
     scores_b = _aligned(scores_b, to=scores_a)
@@ -76,12 +78,15 @@ def paired(
     metric = "macro_f1"
     sides = [_confusion(scores_a), _confusion(scores_b)]
     statistic: Callable[[Floats], Floats] = macro_f1
+    unseen: Callable[[Floats], float] = _unseen_macro
     if policy_a and policy_b and policy_a.has_money and policy_b.has_money and good.any() and not good.all():
         if policy_a.rate != policy_b.rate:
             raise ValueError("two costs compare at one defect rate only")
         metric = "cost"
         sides = [_cost_sums(scores_a, policy_a), _cost_sums(scores_b, policy_b)]
         statistic = partial(_cost, rate=policy_a.rate)
+        dearest = np.maximum(_dearest(scores_a, policy_a), _dearest(scores_b, policy_b))
+        unseen = partial(_unseen_cost, rate=policy_a.rate, dearest=dearest)
 
     diff = _number(statistic(sides[0].sum(axis=0)) - statistic(sides[1].sum(axis=0)))
     interval = None
@@ -89,6 +94,8 @@ def paired(
         draws = lots.draws(n_boot, seed=seed)
         a, b = (statistic(_over_draws(draws, lots, side)) for side in sides)
         interval = student(diff, a - b, num_lots=lots.num)
+        if interval and not (np.array_equal(scores_a.probs, scores_b.probs) and policy_a == policy_b):
+            interval = interval.at_least(diff, unseen(sides[0].sum(axis=0)))
     return {
         "metric": metric,
         "diff": diff,
@@ -149,13 +156,17 @@ def _macro_figure(whole: Floats, drawn: Floats | None, *, num_lots: int) -> Figu
     It scatters at least as a mean of fractions of the classes' parts would: a class of which two parts were seen, both
     right, is not known to be without fault.
     """
-    value, true = macro_f1(whole), whole.sum(axis=1)
+    value = macro_f1(whole)
     if drawn is None or not np.isfinite(value):
         return _figure(value, None)
+    return _figure(value, fraction(float(value), macro_f1(drawn), n=_macro_parts(whole), num_lots=num_lots))
+
+
+def _macro_parts(whole: Floats) -> float:
+    """Of how many parts a plain fraction would scatter as a mean of fractions of the classes' parts does."""
+    true = whole.sum(axis=1)
     seen = true[true > 0]
-    return _figure(
-        value, fraction(float(value), macro_f1(drawn), n=len(seen) ** 2 / (1 / seen).sum(), num_lots=num_lots)
-    )
+    return float(len(seen) ** 2 / (1 / seen).sum())
 
 
 def _confusion(scores: PartScores) -> Floats:
@@ -264,11 +275,11 @@ def _cost_sums(scores: PartScores, policy: Policy | OutOfFold) -> Floats:
     return np.stack([good, good * each, ~good, ~good * each], axis=1).astype(np.float64)
 
 
-def _dearest(scores: PartScores, policy: Policy | OutOfFold) -> tuple[float, float]:
-    """The most that a verdict on a good and on a bad part can cost here."""
+def _dearest(scores: PartScores, policy: Policy | OutOfFold) -> Floats:
+    """The most that a verdict on a good and on a bad part can cost here [2]."""
     costs = policy.costs
     misses = [costs.miss_by_class.get(name, costs.miss) for name in scores.classes if name not in scores.ok]
-    return max(costs.false_alarm, costs.review), max([costs.review, *misses])
+    return np.array([max(costs.false_alarm, costs.review), max([costs.review, *misses])], dtype=np.float64)
 
 
 def _cost(sums: Floats, *, rate: float) -> Floats:
@@ -277,31 +288,36 @@ def _cost(sums: Floats, *, rate: float) -> Floats:
     return (1 - rate) * of_good + rate * of_bad
 
 
-def _cost_figure(
-    sums: Floats, drawn: Floats | None, *, rate: float, dearest: tuple[float, float], lots: Lots
-) -> Figure:
-    """Cost per part of the line from per-part [N, 4] and drawn sums [B, 4].
+def _cost_interval(sums: Floats, *, draws: Floats, rate: float, dearest: Floats, lots: Lots) -> Interval | None:
+    """Of the cost per part of the line, from per-part sums [N, 4].
 
-    The mean price of good and that of bad parts are each a fraction of the dearest price there is, so that a miss which
-    was not seen is not held to be impossible; the two intervals are added as independent ones are.
+    What good and what bad parts cost are each a fraction of the `dearest` price there is, so that a miss which was not
+    seen is not held to be impossible. The two intervals are added as independent ones are.
     Source: Zou and Donner, Statistics in Medicine 27, 2008.
     """
-    value = float(_cost(sums.sum(axis=0), rate=rate))
-    if drawn is None or not np.isfinite(value):
-        return _figure(value, None)
+    drawn, whole = _over_draws(draws, lots, sums), sums.sum(axis=0)
     below = above = 0.0
-    for most, share, count in zip(dearest, (1 - rate, rate), (0, 2), strict=True):
-        n, price = sums[:, count].sum(), count + 1
+    for most, share, at in zip(dearest, (1 - rate, rate), (0, 2), strict=True):
         if not most or not share:
             continue
-        mean = sums[:, price].sum() / n / most
-        in_draws = _ratio(drawn[:, price], drawn[:, count]) / most
-        found = fraction(mean, in_draws, n=n, num_lots=lots.holding(sums[:, count] > 0))
+        mean, in_draws = whole[at + 1] / whole[at] / most, _ratio(drawn[:, at + 1], drawn[:, at]) / most
+        found = fraction(mean, in_draws, n=whole[at], num_lots=lots.holding(sums[:, at] > 0))
         if found is None:
-            return _figure(value, None)
+            return None
         below += (share * most * (mean - found.low)) ** 2
         above += (share * most * (found.high - mean)) ** 2
-    return _figure(value, Interval(value - math.sqrt(below), value + math.sqrt(above)))
+    value = float(_cost(whole, rate=rate))
+    return Interval(value - math.sqrt(below), value + math.sqrt(above))
+
+
+def _unseen_cost(sums: Floats, *, rate: float, dearest: Floats) -> float:
+    """By how much two models may differ in cost that gave the same verdict on each of these parts, from sums [4]."""
+    return math.hypot((1 - rate) * dearest[0] * never_seen(sums[0]), rate * dearest[1] * never_seen(sums[2]))
+
+
+def _unseen_macro(whole: Floats) -> float:
+    """By how much two models may differ in macro-F1 that said the same of each of these parts, from counts [C, C]."""
+    return never_seen(_macro_parts(whole))
 
 
 def _money(
@@ -311,7 +327,10 @@ def _money(
     if policy is None or not policy.has_money:
         return {"cost": None, "verdicts": None}
     sums = _cost_sums(scores, policy)
-    drawn = None if draws is None else _over_draws(draws, lots, sums)
+    value, interval = _cost(sums.sum(axis=0), rate=policy.rate), None
+    if draws is not None and np.isfinite(value):
+        dearest = _dearest(scores, policy)
+        interval = _cost_interval(sums, draws=draws, rate=policy.rate, dearest=dearest, lots=lots)
     verdict, good = decide_many(scores, policy).verdict, scores.is_good
     asked = {
         "escapes": (~good, verdict == OK),
@@ -324,7 +343,7 @@ def _money(
         list(asked.values()) + [(rows, verdict != OK) for rows in of_class.values()], lots=lots, draws=draws
     )
     return {
-        "cost": _cost_figure(sums, drawn, rate=policy.rate, dearest=_dearest(scores, policy), lots=lots),
+        "cost": _figure(value, interval),
         "verdicts": {
             **dict(zip(asked, figures, strict=False)),
             "caught": dict(zip(of_class, figures[len(asked) :], strict=True)),

@@ -35,6 +35,10 @@ class Interval:
     high: float
     level: float = 0.95
 
+    def at_least(self, value: float, half: float) -> Interval:
+        """The same, but reaching at least so far from `value` to either side."""
+        return Interval(min(self.low, value - half), max(self.high, value + half), self.level)
+
 
 @dataclass(frozen=True, slots=True)
 class Paired:
@@ -141,6 +145,14 @@ def fraction(
     low = betaincinv(hits, like - hits + 1, tail) if hits > TINY else 0.0
     high = betaincinv(hits + 1, like - hits, 1 - tail) if like - hits > TINY else 1.0
     return Interval(float(low), float(high), level)
+
+
+def never_seen(n: float, *, level: float = 0.95) -> float:
+    """The highest share of the parts that none of `n` may still stand for, about 3 / n.
+
+    Source: Hanley and Lippman-Hand, If Nothing Goes Wrong, Is Everything All Right?, JAMA 249, 1983.
+    """
+    return float(1 - (1 - level) ** (1 / n))
 
 
 def _variance(drawn: Floats, *, num_lots: int) -> float | None:

@@ -109,37 +109,39 @@ def test_a_model_that_made_no_mistake_here_may_make_one_elsewhere():
     assert 0.6 < found["macro_f1"]["low"] < 0.9
     assert 0.8 < found["auc"]["low"] < 0.95
     assert found["cost"]["value"] == 0
-    assert 0.2 < found["cost"]["high"] / (0.05 * 50_000 + 0.95 * 5_000) < 0.4
+    assert 800 < found["cost"]["high"] < 1200
+    other = of(list(scores.truth), [], probs=0.9 * scores.probs + 0.1 / 3)
+    assert paired(scores, scores)["high"] == 0
+    assert 0.1 < paired(scores, other)["high"] == -paired(scores, other)["low"] < 0.3
 
 
 def seen_in(num_lots: int, *, seed: int) -> PartScores:
-    """Lots of 3 to 11 parts; how well the model sees the parts of a lot differs from lot to lot."""
+    """Lots of 12 parts; how well the model sees the parts of a lot differs much from lot to lot."""
     rng = np.random.default_rng(seed)
-    lot = np.repeat(np.arange(num_lots), rng.integers(3, 12, num_lots))
+    lot = np.repeat(np.arange(num_lots), 12)
     truth = rng.choice(3, len(lot), p=[0.6, 0.25, 0.15])
-    logits = rng.normal(size=(len(lot), 3)) * 0.8 + 0.8 * rng.normal(size=(num_lots, 3))[lot]
+    logits = 0.6 * rng.normal(size=(len(lot), 3)) + 1.2 * rng.normal(size=(num_lots, 3))[lot]
     logits[np.arange(len(lot)), truth] += 2
     return of([CLASSES[i] for i in truth], [], probs=softmax(2 * logits), lots=lot.astype(str))
 
 
 @pytest.mark.parametrize("num_lots", [10, 30])
-def test_the_stated_intervals_hold_the_truth_of_lots_that_resemble_themselves(num_lots):
+def test_the_stated_intervals_hold_the_truth_though_the_parts_of_a_lot_resemble_one_another(num_lots):
     policy = Policy(plant="a", classes=CLASSES, ok=("ok",), pass_below=0.2, reject_above=0.6)
 
-    def figures(scores: PartScores, *, seed: int = 0, **options) -> dict:
-        found = report(scores, policy=policy, seed=seed, **options)
+    def figures(scores: PartScores, *, n_boot: int = 60) -> dict:
+        found = report(scores, policy=policy, n_boot=n_boot)
         return {name: found[name] for name in ("macro_f1", "auc", "cost")} | {"ok": found["per_class"]["ok"]["recall"]}
 
-    truth = {name: figure["value"] for name, figure in figures(seen_in(10_000, seed=99), n_boot=1).items()}
+    truth = {name: figure["value"] for name, figure in figures(seen_in(4_000, seed=99), n_boot=1).items()}
     held = {"lots": dict.fromkeys(truth, 0), "parts": dict.fromkeys(truth, 0)}
     for seed in range(100):
         scores = seen_in(num_lots, seed=seed)
-        alone = of(list(scores.truth), [], probs=scores.probs)
-        for unit, side in (("lots", scores), ("parts", alone)):
-            for name, figure in figures(side, seed=seed, n_boot=100).items():
+        for unit, side in (("lots", scores), ("parts", of(list(scores.truth), [], probs=scores.probs))):
+            for name, figure in figures(side).items():
                 held[unit][name] += figure["low"] <= truth[name] <= figure["high"]
-    assert min(held["lots"].values()) >= 88, held
-    assert held["parts"]["ok"] < 88, held
+    assert min(held["lots"].values()) >= 90, held
+    assert held["parts"]["ok"] < 85, held
 
 
 def test_every_interval_holds_its_value_and_the_same_seed_gives_the_same_report():
