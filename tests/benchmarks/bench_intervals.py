@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from plants.costs import Policy
-from plants.metrics import macro_f1, paired, report
+from plants.metrics import paired, report
 from plants.scores import PartScores, softmax
 
 CLASSES = ("ok", "dent", "crack", "chip")
@@ -37,9 +37,11 @@ SKILLS = {"fair": 2.4, "good": 3.2, "strong": 4.0}
 CORRELATIONS = (0.0, 0.1, 0.3)
 NUM_LOTS = (3, 5, 10, 30, 100)
 LESS = 0.4
+"""By how much less the lesser model of an unequal pair sees them apart."""
 PAIRED = ("cost", "macro_f1")
 POLICY = Policy(plant="simulated", classes=CLASSES, ok=("ok",), pass_below=0.1, reject_above=0.6)
 TRUTH_LOTS = 60_000
+QUICK = 45
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -95,16 +97,18 @@ def stated(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @cache
 def truths(*, skill: float, correlation: float) -> tuple[dict[str, float], Floats]:
-    """The figures of the plant itself, and its F1 by class."""
+    """The figures of the plant itself, and the F1 of the first and of the lesser model by class [2, C]."""
     many = sample(TRUTH_LOTS, skill=skill, correlation=correlation, rng=np.random.default_rng(12345))
     scores = many.scores(model=0, rows=slice(None))
     found = report(scores, policy=POLICY, n_boot=1)
-    counts = np.array(found["confusion"]["counts"], dtype=np.float64)
-    f1 = 2 * np.diagonal(counts) / (counts.sum(axis=0) + counts.sum(axis=1))
-    assert abs(f1.mean() - macro_f1(counts)) < 1e-9
-    figures = {name: figure["value"] for name, figure in stated(found) if figure}
     worse = report(many.scores(model=2, rows=slice(None)), policy=POLICY, n_boot=1)
-    return figures | {f"unequal {name}": figures[name] - worse[name]["value"] for name in PAIRED}, f1
+    f1 = np.array([[row["f1"] for row in side["per_class"].values()] for side in (found, worse)])
+    figures = {name: figure["value"] for name, figure in stated(found) if figure}
+    return figures | {
+        "equal cost": 0.0,
+        "equal macro_f1": 0.0,
+        "unequal cost": figures["cost"] - worse["cost"]["value"],
+    }, f1
 
 
 class Tally:
@@ -122,6 +126,11 @@ class Tally:
         self.held += figure["low"] <= truth <= figure["high"]
         self.below += figure["high"] < truth
         self.width += figure["high"] - figure["low"]
+
+    def join(self, other: Tally) -> None:
+        """Takes in what another counted of the same figure."""
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def shown(self) -> dict[str, Any]:
         """Shares; coverage is of the intervals that were given, None where none was."""
@@ -145,37 +154,46 @@ def simulate(num_lots: int, *, correlation: float, skill: str, sims: int, n_boot
         rows = slice(edges[i], edges[i + 1])
         a, equal, worse = (drawn.scores(model=model, rows=rows) for model in range(3))
         found = report(a, policy=POLICY, n_boot=n_boot, seed=i)
-        truth["macro_f1"] = float(f1[np.unique(drawn.truth[rows])].mean())
+        own, lesser = f1[:, np.unique(drawn.truth[rows])].mean(axis=1)
+        truth |= {"macro_f1": own, "unequal macro_f1": own - lesser}
         for name, figure in stated(found):
             show.setdefault(name, Tally()).add(figure, truth=truth[name])
         for metric in PAIRED:
             policy = POLICY if metric == "cost" else None
-            for kind, b, holds in (("equal", equal, 0.0), ("unequal", worse, truth[f"unequal {metric}"])):
+            for kind, b in (("equal", equal), ("unequal", worse)):
                 both = paired(a, b, policy_a=policy, policy_b=policy, n_boot=n_boot, seed=i)
                 if both["metric"] == metric:
-                    show.setdefault(f"{kind} {metric}", Tally()).add(both, truth=holds)
+                    show.setdefault(f"{kind} {metric}", Tally()).add(both, truth=truth[f"{kind} {metric}"])
 
 
-def measure(*, sims: int, n_boot: int, num_lots: tuple[int, ...]) -> dict[str, Any]:
-    """The table: number of lots -> correlation and skill -> figure -> coverage."""
+def measure(*, sims: int, n_boot: int, num_lots: Sequence[int]) -> dict[str, Any]:
+    """Number of lots -> figure -> its coverage over all cells, and its worst cell of correlation and skill."""
     table: dict[str, Any] = {}
     cells = [(c, s) for c in CORRELATIONS for s in SKILLS]
     for g in num_lots:
         begun = time.monotonic()
-        table[str(g)] = {}
+        pooled: dict[str, Tally] = {}
+        worst: dict[str, tuple[float, str]] = {}
         for correlation, skill in cells:
             show: dict[str, Tally] = {}
-            simulate(
-                g,
-                correlation=correlation,
-                skill=skill,
-                sims=-(-sims // len(cells)),
-                n_boot=n_boot,
-                show=show,
-            )
-            table[str(g)][f"icc {correlation} {skill}"] = {k: v.shown() for k, v in show.items()}
+            each = -(-sims // len(cells))
+            simulate(g, correlation=correlation, skill=skill, sims=each, n_boot=n_boot, show=show)
+            for name, tally in show.items():
+                pooled.setdefault(name, Tally()).join(tally)
+                if tally.given >= each // 2:
+                    found = (tally.shown()["coverage"], f"correlation {correlation}, {skill} model")
+                    worst[name] = min(found, worst.get(name, found))
+        table[str(g)] = {name: {**tally.shown(), "worst_cell": worst.get(name)} for name, tally in pooled.items()}
         print(f"{g} lots: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return table
+
+
+def falsely_different(table: dict[str, Any]) -> dict[str, Any]:
+    """Number of lots -> how often two models of equal skill are called different, in money and in macro-F1."""
+    return {
+        g: {m: None if (held := rows[f"equal {m}"]["coverage"]) is None else round(1 - held, 4) for m in PAIRED}
+        for g, rows in table.items()
+    }
 
 
 def main() -> None:
@@ -186,8 +204,11 @@ def main() -> None:
     ask.add_argument("--boot", type=int, default=500)
     given = ask.parse_args()
     begun = time.monotonic()
-    table = measure(sims=60 if given.quick else given.sims, n_boot=given.boot, num_lots=tuple(given.lots))
-    print(json.dumps({"name": "intervals", "seconds": round(time.monotonic() - begun, 1), "table": table}))
+    sims = QUICK if given.quick else given.sims
+    table = measure(sims=sims, n_boot=given.boot, num_lots=given.lots)
+    words = {"name": "intervals", "level": 0.95, "sims_per_number_of_lots": sims, "n_boot": given.boot}
+    shown = {**words, "seconds": round(time.monotonic() - begun, 1), "falsely_different": falsely_different(table)}
+    print(json.dumps({**shown, "coverage": table}))
 
 
 if __name__ == "__main__":
