@@ -120,7 +120,7 @@ def seen_in(num_lots: int, *, seed: int) -> PartScores:
     rng = np.random.default_rng(seed)
     lot = np.repeat(np.arange(num_lots), 12)
     truth = rng.choice(3, len(lot), p=[0.6, 0.25, 0.15])
-    logits = 0.6 * rng.normal(size=(len(lot), 3)) + 1.2 * rng.normal(size=(num_lots, 3))[lot]
+    logits = rng.normal(size=(len(lot), 3)) + rng.normal(size=(num_lots, 3))[lot]
     logits[np.arange(len(lot)), truth] += 2
     return of([CLASSES[i] for i in truth], [], probs=softmax(2 * logits), lots=lot.astype(str))
 
@@ -135,13 +135,13 @@ def test_the_stated_intervals_hold_the_truth_though_the_parts_of_a_lot_resemble_
 
     truth = {name: figure["value"] for name, figure in figures(seen_in(4_000, seed=99), n_boot=1).items()}
     held = {"lots": dict.fromkeys(truth, 0), "parts": dict.fromkeys(truth, 0)}
-    for seed in range(100):
+    for seed in range(140):
         scores = seen_in(num_lots, seed=seed)
         for unit, side in (("lots", scores), ("parts", of(list(scores.truth), [], probs=scores.probs))):
             for name, figure in figures(side).items():
                 held[unit][name] += figure["low"] <= truth[name] <= figure["high"]
-    assert min(held["lots"].values()) >= 90, held
-    assert held["parts"]["ok"] < 85, held
+    assert min(held["lots"].values()) >= 0.92 * 140, held
+    assert held["parts"]["ok"] < 0.85 * 140, held
 
 
 def test_every_interval_holds_its_value_and_the_same_seed_gives_the_same_report():
