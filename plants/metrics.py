@@ -6,6 +6,7 @@ escapes, false alarms and cost are of the policy's verdicts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,10 +16,12 @@ import numpy.typing as npt
 
 from plants.costs import OK, REJECT, REVIEW, OutOfFold, Policy, decide_many, part_costs
 from plants.scores import Mask, PartScores, calibrate
-from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Lots, percentiles, wilson
+from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction, never_seen, student
 
 __all__ = ["PartScores", "macro_f1", "paired", "report"]
 
+MIN_LOTS_OF_KIND = 5
+"""What is counted on some parts only needs this many lots that hold any."""
 NUM_BINS = 10
 NUM_CURVE_POINTS = 101
 BLOCK = 100_000
@@ -40,12 +43,12 @@ def report(
     counts = _confusion(scores)
     whole = counts.sum(axis=0)
     drawn = None if draws is None else _over_draws(draws, lots, counts)
-    macro = _figure(macro_f1(whole), None if drawn is None else macro_f1(drawn))
+    macro = _macro_figure(whole, drawn, num_lots=lots.num)
     return {
         "n": len(scores),
         "n_lots": lots.num,
         "macro_f1": macro,
-        "per_class": _per_class(scores.classes, whole, drawn),
+        "per_class": _per_class(scores, whole, drawn, lots=lots),
         "confusion": {"classes": list(scores.classes), "counts": whole.astype(int).tolist()},
         **_ranking(scores, lots=lots, draws=draws),
         "by_environment": _by_environment(scores, counts, lots=lots, draws=draws),
@@ -65,6 +68,8 @@ def paired(
 ) -> dict[str, Any]:
     """a - b on the same parts and lots: in cost (less is better) where both have money, else in macro-F1 (more is).
 
+    However alike the verdicts on these parts are, two models may differ on parts that none of these stands for: unless
+    they are one and the same, the interval is never narrower than the rule of three allows.
     low and high are None under ten lots, diff too where nothing was counted. Raises ValueError for other parts.
     """
     scores_b = _aligned(scores_b, to=scores_a)
@@ -73,19 +78,24 @@ def paired(
     metric = "macro_f1"
     sides = [_confusion(scores_a), _confusion(scores_b)]
     statistic: Callable[[Floats], Floats] = macro_f1
+    unseen: Callable[[Floats], float] = _unseen_macro
     if policy_a and policy_b and policy_a.has_money and policy_b.has_money and good.any() and not good.all():
         if policy_a.rate != policy_b.rate:
             raise ValueError("two costs compare at one defect rate only")
         metric = "cost"
         sides = [_cost_sums(scores_a, policy_a), _cost_sums(scores_b, policy_b)]
         statistic = partial(_cost, rate=policy_a.rate)
+        dearest = np.maximum(_dearest(scores_a, policy_a), _dearest(scores_b, policy_b))
+        unseen = partial(_unseen_cost, rate=policy_a.rate, dearest=dearest)
 
     diff = _number(statistic(sides[0].sum(axis=0)) - statistic(sides[1].sum(axis=0)))
     interval = None
     if lots.is_enough and diff is not None:
         draws = lots.draws(n_boot, seed=seed)
         a, b = (statistic(_over_draws(draws, lots, side)) for side in sides)
-        interval = percentiles(a - b)
+        interval = student(diff, a - b, num_lots=lots.num)
+        if interval and not (np.array_equal(scores_a.probs, scores_b.probs) and policy_a == policy_b):
+            interval = interval.at_least(diff, unseen(sides[0].sum(axis=0)))
     return {
         "metric": metric,
         "diff": diff,
@@ -116,28 +126,47 @@ def _number(value: npt.ArrayLike) -> float | None:
     return round(number, 6) if np.isfinite(number) else None
 
 
-def _figure(value: npt.ArrayLike, drawn: Floats | None, *, hits: float | None = None, n: int | None = None) -> Figure:
-    """A value with its interval. For a fraction of `n`, the wider of bootstrap and Wilson at either end.
-
-    The bootstrap alone would say that a class of which no part was missed can never be missed.
-    """
+def _figure(value: npt.ArrayLike, interval: Interval | None, *, n: int | None = None) -> Figure:
+    """A value with its interval, or the words why there is none."""
     number = _number(value)
-    interval = None if drawn is None or number is None else percentiles(drawn)
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    if interval and hits is not None and n:
-        by_count = wilson(np.array([hits]), np.array([n]))
-        low, high = min(interval.low, float(by_count[0][0])), max(interval.high, float(by_count[1][0]))
+    shown = None if number is None else interval
     figure: Figure = {
         "value": number,
-        "low": None if low is None else _number(low),
-        "high": None if high is None else _number(high),
+        "low": _number(shown.low) if shown else None,
+        "high": _number(shown.high) if shown else None,
         "words": None,
     }
     if number is None:
         figure["words"] = "nothing counted"
-    elif interval is None:
+    elif shown is None:
         figure["words"] = NOT_ENOUGH_LOTS
     return figure | ({} if n is None else {"n": n})
+
+
+def _share(hits: float, n: float, drawn: Floats | None, *, num_lots: int) -> Figure:
+    """The fraction hits / n of parts that lie in `num_lots` lots."""
+    enough = drawn is not None and num_lots >= MIN_LOTS_OF_KIND and n > 0
+    interval = fraction(hits / n, drawn, n=n, num_lots=num_lots) if enough and drawn is not None else None
+    return _figure(_ratio(hits, n), interval, n=int(n))
+
+
+def _macro_figure(whole: Floats, drawn: Floats | None, *, num_lots: int) -> Figure:
+    """Macro-F1 from all counts [C, C] and drawn ones [B, C, C].
+
+    It scatters at least as a mean of fractions of the classes' parts would: a class of which two parts were seen, both
+    right, is not known to be without fault.
+    """
+    value = macro_f1(whole)
+    if drawn is None or not np.isfinite(value):
+        return _figure(value, None)
+    return _figure(value, fraction(float(value), macro_f1(drawn), n=_macro_parts(whole), num_lots=num_lots))
+
+
+def _macro_parts(whole: Floats) -> float:
+    """Of how many parts a plain fraction would scatter as a mean of fractions of the classes' parts does."""
+    true = whole.sum(axis=1)
+    seen = true[true > 0]
+    return float(len(seen) ** 2 / (1 / seen).sum())
 
 
 def _confusion(scores: PartScores) -> Floats:
@@ -152,14 +181,14 @@ def _over_draws(draws: Floats, lots: Lots, values: Floats) -> Floats:
     return (draws @ lots.sums(values)).reshape(len(draws), *values.shape[1:])
 
 
-def _per_class(classes: tuple[str, ...], whole: Floats, drawn: Floats | None) -> dict[str, Any]:
+def _per_class(scores: PartScores, whole: Floats, drawn: Floats | None, *, lots: Lots) -> dict[str, Any]:
     table = {}
-    for i, name in enumerate(classes):
+    for i, name in enumerate(scores.classes):
         hits, true, said = whole[i, i], whole[i].sum(), whole[:, i].sum()
         in_draws = None if drawn is None else _ratio(drawn[:, i, i], drawn[:, i].sum(axis=1))
         table[name] = {
             "precision": _number(_ratio(hits, said)),
-            "recall": _figure(_ratio(hits, true), in_draws, hits=hits, n=int(true)),
+            "recall": _share(hits, true, in_draws, num_lots=lots.holding(scores.truth_index == i)),
             "f1": _number(2 * hits / (true + said)) if true else None,
             "n": int(true),
         }
@@ -174,8 +203,8 @@ def _by_environment(scores: PartScores, counts: Floats, *, lots: Lots, draws: Fl
         num_lots = len(np.unique(lots.index[rows]))
         drawn = None
         if draws is not None and num_lots >= MIN_LOTS:
-            drawn = macro_f1(_over_draws(draws, lots, counts * rows[:, None, None]))
-        figure = _figure(macro_f1(counts[rows].sum(axis=0)), drawn)
+            drawn = _over_draws(draws, lots, counts * rows[:, None, None])
+        figure = _macro_figure(counts[rows].sum(axis=0), drawn, num_lots=num_lots)
         found.append((name, {"macro_f1": figure["value"], "low": figure["low"], "high": figure["high"]}))
         found[-1][1].update(words=figure["words"], n=int(rows.sum()), n_lots=num_lots)
     return dict(sorted(found, key=lambda item: item[1]["macro_f1"]))
@@ -195,8 +224,19 @@ def _ranking(scores: PartScores, *, lots: Lots, draws: Floats | None) -> dict[st
     if draws is not None:
         blocks = np.array_split(draws, max(1, draws.shape[0] * len(scores) // BLOCK))
         drawn = np.concatenate([_areas(*_tallies(w[:, lots.index[order]], positive, starts)) for w in blocks])
-    auc, precision = (_figure(value, None if drawn is None else drawn[:, i]) for i, value in enumerate(_areas(*one)[0]))
+    fewest, num_lots = min(good.sum(), (~good).sum()), min(lots.holding(good), lots.holding(~good))
+    auc, precision = (
+        _area(float(value), None if drawn is None else drawn[:, i], n=fewest, num_lots=num_lots)
+        for i, value in enumerate(_areas(*one)[0])
+    )
     return {"auc": auc, "average_precision": precision, "curves": _curves(*one)}
+
+
+def _area(value: float, drawn: Floats | None, *, n: int, num_lots: int) -> Figure:
+    """An area under a curve; one part more, and on the wrong side of all others, may always come."""
+    enough = drawn is not None and num_lots >= MIN_LOTS_OF_KIND
+    found = fraction(value, drawn, num_lots=num_lots) if enough and drawn is not None else None
+    return _figure(value, found and Interval(min(found.low, value * n / (n + 1)), found.high))
 
 
 def _tallies(weights: Floats, positive: Mask, starts: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -235,10 +275,49 @@ def _cost_sums(scores: PartScores, policy: Policy | OutOfFold) -> Floats:
     return np.stack([good, good * each, ~good, ~good * each], axis=1).astype(np.float64)
 
 
+def _dearest(scores: PartScores, policy: Policy | OutOfFold) -> Floats:
+    """The most that a verdict on a good and on a bad part can cost here [2]."""
+    costs = policy.costs
+    misses = [costs.miss_by_class.get(name, costs.miss) for name in scores.classes if name not in scores.ok]
+    return np.array([max(costs.false_alarm, costs.review), max([costs.review, *misses])], dtype=np.float64)
+
+
 def _cost(sums: Floats, *, rate: float) -> Floats:
     """Cost per part of the line from sums [..., 4]."""
     of_good, of_bad = _ratio(sums[..., 1], sums[..., 0]), _ratio(sums[..., 3], sums[..., 2])
     return (1 - rate) * of_good + rate * of_bad
+
+
+def _cost_interval(sums: Floats, *, draws: Floats, rate: float, dearest: Floats, lots: Lots) -> Interval | None:
+    """Of the cost per part of the line, from per-part sums [N, 4].
+
+    What good and what bad parts cost are each a fraction of the `dearest` price there is, so that a miss which was not
+    seen is not held to be impossible. The two intervals are added as independent ones are.
+    Source: Zou and Donner, Statistics in Medicine 27, 2008.
+    """
+    drawn, whole = _over_draws(draws, lots, sums), sums.sum(axis=0)
+    below = above = 0.0
+    for most, share, at in zip(dearest, (1 - rate, rate), (0, 2), strict=True):
+        if not most or not share:
+            continue
+        mean, in_draws = whole[at + 1] / whole[at] / most, _ratio(drawn[:, at + 1], drawn[:, at]) / most
+        found = fraction(mean, in_draws, n=whole[at], num_lots=lots.holding(sums[:, at] > 0))
+        if found is None:
+            return None
+        below += (share * most * (mean - found.low)) ** 2
+        above += (share * most * (found.high - mean)) ** 2
+    value = float(_cost(whole, rate=rate))
+    return Interval(value - math.sqrt(below), value + math.sqrt(above))
+
+
+def _unseen_cost(sums: Floats, *, rate: float, dearest: Floats) -> float:
+    """By how much two models may differ in cost that gave the same verdict on each of these parts, from sums [4]."""
+    return math.hypot((1 - rate) * dearest[0] * never_seen(sums[0]), rate * dearest[1] * never_seen(sums[2]))
+
+
+def _unseen_macro(whole: Floats) -> float:
+    """By how much two models may differ in macro-F1 that said the same of each of these parts, from counts [C, C]."""
+    return never_seen(_macro_parts(whole))
 
 
 def _money(
@@ -248,7 +327,10 @@ def _money(
     if policy is None or not policy.has_money:
         return {"cost": None, "verdicts": None}
     sums = _cost_sums(scores, policy)
-    drawn = None if draws is None else _cost(_over_draws(draws, lots, sums), rate=policy.rate)
+    value, interval = _cost(sums.sum(axis=0), rate=policy.rate), None
+    if draws is not None and np.isfinite(value):
+        dearest = _dearest(scores, policy)
+        interval = _cost_interval(sums, draws=draws, rate=policy.rate, dearest=dearest, lots=lots)
     verdict, good = decide_many(scores, policy).verdict, scores.is_good
     asked = {
         "escapes": (~good, verdict == OK),
@@ -261,7 +343,7 @@ def _money(
         list(asked.values()) + [(rows, verdict != OK) for rows in of_class.values()], lots=lots, draws=draws
     )
     return {
-        "cost": _figure(_cost(sums.sum(axis=0), rate=policy.rate), drawn),
+        "cost": _figure(value, interval),
         "verdicts": {
             **dict(zip(asked, figures, strict=False)),
             "caught": dict(zip(of_class, figures[len(asked) :], strict=True)),
@@ -276,7 +358,7 @@ def _rates(asked: list[tuple[Mask, Mask]], *, lots: Lots, draws: Floats | None) 
     figures = []
     for i, (hits, of) in enumerate(counted.sum(axis=0)):
         in_draws = None if drawn is None else _ratio(drawn[:, i, 0], drawn[:, i, 1])
-        figures.append(_figure(_ratio(hits, of), in_draws, hits=hits, n=int(of)))
+        figures.append(_share(hits, of, in_draws, num_lots=lots.holding(asked[i][0])))
     return figures
 
 

@@ -1,15 +1,23 @@
-"""Intervals: what a figure could have been with other parts. Wilson for a fraction, lot bootstrap for everything else.
+"""Intervals: what a figure could have been with other lots. Lots are drawn with replacement; how the draws scatter is
+what is known, and the interval is made of that: Student's for a difference, the exact one of a fraction for a figure
+between 0 and 1. Parts of one lot resemble one another, so lots are drawn, never parts; under ten lots there is none.
 
-Parts of one lot resemble one another, so lots are drawn, never parts; under ten lots there is no interval.
+Percentiles of the draws, and BCa, which `scipy.stats.bootstrap` can be made to do with lots, cannot be had from few
+lots or rare mistakes: where a model errs in no part at hand, no draw errs. `tests/benchmarks/bench_intervals.py`
+measures how often the intervals given here hold the truth.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv, stdtrit
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -19,6 +27,8 @@ MIN_LOTS = 10
 NOT_ENOUGH_LOTS = "not enough lots"
 BLOCK = 4_000_000
 """Weights made at once; 32 MB."""
+TINY = 1e-20
+"""A variance below is rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,10 @@ class Interval:
     low: float
     high: float
     level: float = 0.95
+
+    def at_least(self, value: float, half: float) -> Interval:
+        """The same, but reaching at least so far from `value` to either side."""
+        return Interval(min(self.low, value - half), max(self.high, value + half), self.level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +75,6 @@ class Rate:
 
 def wilson(hits: npt.ArrayLike, of: npt.ArrayLike, *, level: float = 0.95) -> tuple[Floats, Floats]:
     """Wilson's score interval of many fractions at once; NaN where nothing was counted."""
-    from statistics import NormalDist
-
     z = NormalDist().inv_cdf(0.5 + level / 2)
     n = np.where(np.asarray(of) > 0, of, np.nan).astype(np.float64)
     p = np.asarray(hits, dtype=np.float64) / n
@@ -85,6 +97,10 @@ class Lots:
         """Whether an interval may be given."""
         return self.num >= MIN_LOTS
 
+    def holding(self, rows: npt.NDArray[np.bool_]) -> int:
+        """How many lots hold any of these parts."""
+        return int(np.count_nonzero(np.bincount(self.index[rows], minlength=self.num)))
+
     def draws(self, n: int, *, seed: int) -> Floats:
         """How often each lot was drawn [n, G] in n draws of G lots with replacement; the same for the same seed."""
         picked = np.random.default_rng(seed).integers(0, self.num, size=(n, self.num))
@@ -100,21 +116,70 @@ class Lots:
         return flat.astype(np.float64).reshape(self.num, width)
 
 
-def percentiles(values: Floats, *, level: float = 0.95) -> Interval | None:
-    """The middle `level` of a statistic's draws; None when fewer than half of them counted anything."""
-    finite = values[np.isfinite(values)]
-    if 2 * len(finite) < len(values) or not len(finite):
+def student(value: float, drawn: Floats, *, num_lots: int, level: float = 0.95) -> Interval | None:
+    """`value` and as far to either side as its draws scatter, by Student's t; None where too few draws counted.
+
+    Draws of G lots scatter by (G - 1) / G too little, and how much they scatter is itself known from G lots only.
+    """
+    error = _variance(drawn, num_lots=num_lots)
+    if error is None:
         return None
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    half = _t(num_lots - 1, level=level) * math.sqrt(error)
+    return Interval(value - half, value + half, level)
+
+
+def fraction(
+    value: float, drawn: Floats, *, n: float = math.inf, num_lots: int, level: float = 0.95
+) -> Interval | None:
+    """The exact interval of a figure between 0 and 1, of as many parts as its draws scatter like, at most `n`.
+
+    `value * (1 - value) / variance` is the number of independent parts that would scatter as much; by (z / t)^2 fewer,
+    as the variance is known from `num_lots` lots only. None where too few draws counted.
+    Source: Korn and Graubard, Survey Methodology 24, 1998.
+    """
+    error = _variance(drawn, num_lots=num_lots)
+    if error is None:
+        return None
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    known = value * (1 - value) * (z / _t(num_lots - 1, level=level)) ** 2
+    like = min(n, known / error if error > 0 else math.inf)
+    if math.isinf(like):
+        return Interval(value, value, level)
+    hits, tail = value * like, 0.5 - level / 2
+    low = betaincinv(hits, like - hits + 1, tail) if hits > TINY else 0.0
+    high = betaincinv(hits + 1, like - hits, 1 - tail) if like - hits > TINY else 1.0
     return Interval(float(low), float(high), level)
+
+
+def never_seen(n: float, *, level: float = 0.95) -> float:
+    """The highest share of the parts that none of `n` may still stand for, about 3 / n.
+
+    Source: Hanley and Lippman-Hand, If Nothing Goes Wrong, Is Everything All Right?, JAMA 249, 1983.
+    """
+    return float(1 - (1 - level) ** (1 / n))
+
+
+def _variance(drawn: Floats, *, num_lots: int) -> float | None:
+    """Of a statistic, from its draws; None when fewer than half of them counted anything, or of a single lot."""
+    finite = drawn[np.isfinite(drawn)]
+    if num_lots < 2 or len(finite) < 2 or 2 * len(finite) < len(drawn):
+        return None
+    variance = float(finite.var(ddof=1)) * num_lots / (num_lots - 1)
+    return variance if variance > TINY else 0.0
+
+
+@cache
+def _t(freedom: int, *, level: float) -> float:
+    """Student's t that `level` of the values lie within."""
+    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def bootstrap(
     lots: Sequence[str] | npt.NDArray[np.object_], statistic: Statistic, *, n: int = 500, seed: int, level: float = 0.95
 ) -> Interval | None:
     """The interval of a statistic over draws of lots, or None under ten lots."""
-    groups = Lots(lots)
-    return percentiles(_drawn(groups, statistic, n=n, seed=seed), level=level) if groups.is_enough else None
+    found = paired_bootstrap(lots, statistic, lambda weights: np.zeros(len(weights)), n=n, seed=seed, level=level)
+    return None if found.low is None or found.high is None else Interval(found.low, found.high, level)
 
 
 def paired_bootstrap(
@@ -137,7 +202,7 @@ def paired_bootstrap(
         return Paired(None, None, None)
     if not groups.is_enough:
         return Paired(whole, None, None)
-    found = percentiles(_drawn(groups, difference, n=n, seed=seed), level=level)
+    found = student(whole, _drawn(groups, difference, n=n, seed=seed), num_lots=groups.num, level=level)
     return Paired(whole, found.low if found else None, found.high if found else None)
 
 

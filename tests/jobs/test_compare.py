@@ -40,8 +40,8 @@ def candidate(
 
 
 def test_a_cheaper_model_is_taken_when_it_is_shown_not_to_be_worse():
-    """It raises one false alarm more in 800 parts."""
-    best, cheap = candidate("branch", skill=2.5, num_lots=400), candidate("head", skill=2.5, price=0, num_lots=400)
+    """It raises one false alarm more in 1,600 parts."""
+    best, cheap = candidate("branch", skill=2.5, num_lots=800), candidate("head", skill=2.5, price=0, num_lots=800)
     good = int(np.flatnonzero(best.scores.is_good & (best.scores.p_defect < 0.001))[0])
     cheap.scores.probs[good] = (0.001, 0.999)
     cost = {m.name: report(m.scores, policy=m.judged_by, n_boot=1)["cost"]["value"] for m in (best, cheap)}

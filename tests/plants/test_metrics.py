@@ -91,6 +91,59 @@ def test_under_ten_lots_there_are_words_instead_of_intervals():
         assert (figure["low"], figure["high"], figure["words"]) == (None, None, "not enough lots")
 
 
+def test_a_class_that_fewer_than_five_lots_hold_has_words_and_the_others_their_interval():
+    for holding, words in ((4, "not enough lots"), (5, None)):
+        truth = ["ok"] * 40 + ["crack"] * holding * 3
+        names = [f"lot{i % 20}" for i in range(40)] + [f"lot{i % holding}" for i in range(holding * 3)]
+        found = report(of(truth, truth, lots=names))
+        crack, auc = found["per_class"]["crack"]["recall"], found["auc"]
+        assert (crack["value"], crack["words"], auc["words"]) == (1, words, words)
+        assert (crack["low"] is None) == (auc["low"] is None) == (words is not None)
+        assert found["per_class"]["ok"]["recall"]["words"] is None
+
+
+def test_a_model_that_made_no_mistake_here_may_make_one_elsewhere():
+    scores = of(["ok"] * 20 + ["dent"] * 10, ["ok"] * 20 + ["dent"] * 10)
+    found = report(scores, policy=Policy(plant="a", classes=CLASSES, ok=("ok",), pass_below=0.5, reject_above=0.5))
+    assert (found["macro_f1"]["high"], found["auc"]["high"], found["cost"]["low"]) == (1, 1, 0)
+    assert 0.6 < found["macro_f1"]["low"] < 0.9
+    assert 0.8 < found["auc"]["low"] < 0.95
+    assert found["cost"]["value"] == 0
+    assert 800 < found["cost"]["high"] < 1200
+    other = of(list(scores.truth), [], probs=0.9 * scores.probs + 0.1 / 3)
+    assert paired(scores, scores)["high"] == 0
+    assert 0.1 < paired(scores, other)["high"] == -paired(scores, other)["low"] < 0.3
+
+
+def seen_in(num_lots: int, *, seed: int) -> PartScores:
+    """Lots of 12 parts; how well the model sees the parts of a lot differs much from lot to lot."""
+    rng = np.random.default_rng(seed)
+    lot = np.repeat(np.arange(num_lots), 12)
+    truth = rng.choice(3, len(lot), p=[0.6, 0.25, 0.15])
+    logits = rng.normal(size=(len(lot), 3)) + rng.normal(size=(num_lots, 3))[lot]
+    logits[np.arange(len(lot)), truth] += 2
+    return of([CLASSES[i] for i in truth], [], probs=softmax(2 * logits), lots=lot.astype(str))
+
+
+@pytest.mark.parametrize("num_lots", [10, 30])
+def test_the_stated_intervals_hold_the_truth_though_the_parts_of_a_lot_resemble_one_another(num_lots):
+    policy = Policy(plant="a", classes=CLASSES, ok=("ok",), pass_below=0.2, reject_above=0.6)
+
+    def figures(scores: PartScores, *, n_boot: int = 60) -> dict:
+        found = report(scores, policy=policy, n_boot=n_boot)
+        return {name: found[name] for name in ("macro_f1", "auc", "cost")} | {"ok": found["per_class"]["ok"]["recall"]}
+
+    truth = {name: figure["value"] for name, figure in figures(seen_in(4_000, seed=99), n_boot=1).items()}
+    held = {"lots": dict.fromkeys(truth, 0), "parts": dict.fromkeys(truth, 0)}
+    for seed in range(140):
+        scores = seen_in(num_lots, seed=seed)
+        for unit, side in (("lots", scores), ("parts", of(list(scores.truth), [], probs=scores.probs))):
+            for name, figure in figures(side).items():
+                held[unit][name] += figure["low"] <= truth[name] <= figure["high"]
+    assert min(held["lots"].values()) >= 0.92 * 140, held
+    assert held["parts"]["ok"] < 0.85 * 140, held
+
+
 def test_every_interval_holds_its_value_and_the_same_seed_gives_the_same_report():
     scores = parts()
     policy = solve(scores, costs=Costs(), plant="a")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plants.stats import Interval, Lots, Rate, bootstrap, paired_bootstrap, percentiles
+from plants.stats import Lots, Rate, bootstrap, fraction, paired_bootstrap, student
 
 
 def mean_of(values: np.ndarray):
@@ -69,6 +69,23 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= covered / 200 <= 0.99
 
 
+@pytest.mark.parametrize("num_lots", [10, 30])
+def test_the_interval_of_lots_that_resemble_themselves_covers_and_that_of_their_parts_does_not(num_lots):
+    covered = {"lots": 0, "parts": 0}
+    rng = np.random.default_rng(num_lots)
+    names = {"lots": np.repeat(np.arange(num_lots), 8).astype(str), "parts": np.arange(8 * num_lots).astype(str)}
+    for seed in range(200):
+        share = np.repeat(rng.beta(3.5, 1.5, num_lots), 8)
+        values = (rng.random(len(share)) < share).astype(np.float64)
+        for unit, of in names.items():
+            groups = Lots(of)
+            drawn = groups.draws(200, seed=seed) @ groups.sums(values) / (8 * num_lots / groups.num * groups.num)
+            found = fraction(values.mean(), drawn[:, 0], n=len(values), num_lots=groups.num)
+            covered[unit] += found.low <= 0.7 <= found.high
+    assert covered["lots"] >= 0.92 * 200
+    assert covered["parts"] < 0.90 * 200
+
+
 def test_a_paired_difference_is_far_narrower_than_two_intervals():
     rng = np.random.default_rng(0)
     hard = rng.normal(size=50) * 10
@@ -80,11 +97,32 @@ def test_a_paired_difference_is_far_narrower_than_two_intervals():
     assert alone.high - alone.low > 20 * (paired.high - paired.low)
 
 
-def test_draws_that_counted_nothing_are_left_out_and_too_many_of_them_leave_no_interval():
-    some = np.array([np.nan, *np.arange(99.0)])
-    assert percentiles(some) == Interval(pytest.approx(2.45), pytest.approx(95.55))
-    assert percentiles(np.where(np.arange(100) < 51, np.nan, 1.0)) is None
-    assert percentiles(np.zeros(0)) is None
+@pytest.mark.parametrize("interval", [student, fraction])
+def test_draws_that_counted_nothing_are_left_out_and_too_many_of_them_leave_no_interval(interval):
+    draws = np.random.default_rng(0).normal(0.5, 0.1, 99)
+    assert interval(0.5, np.append(draws, np.nan), num_lots=20) == interval(0.5, draws, num_lots=20)
+    assert interval(0.5, np.where(np.arange(100) < 51, np.nan, 0.5), num_lots=20) is None
+    assert interval(0.5, np.zeros(0), num_lots=20) is None
+    assert interval(0.5, draws, num_lots=1) is None
+
+
+def test_few_lots_give_a_wider_interval_than_many_of_the_same_scatter():
+    draws = np.random.default_rng(0).normal(0.5, 0.05, 500)
+    for interval in (student, fraction):
+        widths = [found.high - found.low for n in (5, 10, 1000) if (found := interval(0.5, draws, num_lots=n))]
+        assert widths == sorted(widths, reverse=True)
+        assert widths[-1] == pytest.approx(2 * 1.96 * 0.05, rel=0.08)
+
+
+# Source of the expected values: Clopper and Pearson's interval in Newcombe, Statistics in Medicine 17, 1998, table I.
+@pytest.mark.parametrize(
+    ("hits", "of", "low", "high"),
+    [(81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (0, 20, 0.0, 0.1684), (1, 29, 0.0009, 0.1776)],
+)
+def test_a_fraction_of_lots_that_do_not_resemble_themselves_has_the_published_exact_interval(hits, of, low, high):
+    interval = fraction(hits / of, np.full(500, hits / of), n=of, num_lots=of)
+    assert interval is not None
+    assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
 
 
 def test_a_statistic_that_counted_nothing_has_no_difference():
