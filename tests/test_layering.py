@@ -177,9 +177,8 @@ def test_no_module_has_a_vague_name_or_one_of_the_standard_library(room: str):
     assert (vague, shadows) == ([], [])
 
 
-@pytest.mark.parametrize(
-    "room", [pytest.param(room, marks=[pytest.mark.slow] if room == "jobs" else []) for room in ROOMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_fresh_interpreter_that_imports_a_whole_room_has_not_loaded_what_it_must_not(room: str):
     seen = loaded_after(modules(room))
     assert set(modules(room)) <= seen

@@ -23,7 +23,13 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(("backbone", "num_stages"), FAMILIES.items())
+SLOW = {"vit_tiny_patch16_224", "mobilenetv3_small_100", "efficientnet_b0"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "num_stages"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] if pair[0] in SLOW else []) for pair in FAMILIES.items()],
+)
 def test_trunk_and_branch_equal_the_whole_backbone_at_every_cut(backbone, num_stages):
     model = model_of(backbone, cuts=tuple(range(num_stages + 1)))
     x = torch.from_numpy(images(2))

@@ -41,6 +41,7 @@ def factory(name: str) -> Factory:
     return next(f for f in FACTORIES if f.name == name)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_frames(made: Path, tmp_path: Path) -> None:
     again = make_fleet(tmp_path / "again", seed=3, scale=SMALL)
     assert digests(again.parent) == digests(made.parent)

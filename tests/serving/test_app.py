@@ -362,6 +362,7 @@ def test_a_plants_own_token_may_not_promote(http: TestClient, live: Works):
     assert response.status_code == 403
 
 
+@pytest.mark.slow
 def test_a_revoked_token_is_dead_within_ten_seconds(http: TestClient, live: Works, service: Service):
     token = live.access.issue("plant", plant="mill", ttl=timedelta(hours=1))
     headers = {"Authorization": f"Bearer {token}"}

@@ -54,6 +54,7 @@ def log_one(log: PredictionLog, plant: str = "mill") -> None:
     log.append(row(plant, request_id), sequence=sequence)
 
 
+@pytest.mark.slow
 def test_a_verdict_is_in_the_store_within_two_seconds(tmp_path: Path):
     store = LocalStore(tmp_path / "store")
     log = PredictionLog(store, replica="r1", spool=tmp_path / "spool", now=lambda: NOON)
