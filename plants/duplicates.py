@@ -1,0 +1,224 @@
+"""Near duplicates: the same picture again after a crop, a small rotation, another compression or a change of brightness.
+
+A copy that lies on both sides of a split flatters every figure; exact copies are found by their SHA-256 in
+`plants.audit`. Two pictures of one material share their statistics but not their grain, so each candidate pair is laid
+over the other and judged by how much of the overlap agrees. Not for flips, quarter turns or crops below 80 % of a side,
+and blind to pictures that hold nothing but noise.
+
+Cost for N pictures: N signatures of 4 KiB; one matrix product of [12 N, 63] by [63, N] in blocks (12 N^2 x 126 flop);
+at most `MAX_CANDIDATES` alignments a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+SIDE_PX = 64
+NUM_WAVES = 8
+"""Cosines along each side of a descriptor; the signs of the same 63 values are the perceptual hash known as pHash."""
+WINDOWS = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.9), (-0.1, -0.1, 0.9), (-0.1, 0.1, 0.9), (0.1, -0.1, 0.9), (0.1, 0.1, 0.9))
+"""Centre y, centre x and half side of the parts of a picture, in [-1, 1], that another picture may be a copy of."""
+MIN_LIKENESS = 0.5
+MAX_CANDIDATES = 12
+MIN_CONTRAST = 1.0
+"""Standard deviation of a thumbnail in grey levels below which a picture holds nothing to be recognised by."""
+MIN_SCORE = 0.75
+_PRIOR = 20
+_BLOCK = 512
+
+
+class Pair(NamedTuple):
+    """Two pictures of which one is a copy of the other or of a part of it."""
+
+    i: int
+    j: int
+    score: float
+    """Share of agreement over the overlap after alignment, in [0, 1]."""
+
+
+def signature(image: Pixels) -> Pixels:
+    """The grey thumbnail uint8 [64, 64] by which a picture uint8 [H, W] or [H, W, 3] is recognised, sides squeezed."""
+    grey = Image.fromarray(image).convert("L")
+    return np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX))
+
+
+def near_duplicates(
+    signatures: Sequence[Pixels] | Pixels, *, features: Floats | None = None, min_score: float = MIN_SCORE
+) -> list[Pair]:
+    """Every pair found whose pictures agree after alignment, i < j, in order.
+
+    `features` are pooled features of a network, float32 [N, F]: their nearest neighbours are candidates as well.
+    """
+    thumbs = np.asarray(signatures, dtype=np.uint8).reshape(-1, SIDE_PX, SIDE_PX)
+    found: dict[tuple[int, int], float] = {}
+    for pairs, starts in _candidates(thumbs, features=features):
+        scores = _scores(thumbs, pairs=pairs, starts=starts)
+        for (i, j), score in zip(pairs.tolist(), scores.tolist(), strict=True):
+            key = (min(i, j), max(i, j))
+            if score >= min_score:
+                found[key] = max(score, found.get(key, 0.0))
+    return [Pair(i, j, round(score, 4)) for (i, j), score in sorted(found.items())]
+
+
+# --- candidates ------------------------------------------------------------------------------------------------------
+
+
+def _candidates(
+    thumbs: Pixels, *, features: Floats | None
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Blocks of pairs [P, 2] (template, moving) and the window of the moving picture [P] to start from."""
+    if len(thumbs) < 2:
+        return
+    described = _described(thumbs)
+    whole = described[0]
+    for first in range(0, len(thumbs), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        best = np.full((len(whole[rows]), MAX_CANDIDATES), -1, dtype=np.int64)
+        yield _nearest(whole, described=described, rows=rows)
+        del best
+
+
+def _described(thumbs: Pixels) -> Floats:
+    """Unit descriptors float32 [windows, N, 63]; zero where a picture holds nothing."""
+    raw = np.stack([_waves(thumbs, window=window) for window in WINDOWS])
+    n = len(thumbs)
+    order = np.add.outer(np.arange(NUM_WAVES) ** 2, np.arange(NUM_WAVES) ** 2).ravel()[1:]
+    mean = raw[0].sum(axis=0) / (n + _PRIOR)
+    square = ((raw[0] - mean) ** 2).mean(axis=0)
+    prior = (1 / order) * square.sum() / (1 / order).sum()
+    spread = np.sqrt((n * square + _PRIOR * prior) / (n + _PRIOR)) + 1e-6
+    scaled = (raw - mean) / spread
+    empty = thumbs.reshape(n, -1).std(axis=1) < MIN_CONTRAST
+    scaled[:, empty] = 0
+    length = np.linalg.norm(scaled, axis=2, keepdims=True)
+    return np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 0)
+
+
+def _waves(thumbs: Pixels, *, window: tuple[float, float, float]) -> Floats:
+    y, x, half = window
+    down, across = _cosines(y, half=half), _cosines(x, half=half)
+    parts = [down @ block.astype(np.float32) @ across.T for block in np.array_split(thumbs, -(-len(thumbs) // _BLOCK))]
+    return np.concatenate(parts).reshape(len(thumbs), -1)[:, 1:]
+
+
+def _cosines(centre: float, *, half: float) -> Floats:
+    """Cosines over a window [NUM_WAVES, SIDE_PX]; all but the first sum to zero."""
+    u = (_axis(SIDE_PX) - centre) / half
+    inside = np.clip((1 - np.abs(u)) * half * SIDE_PX / 2 + 0.5, 0, 1)
+    waves = np.cos(np.pi * np.arange(NUM_WAVES)[:, None] * (u + 1) / 2) * inside
+    waves[1:] -= inside * waves[1:].sum(axis=1, keepdims=True) / inside.sum()
+    return np.asarray(waves / inside.sum(), dtype=np.float32)
+
+
+def _nearest(whole: Floats, *, described: Floats, rows: slice) -> tuple[Any, Any]:
+    """The most alike others of each row, whichever of the two is the part and whichever the whole."""
+    like = whole[rows] @ whole.T
+    how = np.zeros(like.shape, dtype=np.int8)
+    for number in range(1, len(WINDOWS)):
+        for sign, other in ((number, whole[rows] @ described[number].T), (-number, described[number, rows] @ whole.T)):
+            better = other > like
+            like[better], how[better] = other[better], sign
+    i = np.arange(len(like))
+    like[i, i + rows.start] = -1
+    k = min(MAX_CANDIDATES, like.shape[1] - 1)
+    top = np.argpartition(-like, k - 1, axis=1)[:, :k]
+    r, c = np.nonzero(np.take_along_axis(like, top, axis=1) >= MIN_LIKENESS)
+    mine, theirs, starts = r + rows.start, top[r, c], how[r, top[r, c]]
+    swap = starts < 0
+    pairs = np.stack([np.where(swap, theirs, mine), np.where(swap, mine, theirs)], axis=1)
+    return pairs, np.abs(starts).astype(np.int64)
+
+
+# --- alignment -------------------------------------------------------------------------------------------------------
+
+
+def _axis(size: int) -> npt.NDArray[np.float64]:
+    return (np.arange(size) + 0.5) * 2 / size - 1
+
+
+def _scores(thumbs: Pixels, *, pairs: Any, starts: Any) -> Floats:
+    out = np.zeros(len(pairs), dtype=np.float32)
+    for first in range(0, len(pairs), 256):
+        at = slice(first, first + 256)
+        out[at] = _score(thumbs[pairs[at, 0]], thumbs[pairs[at, 1]], starts=starts[at])
+    return out
+
+
+def _level(thumbs: Floats, *, size: int) -> Floats:
+    """Thumbnails of `size` px without their shading."""
+    k = SIDE_PX // size
+    small = thumbs.reshape(len(thumbs), size, k, size, k).mean(axis=(2, 4))
+    return small - ndimage.gaussian_filter(small, (0, size / 8, size / 8), mode="nearest")
+
+
+def _score(fixed: Pixels, moving: Pixels, *, starts: Any) -> Floats:
+    y, x, half = np.array(WINDOWS)[starts].T
+    warp = np.zeros((len(starts), 2, 3))
+    warp[:, 0, 0] = warp[:, 1, 1] = half
+    warp[:, 0, 2], warp[:, 1, 2] = y, x
+    a, b = fixed.astype(np.float32), moving.astype(np.float32)
+    for size, steps in ((16, 8), (32, 8), (64, 5)):
+        warp = _aligned(_level(a, size=size), _level(b, size=size), warp=warp, steps=steps)
+    return _agreement(_level(a, size=64), _level(b, size=64), warp=warp)
+
+
+def _sampled(moving: Floats, *, warp: npt.NDArray[np.float64]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The moving pictures [P, S, S] as they lie over the fixed ones, and where they do."""
+    num, size = moving.shape[:2]
+    grid = np.stack([*(g.ravel() for g in np.meshgrid(_axis(size), _axis(size), indexing="ij")), np.ones(size * size)])
+    place = warp @ grid
+    at = (place + 1) * size / 2 - 0.5
+    inside = (np.abs(place) <= 1).all(axis=1)
+    which = np.broadcast_to(np.arange(num)[:, None], inside.shape)
+    values = ndimage.map_coordinates(moving, [which, at[:, 0], at[:, 1]], order=1, mode="nearest", prefilter=False)
+    return values, inside
+
+
+def _aligned(fixed: Floats, moving: Floats, *, warp: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.float64]:
+    """The affine maps [P, 2, 3] after some steps of Gauss-Newton.
+
+    Source: the inverse compositional algorithm, Baker & Matthews, IJCV 56(3), 2004.
+    """
+    num, size = fixed.shape[:2]
+    flat = fixed.reshape(num, -1)
+    dy, dx = (g.reshape(num, -1) * (size / 2) for g in np.gradient(fixed, axis=(1, 2)))
+    y, x = (g.ravel().astype(np.float32) for g in np.meshgrid(_axis(size), _axis(size), indexing="ij"))
+    steep = np.stack([dy * y, dy * x, dy, dx * y, dx * x, dx], axis=1).astype(np.float32)
+    hessian = (steep @ steep.transpose(0, 2, 1)).astype(np.float64)
+    hessian += np.eye(6) * (1e-3 * np.trace(hessian, axis1=1, axis2=2)[:, None, None] / 6 + 1e-9)
+    inverse = np.linalg.inv(hessian)
+    for _ in range(steps):
+        values, inside = _sampled(moving, warp=warp)
+        weight = inside.astype(np.float32)
+        n = np.maximum(weight.sum(axis=1, keepdims=True), 1)
+        v = (values - (values * weight).sum(axis=1, keepdims=True) / n) * weight
+        f = (flat - (flat * weight).sum(axis=1, keepdims=True) / n) * weight
+        gain = np.sqrt((f * f).sum(axis=1, keepdims=True) / np.maximum((v * v).sum(axis=1, keepdims=True), 1e-9))
+        step = inverse @ (steep @ (gain * v - f)[:, :, None])
+        change = np.zeros((num, 3, 3))
+        change[:, :2] = np.clip(step, -0.2, 0.2).reshape(num, 2, 3)
+        warp = warp @ np.linalg.inv(np.eye(3) + change)
+        warp = np.clip(warp, [[0.6, -0.3, -0.4], [-0.3, 0.6, -0.4]], [[1.6, 0.3, 0.4], [0.3, 1.6, 0.4]])
+    return warp
+
+
+def _agreement(fixed: Floats, moving: Floats, *, warp: npt.NDArray[np.float64]) -> Floats:
+    """Correlation over the overlap."""
+    values, inside = _sampled(moving, warp=warp)
+    weight = inside.astype(np.float32)
+    n = np.maximum(weight.sum(axis=1, keepdims=True), 1)
+    flat = fixed.reshape(len(fixed), -1)
+    v = (values - (values * weight).sum(axis=1, keepdims=True) / n) * weight
+    f = (flat - (flat * weight).sum(axis=1, keepdims=True) / n) * weight
+    power = np.sqrt((v * v).sum(axis=1) * (f * f).sum(axis=1))
+    score = (v * f).sum(axis=1) / np.maximum(power, 1e-9)
+    return np.asarray(np.where(n[:, 0] > 0.5 * flat.shape[1], score, 0), dtype=np.float32)
