@@ -33,7 +33,8 @@ STUCK_RMS = 1.0
 """Grey levels between thumbnails; sensor noise of sigma 1 gives 0.2 for a frame of 200 x 200."""
 STUCK_RATIO = 0.25
 """And at most this share of what usually lies between one frame and the next."""
-DIMMED_RATIO = 0.75
+DIMMED_RATIO, DEFOCUSED_RATIO = 0.75, 0.15
+"""What the median of a run must fall to, of the norm's brightness and of its fine structure."""
 DIMMED_FLOOR, DEFOCUSED_FLOOR = 0.1, 0.25
 """The least spread of a logarithm of brightness, and of sharpness, that is believed."""
 SHIFT_FLOOR_PX = 1.0
@@ -43,7 +44,7 @@ MIN_LIKENESS = 0.5
 MIN_FRAMES = 20
 """Sound frames below which an environment has no norm."""
 DRIFT, MAX_STEP, ALARM = 1.5, 3.0, 9.0
-"""Of the cumulative sum, in spreads; a step is capped so that no frame alarms alone. Source: Page, Biometrika 41, 1954."""
+"""Of the cumulative sum, in spreads; a step is capped: no frame alarms alone. Source: Page, Biometrika 41, 1954."""
 
 
 class FrameSummary(NamedTuple):
@@ -153,17 +154,23 @@ class _Frames:
 
     def dimmed(self, sound: Flags) -> Iterator[Fault]:
         """Runs in which both the mean and the brightest parts are much below the norm."""
-        low = np.minimum(*(_below(np.log(v + 1), sound=sound, floor=DIMMED_FLOOR) for v in (self.mean, self.bright)))
+        (mean_low, spread), (bright_low, _) = (
+            _below(np.log(column + 1), sound=sound, floor=DIMMED_FLOOR) for column in (self.mean, self.bright)
+        )
+        drift = min(DRIFT, np.log(2) / 2 / spread)
         usual = float(np.median(self.mean[sound]))
-        for run in _changes(low, sound=sound):
+        for run in _changes(np.minimum(mean_low, bright_low), sound=sound, drift=drift):
             mean = float(np.median(self.mean[run]))
             if mean <= DIMMED_RATIO * usual:
                 yield Fault("dimmed", tuple(run), f"mean grey level {mean:.0f}; {usual:.0f} is usual here")
 
     def defocused(self, sound: Flags) -> Iterator[Fault]:
         """Runs in which fine structure is missing beside coarse structure."""
-        for run in _changes(_below(self.sharpness, sound=sound, floor=DEFOCUSED_FLOOR), sound=sound):
+        low, _ = _below(self.sharpness, sound=sound, floor=DEFOCUSED_FLOOR)
+        for run in _changes(low, sound=sound):
             ratio = float(np.exp(np.median(self.sharpness[run]) - np.median(self.sharpness[sound])))
+            if ratio > DEFOCUSED_RATIO:
+                continue
             yield Fault("defocused", tuple(run), f"fine structure is {ratio:.0%} of what is usual here")
 
     def shifted(self, sound: Flags) -> Iterator[Fault]:
@@ -183,11 +190,11 @@ class _Frames:
                 yield Fault("shifted", tuple(run), f"moved by {x:+.1%} of the width and {y:+.1%} of the height")
 
 
-def _below(values: Floats, *, sound: Flags, floor: float) -> Floats:
-    """How many spreads each value lies below the norm."""
+def _below(values: Floats, *, sound: Flags, floor: float) -> tuple[Floats, float]:
+    """How many spreads each value lies below the norm, and the spread."""
     middle = np.median(values[sound])
-    spread = 1.4826 * np.median(np.abs(values[sound] - middle))
-    return np.asarray((middle - values) / max(float(spread), floor))
+    spread = max(1.4826 * float(np.median(np.abs(values[sound] - middle))), floor)
+    return np.asarray((middle - values) / spread), spread
 
 
 def _runs(flags: Flags) -> Iterator[list[int]]:
@@ -197,9 +204,9 @@ def _runs(flags: Flags) -> Iterator[list[int]]:
         yield list(range(first, end))
 
 
-def _changes(spreads: Floats, *, sound: Flags) -> Iterator[list[int]]:
-    """Stretches whose cumulative sum of spreads beyond `DRIFT` reaches `ALARM`, to its peak; sound frames only."""
-    steps = np.clip(spreads - DRIFT, -MAX_STEP, MAX_STEP)
+def _changes(spreads: Floats, *, sound: Flags, drift: float = DRIFT) -> Iterator[list[int]]:
+    """Stretches whose cumulative sum of spreads beyond `drift` reaches `ALARM`, to its peak; sound frames only."""
+    steps = np.clip(spreads - drift, -MAX_STEP, MAX_STEP)
     total, peak, first, last = 0.0, 0.0, 0, 0
     for i in [*np.flatnonzero(sound).tolist(), None]:
         total = total + float(steps[i]) if i is not None else -1.0

@@ -24,8 +24,9 @@ Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 SIDE_PX = 64
-CLIP = (0.03, 0.97)
-"""Quantiles a thumbnail is clipped to: the black corners of a picture turned by 2 degrees are 1.7 % of it."""
+SHADING_PX = 8.0
+MAX_SPREADS = 4.0
+"""How far, in spreads (MAD), a pixel may lie from the shading around it: grain decides, not a black corner or a screw."""
 NUM_WAVES = 8
 """Cosines along each side of a descriptor; the signs of the same 63 values are the perceptual hash known as pHash."""
 WINDOWS = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.9), (-0.1, -0.1, 0.9), (-0.1, 0.1, 0.9), (0.1, -0.1, 0.9), (0.1, 0.1, 0.9))
@@ -53,8 +54,15 @@ class Pair(NamedTuple):
 def signature(image: Pixels) -> Pixels:
     """The grey thumbnail uint8 [64, 64] by which a picture uint8 [H, W] or [H, W, 3] is recognised, sides squeezed."""
     grey = Image.fromarray(image).convert("L")
-    small = np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX))
-    return np.clip(small, *np.quantile(small, CLIP).astype(np.uint8))
+    small = np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX), dtype=np.float32)
+    weight = np.ones_like(small)
+    for _ in range(3):
+        blurred = ndimage.gaussian_filter(np.stack([small * weight, weight]), (0, SHADING_PX, SHADING_PX))
+        shading = blurred[0] / np.maximum(blurred[1], 1e-6)
+        grain = small - shading
+        limit = MAX_SPREADS * max(1.4826 * float(np.median(np.abs(grain))), 0.5)
+        weight = np.asarray(np.abs(grain) <= limit, dtype=np.float32)
+    return np.clip(np.rint(shading + np.clip(grain, -limit, limit)), 0, 255).astype(np.uint8)
 
 
 def near_duplicates(
@@ -169,6 +177,8 @@ def _scores(thumbs: Pixels, *, pairs: Ints, starts: Ints) -> Floats:
         agreement = _agreement(fixed, moving, warp=warp)
         kept = agreement >= enough
         alive, warp, agreement = alive[kept], warp[kept], agreement[kept]
+        if not len(alive):
+            break
     scores[alive] = agreement
     return scores
 
@@ -221,7 +231,7 @@ def _aligned(fixed: Floats, moving: Floats, *, warp: npt.NDArray[np.float64], st
 
 
 def _agreement(fixed: Floats, moving: Floats, *, warp: npt.NDArray[np.float64]) -> Floats:
-    """The lower quartile [P] of the correlations in 4 x 4 cells of the overlap: most of a copy agrees, grain and all."""
+    """The lower quartile [P] of the correlations in 4 x 4 cells of the overlap: most of a copy agrees."""
     num, size = fixed.shape[:2]
     values, inside = _sampled(moving, warp=warp)
     cells = (num, 4, size // 4, 4, size // 4)
