@@ -33,8 +33,8 @@ STUCK_RMS = 1.0
 """Grey levels between thumbnails; sensor noise of sigma 1 gives 0.2 for a frame of 200 x 200."""
 STUCK_RATIO = 0.25
 """And at most this share of what usually lies between one frame and the next."""
-DIMMED_RATIO, DEFOCUSED_RATIO = 0.75, 0.15
-"""What the median of a run must fall to, of the norm's brightness and of its fine structure."""
+DIMMED_RATIO, DEFOCUSED_SPREADS = 0.75, 3.0
+"""What the median of a run must come to: this share of the norm's brightness, or so far below the norm's sharpness."""
 DIMMED_FLOOR, DEFOCUSED_FLOOR = 0.1, 0.25
 """The least spread of a logarithm of brightness, and of sharpness, that is believed."""
 SHIFT_FLOOR_PX = 1.0
@@ -168,10 +168,9 @@ class _Frames:
         """Runs in which fine structure is missing beside coarse structure."""
         low, _ = _below(self.sharpness, sound=sound, floor=DEFOCUSED_FLOOR)
         for run in _changes(low, sound=sound):
-            ratio = float(np.exp(np.median(self.sharpness[run]) - np.median(self.sharpness[sound])))
-            if ratio > DEFOCUSED_RATIO:
-                continue
-            yield Fault("defocused", tuple(run), f"fine structure is {ratio:.0%} of what is usual here")
+            if np.median(low[run]) >= DEFOCUSED_SPREADS:
+                ratio = np.exp(np.median(self.sharpness[run]) - np.median(self.sharpness[sound]))
+                yield Fault("defocused", tuple(run), f"fine structure is {ratio:.0%} of what is usual here")
 
     def shifted(self, sound: Flags) -> Iterator[Fault]:
         """Runs in which what all frames share lies elsewhere; none where frames share nothing."""

@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 SIDE_PX = 64
 SHADING_PX = 8.0
 MAX_SPREADS = 4.0
-"""How far, in spreads (MAD), a pixel may lie from the shading around it: grain decides, not a black corner or a screw."""
+"""How far, in spreads (MAD), a pixel may lie from the shading around it: grain decides, not a black corner."""
 NUM_WAVES = 8
 """Cosines along each side of a descriptor; the signs of the same 63 values are the perceptual hash known as pHash."""
 WINDOWS = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.9), (-0.1, -0.1, 0.9), (-0.1, 0.1, 0.9), (0.1, -0.1, 0.9), (0.1, 0.1, 0.9))
