@@ -194,12 +194,16 @@ def _sampled(moving: Floats, *, warp: npt.NDArray[np.float64]) -> tuple[Floats, 
     """The moving pictures [P, S, S] as they lie over the fixed ones, and where they do."""
     num, size = moving.shape[:2]
     grid = np.stack([*(g.ravel() for g in np.meshgrid(_axis(size), _axis(size), indexing="ij")), np.ones(size * size)])
-    place = warp @ grid
-    at = (place + 1) * size / 2 - 0.5
+    place = (warp @ grid).astype(np.float32)
     inside = (np.abs(place) <= 1).all(axis=1)
-    which = np.broadcast_to(np.arange(num)[:, None], inside.shape)
-    values = ndimage.map_coordinates(moving, [which, at[:, 0], at[:, 1]], order=1, mode="nearest", prefilter=False)
-    return values, inside
+    at = np.clip((place + 1) * (size / 2) - 0.5, 0, size - 1.001)
+    corner = at.astype(np.int32)
+    y, x = (at - corner).transpose(1, 0, 2)
+    first = corner[:, 0] * size + corner[:, 1] + (np.arange(num, dtype=np.int32) * size * size)[:, None]
+    flat = moving.ravel()
+    above = flat[first] * (1 - x) + flat[first + 1] * x
+    below = flat[first + size] * (1 - x) + flat[first + size + 1] * x
+    return above * (1 - y) + below * y, inside
 
 
 def _aligned(fixed: Floats, moving: Floats, *, warp: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.float64]:
