@@ -35,8 +35,8 @@ MIN_LIKENESS = 0.5
 MAX_CANDIDATES = 12
 MIN_CONTRAST = 1.0
 """Standard deviation of a thumbnail in grey levels below which a picture holds nothing to be recognised by."""
-MIN_SCORE = 0.5
-LEVELS = ((16, 8, 0.1), (32, 8, 0.2), (64, 6, 0.0))
+MIN_SCORE = 0.7
+LEVELS = ((16, 6, 0.1), (32, 8, 0.2), (64, 6, 0.0))
 """Side in px of a level of the alignment, its steps, and the agreement without which a pair goes no further."""
 MIN_CELL_CONTRAST, MIN_CELLS = 1.0, 6
 _PRIOR, _BLOCK, _BATCH = 20, 512, 256
@@ -54,7 +54,7 @@ class Pair(NamedTuple):
 def signature(image: Pixels) -> Pixels:
     """The grey thumbnail uint8 [64, 64] by which a picture uint8 [H, W] or [H, W, 3] is recognised, sides squeezed."""
     grey = Image.fromarray(image).convert("L")
-    small = np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX), dtype=np.float32)
+    small = np.asarray(grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS), dtype=np.float32)
     weight = np.ones_like(small)
     for _ in range(3):
         blurred = ndimage.gaussian_filter(np.stack([small * weight, weight]), (0, SHADING_PX, SHADING_PX))
@@ -75,12 +75,9 @@ def near_duplicates(
     thumbs = np.asarray(signatures, dtype=np.uint8).reshape(-1, SIDE_PX, SIDE_PX)
     if len(thumbs) < 2:
         return []
-    pairs, starts = _candidates(thumbs, features=features)
+    pairs = _candidates(thumbs, features=features)
     scores = np.concatenate(
-        [
-            _scores(thumbs, pairs=pairs[k : k + _BATCH], starts=starts[k : k + _BATCH])
-            for k in range(0, len(pairs), _BATCH)
-        ]
+        [_scores(thumbs, pairs=pairs[k : k + _BATCH]) for k in range(0, len(pairs), _BATCH)]
         or [np.zeros(0, dtype=np.float32)]
     )
     order = np.sort(pairs, axis=1)
@@ -91,16 +88,15 @@ def near_duplicates(
 # --- candidates ------------------------------------------------------------------------------------------------------
 
 
-def _candidates(thumbs: Pixels, *, features: Floats | None) -> tuple[Ints, Ints]:
-    """Pairs [P, 2] (fixed, moving), each once, and the window of the moving picture [P] that may be the fixed one."""
+def _candidates(thumbs: Pixels, *, features: Floats | None) -> Ints:
+    """Pairs [P, 2], each once: a picture, and one that it may be a part of."""
     described = _described(thumbs)
     found = [_alike(described, first=first) for first in range(0, len(thumbs), _BLOCK)]
     if features is not None:
         found += [_alike(_unit(features)[None], first=first) for first in range(0, len(thumbs), _BLOCK)]
-    pairs = np.concatenate([pairs for pairs, _ in found])
-    starts = np.concatenate([starts for _, starts in found])
+    pairs = np.concatenate(found)
     _, once = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
-    return pairs[once], starts[once]
+    return np.asarray(pairs[once])
 
 
 def _described(thumbs: Pixels) -> Floats:
@@ -139,22 +135,21 @@ def _cosines(centre: float, *, half: float) -> Floats:
     return np.asarray(waves / inside.sum(), dtype=np.float32)
 
 
-def _alike(described: Floats, *, first: int) -> tuple[Ints, Ints]:
+def _alike(described: Floats, *, first: int) -> Ints:
     """The most alike others of a block of pictures, whichever of the two is the part and whichever the whole."""
     rows, whole = slice(first, first + _BLOCK), described[0]
     like = whole[rows] @ whole.T
-    how = np.zeros(like.shape, dtype=np.int8)
-    for number in range(1, len(described)):
-        for sign, other in ((number, whole[rows] @ described[number].T), (-number, described[number, rows] @ whole.T)):
+    is_larger = np.zeros(like.shape, dtype=np.bool_)
+    for parts in described[1:]:
+        for mine_larger, other in ((False, whole[rows] @ parts.T), (True, parts[rows] @ whole.T)):
             better = other > like
-            like[better], how[better] = other[better], sign
+            like[better], is_larger[better] = other[better], mine_larger
     like[np.arange(len(like)), np.arange(len(like)) + first] = -1
     k = min(MAX_CANDIDATES, like.shape[1] - 1)
     top = np.argpartition(-like, k - 1, axis=1)[:, :k]
     r, c = np.nonzero(np.take_along_axis(like, top, axis=1) >= MIN_LIKENESS)
-    mine, theirs, starts = r + first, top[r, c], how[r, top[r, c]].astype(np.int64)
-    pairs = np.stack([np.where(starts < 0, theirs, mine), np.where(starts < 0, mine, theirs)], axis=1)
-    return pairs, np.abs(starts)
+    mine, theirs, is_whole = r + first, top[r, c], is_larger[r, top[r, c]]
+    return np.stack([np.where(is_whole, theirs, mine), np.where(is_whole, mine, theirs)], axis=1)
 
 
 # --- alignment -------------------------------------------------------------------------------------------------------
@@ -164,19 +159,18 @@ def _axis(size: int) -> npt.NDArray[np.float64]:
     return (np.arange(size) + 0.5) * 2 / size - 1
 
 
-def _scores(thumbs: Pixels, *, pairs: Ints, starts: Ints) -> Floats:
+def _scores(thumbs: Pixels, *, pairs: Ints) -> Floats:
     """The agreement of each pair [P] after alignment from coarse to fine; 0 where the coarse already says no."""
-    y, x, half = np.array(WINDOWS)[starts].T
-    warp = np.zeros((len(starts), 2, 3))
-    warp[:, 0, 0] = warp[:, 1, 1] = half
-    warp[:, 0, 2], warp[:, 1, 2] = y, x
     scores, alive = np.zeros(len(pairs), dtype=np.float32), np.arange(len(pairs))
+    starts = [np.array([[half, 0, y], [0, half, x]]) for y, x, half in WINDOWS]
     for size, steps, enough in LEVELS:
         fixed, moving = (_level(thumbs[pairs[alive, side]].astype(np.float32), size=size) for side in (0, 1))
-        warp = _aligned(fixed, moving, warp=warp, steps=steps)
-        agreement = _agreement(fixed, moving, warp=warp)
+        warps = np.stack([_aligned(fixed, moving, warp=start, steps=steps) for start in starts])
+        agreements = np.stack([_agreement(fixed, moving, warp=warp) for warp in warps])
+        best, which = agreements.argmax(axis=0), np.arange(len(alive))
+        warp, agreement = warps[best, which], agreements[best, which]
         kept = agreement >= enough
-        alive, warp, agreement = alive[kept], warp[kept], agreement[kept]
+        alive, starts, agreement = alive[kept], [warp[kept]], agreement[kept]
         if not len(alive):
             break
     scores[alive] = agreement
@@ -212,6 +206,7 @@ def _aligned(fixed: Floats, moving: Floats, *, warp: npt.NDArray[np.float64], st
     Source: the inverse compositional algorithm, Baker & Matthews, IJCV 56(3), 2004.
     """
     num, size = fixed.shape[:2]
+    warp = np.broadcast_to(warp, (num, 2, 3))
     flat = fixed.reshape(num, -1)
     dy, dx = (g.reshape(num, -1) * (size / 2) for g in np.gradient(fixed, axis=(1, 2)))
     y, x = (g.ravel().astype(np.float32) for g in np.meshgrid(_axis(size), _axis(size), indexing="ij"))
