@@ -19,6 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from plants.errors import InputError
+
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -71,8 +73,13 @@ def near_duplicates(
     """Every pair found whose pictures agree after alignment, i < j, in order.
 
     `features` are pooled features of a network, float32 [N, F]: their nearest neighbours are candidates as well.
+
+    Raises:
+        InputError: when there are not as many rows of features as pictures.
     """
     thumbs = np.asarray(signatures, dtype=np.uint8).reshape(-1, SIDE_PX, SIDE_PX)
+    if features is not None and len(features) != len(thumbs):
+        raise InputError(f"{len(features)} rows of features for {len(thumbs)} pictures")
     if len(thumbs) < 2:
         return []
     pairs = _candidates(thumbs, features=features)
