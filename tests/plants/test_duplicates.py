@@ -1,0 +1,149 @@
+"""A picture is found again after what happens to pictures, and another picture of the same material is not it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from plants.duplicates import SIDE_PX, near_duplicates, signature
+from plants.errors import InputError
+
+SIZE = 160
+
+
+def material(seed: int, *, grain_px: tuple[float, float] = (3.0, 3.0), spread: float = 18.0) -> np.ndarray:
+    """One picture of a material: shading that all share, grain that none shares."""
+    rng = np.random.default_rng(seed)
+    coarse, fine = (ndimage.gaussian_filter(rng.normal(size=(SIZE, SIZE)), [s * k for s in grain_px]) for k in (4, 1))
+    grain = coarse / coarse.std() + fine / fine.std()
+    shading = np.linspace(100, 150, SIZE)[:, None]
+    return np.clip(shading + spread * grain + rng.normal(0, 2, grain.shape), 0, 255).astype(np.uint8)
+
+
+def in_fixture(seed: int) -> np.ndarray:
+    """Material behind a fixture that is the same, sharp and bright in every picture."""
+    picture = material(seed)
+    picture[20:30, :] = picture[:, 120:128] = 240
+    picture[80:110, 40:70] = 15
+    return picture
+
+
+def cropped(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """85-95 % of each side, anywhere."""
+    high, wide = (round(SIZE * rng.uniform(0.85, 0.95)) for _ in range(2))
+    y, x = rng.integers(SIZE - high + 1), rng.integers(SIZE - wide + 1)
+    return picture[y : y + high, x : x + wide]
+
+
+def turned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turned by 2 degrees, the corners black."""
+    image = Image.fromarray(picture).rotate(2 * rng.choice([-1, 1]), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def recompressed(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """JPEG of quality 40-70."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "JPEG", quality=int(rng.integers(40, 71)))
+    return np.asarray(Image.open(data))
+
+
+def brightened(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A tenth brighter."""
+    return np.clip(picture * 1.1, 0, 255).astype(np.uint8)
+
+
+CHANGES = {
+    "crop": (cropped,),
+    "rotation": (turned,),
+    "compression": (recompressed,),
+    "brightness": (brightened,),
+    "all": (turned, cropped, brightened, recompressed),
+}
+
+
+def found(pictures: list[np.ndarray], **options) -> list[tuple[int, int]]:
+    return [(i, j) for i, j, _ in near_duplicates([signature(picture) for picture in pictures], **options)]
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("draw", [material, in_fixture])
+def test_a_changed_copy_is_paired_with_its_original_and_with_nothing_else(draw, changes):
+    rng = np.random.default_rng(1)
+    pictures = [draw(seed) for seed in range(24)]
+    origins = [3, 11, 17]
+    for origin in origins:
+        copy = pictures[origin]
+        for change in changes:
+            copy = change(copy, rng)
+        pictures.append(copy)
+    assert found(pictures) == [(origin, 24 + k) for k, origin in enumerate(origins)]
+
+
+@pytest.mark.parametrize("grain_px", [(3.0, 3.0), (1.0, 1.0), (0.5, 12.0)], ids=["coarse", "fine", "brushed"])
+def test_different_pictures_of_one_material_are_not_paired(grain_px):
+    assert found([material(seed, grain_px=grain_px) for seed in range(40)]) == []
+
+
+def test_different_parts_in_one_fixture_are_not_paired():
+    assert found([in_fixture(seed) for seed in range(40)]) == []
+
+
+def test_pictures_that_hold_nothing_are_not_paired():
+    rng = np.random.default_rng(0)
+    blank = [np.full((SIZE, SIZE), grey, dtype=np.uint8) for grey in (0, 128, 128, 255)]
+    noisy = [np.clip(rng.normal(128, 1, (SIZE, SIZE)), 0, 255).astype(np.uint8) for _ in range(8)]
+    assert found([*blank, *noisy]) == []
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_fewer_than_two_pictures_hold_no_pair(num):
+    assert found([material(0)] * num) == []
+
+
+def test_two_pictures_are_enough_to_find_a_pair():
+    assert found([material(0), material(0)[8:150, 10:155]]) == [(0, 1)]
+
+
+def test_every_pair_of_three_copies_is_found_once_and_in_order():
+    rng = np.random.default_rng(2)
+    pictures = [material(seed) for seed in range(10)]
+    pictures[7], pictures[2] = recompressed(pictures[4], rng), cropped(pictures[4], rng)
+    assert found(pictures) == [(2, 4), (2, 7), (4, 7)]
+
+
+def test_a_colour_picture_is_paired_with_its_grey_copy():
+    grey = material(0)
+    assert found([np.repeat(grey[:, :, None], 3, axis=2), grey, material(1)]) == [(0, 1)]
+
+
+def test_a_signature_is_4_kib_whatever_the_size_of_the_picture():
+    for shape in ((600, 37), (128, 128, 3), (16, 16)):
+        thumbnail = signature(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
+        assert (thumbnail.shape, thumbnail.dtype) == ((SIDE_PX, SIDE_PX), np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_features_of_a_network_hide_no_pair_that_thumbnails_show(seed):
+    pictures = [material(k) for k in range(12)]
+    pictures.append(cropped(pictures[5], np.random.default_rng(seed)))
+    features = np.random.default_rng(seed).normal(size=(13, 16)).astype(np.float32)
+    assert found(pictures, features=features) == found(pictures) == [(5, 12)]
+
+
+def test_features_of_another_number_of_pictures_are_refused():
+    with pytest.raises(InputError, match="12 rows of features for 13 pictures"):
+        found([material(0)] * 13, features=np.zeros((12, 16), dtype=np.float32))
+
+
+def test_a_pair_scores_lower_the_more_was_done_to_the_copy():
+    rng = np.random.default_rng(3)
+    pictures = [material(seed) for seed in range(8)]
+    same, changed = pictures[2], recompressed(cropped(turned(pictures[2], rng), rng), rng)
+    scores = {(i, j): score for i, j, score in near_duplicates([signature(p) for p in [*pictures, same, changed]])}
+    assert scores[2, 8] == pytest.approx(1, abs=1e-3)
+    assert 0.5 < scores[2, 9] < scores[2, 8]
