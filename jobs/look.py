@@ -1,6 +1,7 @@
 """The audit with open eyes: what tables and images say, and a page on which people can look for themselves.
 
-The sealed test is not among what is shown or judged: its rows have no class here.
+The sealed test is not among what is shown, nor are its labels judged: its rows have no class here. Its pixels are
+looked at for copies of what is learned from, and for faults of the camera.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cluster.settings import Settings
 from cluster.storage import PlantFiles
 from jobs.material import Material
 from jobs.page import page, table
+from jobs.pictures import Seen, camera_findings, copy_findings, look_at
 from jobs.recipe import Recipe
 from jobs.sheets import Sheets, draw_sheets, sheets_html
 from jobs.suspects import Suspicion, suspicion
@@ -45,9 +47,12 @@ def audit_images(
     findings: list[Finding] = []
     sheets: dict[str, Sheets] = {}
     files = PlantFiles()
+    seen: list[Seen] = []
     for name in names:
         plant = fleet.plant(name)
         rows = material.catalog.rows(name)
+        seen.append(look_at(plant, rows, read=lambda frame, at=plant.images: files.read(at, frame)))
+        findings += camera_findings(seen[-1])
         rows = rows[(rows["role"] != "test") & rows["class"].isin(plant.annotated)]
         if rows.empty:
             continue
@@ -67,7 +72,8 @@ def audit_images(
             suspects={s.frame: f"likely {s.likely}" for s in found.suspects},
             seed=fleet.seed,
         )
-        say(f"{name}: {len(rows)} images looked at")
+        say(f"{name}: {len(seen[-1].rows)} images looked at")
+    findings += copy_findings(seen)
     return findings, sheets
 
 

@@ -92,7 +92,8 @@ def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, s
     names = [plant.name for plant in loaded.plants]
     settings = Settings(home=folder / "home")
     verbs.import_fleet(loaded, names=names, show=show)
-    findings = verbs.audit_fleet(loaded, settings=settings, names=names, show=Console(quiet=True))["findings"]
+    audited = verbs.audit_fleet(loaded, settings=settings, names=names, show=Console(quiet=True), is_looking=False)
+    findings = audited["findings"]
     verbs.train(loaded, settings=settings, recipe_file=None, seeds=(seed,), leave_out=(), retry_failed=False, show=show)
     compared = release.compare(loaded, settings=settings, show=show)
     sealed = release.evaluate(loaded, settings=settings, names=names, show=show)

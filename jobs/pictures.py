@@ -1,0 +1,115 @@
+"""What every frame of a plant looks like, in a few kilobytes each: for copies across splits and plants, for cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from plants.audit import Finding
+from plants.cameras import FrameSummary, faults, summary
+from plants.duplicates import near_duplicates, signature
+from plants.images import decode
+from plants.plant import Plant
+
+NUM_READERS = 4
+NUM_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A plant's label rows and, in their order, what each frame looks like."""
+
+    plant: Plant
+    rows: pd.DataFrame
+    signatures: list[npt.NDArray[np.uint8]]
+    summaries: list[FrameSummary]
+
+
+def look_at(plant: Plant, rows: pd.DataFrame, *, read: Callable[[str], bytes]) -> Seen:
+    """Every frame decoded once, in the order in which it was taken, or of its name where that is not known."""
+    rows = rows.sort_values(["captured_at", "frame"], na_position="first").reset_index(drop=True)
+
+    def one(row: Mapping[str, Any]) -> tuple[npt.NDArray[np.uint8], FrameSummary]:
+        geometry = plant.environments[row["environment"]].geometry
+        frame = str(row["frame"])
+        pixels = decode(read(frame), bit_depth=geometry.bit_depth, window=geometry.window, source=frame)
+        return signature(pixels), summary(pixels)
+
+    with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="looks") as pool:
+        found = list(pool.map(one, rows[["frame", "environment"]].to_dict("records")))
+    return Seen(plant, rows, [signed for signed, _ in found], [summed for _, summed in found])
+
+
+def camera_findings(seen: Seen) -> list[Finding]:
+    """The faults of each environment's camera, products apart, as they may differ in brightness."""
+    findings = []
+    products = seen.rows["product"].fillna("")
+    for (environment, product), group in seen.rows.groupby(["environment", products], sort=True):
+        at = group.index.to_numpy()
+        for fault in faults([seen.summaries[i] for i in at]):
+            frames = [str(seen.rows["frame"][at[k]]) for k in fault.frames]
+            span = frames[0] if len(frames) == 1 else f"{len(frames)} frames from {frames[0]} to {frames[-1]}"
+            where = f"environment {environment}" + (f", product {product}" if product else "")
+            findings.append(
+                Finding(
+                    "warning",
+                    f"camera_{fault.kind}",
+                    seen.plant.name,
+                    f"{where}: {span}: {fault.detail}",
+                    "Look at the camera and its light; leave these frames out, or import them as an environment",
+                )
+            )
+    return findings
+
+
+def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
+    """Pictures that are copies of one another, by what that spoils: a split, a label, or nothing but time."""
+    rows = pd.concat([one.rows.assign(plant=one.plant.name) for one in seen], ignore_index=True)
+    pairs = near_duplicates([signed for one in seen for signed in one.signatures])
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        a, b = rows.loc[pair.i], rows.loc[pair.j]
+        if a["sha256"] == b["sha256"] and a["plant"] == b["plant"]:
+            continue  # exact copies are the tables' finding
+        is_known = isinstance(a["class"], str) and isinstance(b["class"], str)
+        if a["role"] != b["role"]:
+            kind = "straddling_near_duplicates"
+        elif is_known and a["class"] != b["class"] and a["plant"] == b["plant"]:
+            kind = "conflicting_near_duplicates"
+        else:
+            kind = "near_duplicates"
+        kinds.setdefault((kind, str(a["plant"])), []).append(f"{_named(a)} and {_named(b)}")
+    return [_copies(kind, plant=plant, words=words) for (kind, plant), words in kinds.items()]
+
+
+def _named(row: pd.Series) -> str:
+    label = row["class"] if isinstance(row["class"], str) else "sealed"
+    return f"{row['plant']}:{row['frame']} ({row['role']}, {label})"
+
+
+def _copies(kind: str, *, plant: str, words: Sequence[str]) -> Finding:
+    first = "; ".join(words[:NUM_NAMED]) + (f"; and {len(words) - NUM_NAMED} more" if len(words) > NUM_NAMED else "")
+    what, level, remedy = {
+        "straddling_near_duplicates": (
+            "pairs of pictures show the same and lie on both sides of a split, so figures flatter",
+            "warning",
+            "Give pictures of one part the same part_id or lot and import into a new store",
+        ),
+        "conflicting_near_duplicates": (
+            "pairs of pictures show the same under different labels",
+            "warning",
+            "Look at both and correct the label",
+        ),
+        "near_duplicates": (
+            "pairs of pictures show the same within one role",
+            "info",
+            "None; they teach little twice",
+        ),
+    }[kind]
+    return Finding(level, kind, plant, f"{len(words)} {what}: {first}", remedy)  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""Copies across splits and labels are named, exact ones are not named twice, and a camera's fault names its frames."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from jobs.pictures import Seen, camera_findings, copy_findings, look_at
+from plants.plant import Plant
+
+PLANT = Plant.model_validate(
+    {"name": "mill", "images": "unused", "classes": {"good": "ok", "crack": "crack"}, "ok": ["good"]}
+)
+
+
+def picture(seed: int) -> np.ndarray:
+    """Grain of its own, uint8 [120, 120]."""
+    grain = gaussian_filter(np.random.default_rng(seed).normal(0, 1, (120, 120)), 2)
+    return np.clip(128 + 40 * grain / grain.std(), 0, 255).astype(np.uint8)
+
+
+def seen(pictures: list[np.ndarray], **columns) -> Seen:
+    """These pictures as frames of the plant, in the order given."""
+    files = {}
+    for i, pixels in enumerate(pictures):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        files[f"{i:02d}.png"] = buffer.getvalue()
+    n = len(pictures)
+    rows = pd.DataFrame(
+        {
+            "frame": list(files),
+            "sha256": [f"{hash(data):x}" for data in files.values()],
+            "class": pd.Series(["good"] * n, dtype=object),
+            "role": ["train"] * n,
+            "environment": ["default"] * n,
+            "product": pd.Series([None] * n, dtype=object),
+            "captured_at": pd.Series([pd.NaT] * n),
+        }
+        | {name: pd.Series(values, dtype=object) for name, values in columns.items()}
+    )
+    return look_at(PLANT, rows, read=files.__getitem__)
+
+
+def cropped(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels[8:116, 8:116]).resize((120, 120), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind"),
+    [
+        ({"role": ["train"] * 6 + ["test"], "class": ["good"] * 6 + [None]}, "straddling_near_duplicates"),
+        ({"class": ["good"] * 6 + ["crack"]}, "conflicting_near_duplicates"),
+        ({}, "near_duplicates"),
+    ],
+)
+def test_a_crop_is_named_with_what_it_spoils(columns, kind):
+    pictures = [picture(seed) for seed in range(6)]
+    (finding,) = copy_findings([seen([*pictures, cropped(pictures[2])], **columns)])
+    assert (finding.kind, finding.plant) == (kind, "mill")
+    assert "mill:02.png (train, good)" in finding.detail
+    assert "mill:06.png" in finding.detail
+    assert finding.detail.startswith("1 pairs")
+
+
+def test_a_copy_at_another_plant_is_found():
+    other = seen([picture(9), picture(1)])
+    other = Seen(PLANT.model_copy(update={"name": "yard"}), other.rows, other.signatures, other.summaries)
+    (finding,) = copy_findings([seen([picture(0), picture(1)]), other])
+    assert "mill:01.png" in finding.detail
+    assert "yard:01.png" in finding.detail
+
+
+def test_exact_copies_are_left_to_the_tables_and_other_pictures_are_no_copies():
+    pictures = [picture(seed) for seed in range(6)]
+    assert copy_findings([seen([*pictures, pictures[0]])]) == []
+
+
+def test_black_frames_are_named_from_the_first_to_the_last():
+    pictures = [picture(seed) for seed in range(30)]
+    for i in (10, 11, 12):
+        pictures[i] = np.zeros_like(pictures[i])
+    (finding,) = camera_findings(seen(pictures))
+    assert (finding.level, finding.kind) == ("warning", "camera_black")
+    assert finding.detail.startswith("environment default: 3 frames from 10.png to 12.png")
+
+
+def test_frames_are_judged_in_the_order_in_which_they_were_taken():
+    at = [pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=30 - i) for i in range(5)]
+    found = seen([picture(seed) for seed in range(5)], captured_at=at)
+    assert found.rows["frame"].tolist() == [f"{i:02d}.png" for i in (4, 3, 2, 1, 0)]
