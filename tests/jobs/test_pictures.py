@@ -90,6 +90,16 @@ def test_black_frames_are_named_from_the_first_to_the_last():
     assert finding.detail.startswith("environment default: 3 frames from 10.png to 12.png")
 
 
+def test_a_dark_run_is_a_fault_where_times_are_known_and_nothing_where_names_only_are():
+    pictures = [picture(seed) for seed in range(40)]
+    for i in range(15, 27):
+        pictures[i] = (pictures[i] * 0.4).astype(np.uint8)
+    at = [pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=i) for i in range(40)]
+    (finding,) = camera_findings(seen(pictures, captured_at=at))
+    assert finding.kind == "camera_dimmed"
+    assert camera_findings(seen(pictures)) == []
+
+
 def test_frames_are_judged_in_the_order_in_which_they_were_taken():
     at = [pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=30 - i) for i in range(5)]
     found = seen([picture(seed) for seed in range(5)], captured_at=at)
