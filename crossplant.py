@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check said no, 2 the input is wrong (one line a fault, n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -63,10 +64,11 @@ def _checked(to: str | None, *, field: str = "--json") -> str | None:
 
 
 def _finish(document: dict[str, Any], *, to: str | None) -> None:
-    if to == "-":
-        print(json.dumps(document, indent=1, allow_nan=False, default=str), flush=True)
-    elif to:
-        Path(to).write_text(json.dumps(document, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    if not to:
+        return
+    with contextlib.nullcontext(sys.stdout) if to == "-" else Path(to).open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, allow_nan=False, default=str)  # piece by piece: rejects may be many
+        print(file=file, flush=True)
 
 
 @app.command("import")
@@ -75,6 +77,9 @@ def import_(
     plant: Plants = None,
     new_generation: Annotated[
         bool, typer.Option(help="Lots seen for the first time get a sealed test of their own, to be opened anew.")
+    ] = False,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="Read frames again that an earlier import has read.")
     ] = False,
     json_to: JsonFile = None,
 ) -> None:
@@ -87,7 +92,7 @@ def import_(
 
     loaded = _fleet(fleet)
     names = _names(loaded, plant)
-    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation)
+    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation, is_reread=reread)
     _finish(document, to=json_to)
     if document["faults"]:
         raise ManyInputErrors(document["faults"])

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from cluster.lock import locked
+from cluster.readings import Readings, write_rejects
 from cluster.storage import Store
 from plants import splits
 from plants.errors import InputError
@@ -37,6 +38,11 @@ class Imported:
     rejected: list[Rejected]
     notes: list[str]
     lots_known: bool
+    rejects: str
+    """Where the list of rejects lies."""
+    num_frames: int
+    num_read: int
+    """Frames that were read; the others were remembered from an earlier import."""
 
 
 class Catalog:
@@ -53,13 +59,16 @@ class Catalog:
         files: Files,
         now: datetime,
         is_new_generation: bool = False,
+        is_reread: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Imported:
         """The plant's rows are recorded; lots seen for the first time are dealt, all others stay where they are.
 
         is_new_generation: the new lots are a generation of their own, whose sealed test has a budget of its own.
+        is_reread: frames are read again that an earlier import has read and that are listed as they were.
         """
-        found = read_rows(plant, files=files, progress=progress)
+        memory = Readings(self.store, plant.name, is_forgetful=is_reread)
+        found = read_rows(plant, files=files, memory=memory, progress=progress)
         with locked(self.store, "import") as claim:
             before = self._known_frames(plant.name)
             assignments = splits.deal(
@@ -87,6 +96,9 @@ class Catalog:
             rejected=list(found.rejected),
             notes=list(found.notes),
             lots_known=bool(rows["lot_known"].all()),
+            rejects=write_rejects(self.store, plant.name, found.rejected),
+            num_frames=found.num_frames,
+            num_read=found.num_read,
         )
 
     def assignments(self) -> pd.DataFrame | None:
