@@ -22,7 +22,10 @@ from plants.tables import CORNERS, Listed, Rejected
 def described(
     table: pd.DataFrame, *, plant: Plant, listed: Mapping[str, Listed], max_bytes: int, rejected: list[Rejected]
 ) -> pd.DataFrame:
-    """The rows without what only their frames' bytes can tell, None where nothing is known; a box is four columns."""
+    """The rows without what only their frames' bytes can tell, None where nothing is known; a box is four columns.
+
+    The order of the lines is the order of the checks.
+    """
     cells = Cells(table)
     cells.judged(table["frame"], _checked_path)
     names = cells.judged(table["class"], _Classes(plant))
@@ -30,6 +33,7 @@ def described(
     frame = table["frame"].to_numpy(dtype=object)
     part = _first(cells.column("part_id"), cells.judged(table["frame"], _matcher(plant.part_pattern)))
     lot = _first(cells.column("lot"), cells.judged(table["frame"], _matcher(plant.lot_pattern)))
+    prob = _first(cells.column("sample_prob", _sample_prob), np.full(len(table), 1.0, dtype=object))
     claims = {
         "frame": frame,
         "sha256": cells.column("sha256"),
@@ -38,13 +42,13 @@ def described(
         "pose": cells.column("pose"),
         "lot": _first(lot, part),
         "class": names,
-        "sample_prob": _first(cells.column("sample_prob", _sample_prob), np.ones(len(table), dtype=object)),
         "severity": cells.column("severity", functools.partial(number, name="severity")),
         **dict(zip(CORNERS, cells.boxes().T, strict=True)),
         "captured_at": cells.times("captured_at").array,
         "environment": _environments(cells, plant=plant),
         "annotator": cells.column("annotator"),
         "source": _first(cells.column("source"), np.full(len(table), "import", dtype=object)),
+        "sample_prob": prob,
     }
     is_good = np.equal(cells.reasons, None)
     rejected += map(Rejected, frame[~is_good], cells.reasons[~is_good])
