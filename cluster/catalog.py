@@ -19,7 +19,7 @@ from cluster.readings import Readings, write_rejects
 from cluster.storage import Store
 from plants import splits
 from plants.errors import InputError
-from plants.labels import from_parquet, read_rows, to_parquet
+from plants.labels import NoUsableFrame, from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
 from plants.tables import Files, Rejected
 
@@ -68,7 +68,11 @@ class Catalog:
         is_reread: frames are read again that an earlier import has read and that are listed as they were.
         """
         memory = Readings(self.store, plant.name, is_forgetful=is_reread)
-        found = read_rows(plant, files=files, memory=memory, progress=progress)
+        try:
+            found = read_rows(plant, files=files, memory=memory, progress=progress)
+        except NoUsableFrame as error:
+            remedy = f"All rejects are listed in {write_rejects(self.store, plant.name, error.rejected)}"
+            raise InputError(error.detail, plant=plant.name, field=error.field, remedy=remedy) from None
         with locked(self.store, "import") as claim:
             before = self._known_frames(plant.name)
             assignments = splits.deal(
