@@ -402,7 +402,8 @@ def test_16_bit_frames_are_imported_where_they_are_declared_and_8_bit_ones_then_
     answer = run("import", "--json", "-")
     assert answer.document["rows"] == 1
     assert set(answer.rejected) == set(GOOD)
-    assert "2 more, all listed with --json" in answer.err
+    assert "12 times: " in answer.err
+    assert "all 12 are listed in " in answer.err
     assert "Set bit_depth: 8" in answer.rejected[GOOD[0]]
 
 
