@@ -422,12 +422,12 @@ def _called(loaded: Any, *, settings: Any) -> dict[str, Any]:
     from rich.table import Table
 
     from cluster.catalog import Catalog
-    from cluster.storage import PlantFiles, open_store
+    from cluster.storage import PlantFiles
     from serving.client import Client
     from serving.verbs import ensure_token, serve_fleet
 
     served = serve_fleet(loaded, settings=settings, host="127.0.0.1", port=0)
-    catalog, files = Catalog(open_store(loaded.store)), PlantFiles()
+    catalog, files = Catalog.of(loaded), PlantFiles()
     table = Table(title=f"Endpoints at {served['address']}, each called with its own token", title_justify="left")
     for column in ("endpoint", "environment", "frames", "verdict", "defect", "confidence", "ms"):
         table.add_column(column, overflow="fold")

@@ -1,6 +1,7 @@
 """The recorded tables of a fleet in its store: label rows, split assignments, and the sealed labels of test rows.
 
-`sealed/` is written at import and read for the one job that evaluates, after its ledger has counted the opening.
+The seal is a store of its own, so that a credential can end before it. It is written at import, which also reads it to
+tell corrections, and opened for the one job that evaluates, after its ledger has counted the opening.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from typing import Any
 import pandas as pd
 
 from cluster.lock import locked
-from cluster.storage import Store
-from plants import splits
+from cluster.storage import Store, open_store
+from plants import seal, splits
 from plants.errors import InputError
 from plants.labels import from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
 from plants.tables import Files, Rejected
 
 ASSIGNMENTS = "assignments.parquet"
+CORRECTIONS = "corrections.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,14 @@ class Imported:
 class Catalog:
     """Reads and writes the recorded tables of one fleet."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, seal: Store | None = None) -> None:
         self.store = store
+        self.seal = seal or open_store(store.at("sealed"))
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> Catalog:
+        """The catalog of a fleet; contacts nothing."""
+        return cls(open_store(fleet.store), seal=open_store(fleet.sealed) if fleet.sealed else None)
 
     def import_plant(
         self,
@@ -73,9 +81,12 @@ class Catalog:
             )
             rows = splits.with_roles(found.rows, assignments)
             open_rows, sealed_rows = splits.seal(rows)
+            corrected = self._corrected(plant.name, sealed_rows, now=now)
             claim.check()
+            if corrected:
+                self.seal.write(CORRECTIONS, (self.corrections() + "".join(corrected)).encode())
             self._write(ASSIGNMENTS, assignments)
-            self._write(f"sealed/{plant.name}.parquet", sealed_rows)
+            self._write(f"{plant.name}.parquet", sealed_rows, store=self.seal)
             self.store.write(f"labels/{plant.name}.parquet", to_parquet(open_rows))
         parts = rows.drop_duplicates("part_id")
         return Imported(
@@ -85,7 +96,7 @@ class Catalog:
             classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
             splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
             rejected=list(found.rejected),
-            notes=list(found.notes),
+            notes=[*found.notes, *self._told(len(corrected))],
             lots_known=bool(rows["lot_known"].all()),
         )
 
@@ -106,8 +117,21 @@ class Catalog:
         return splits.with_roles(from_parquet(self.store.read(key)), assignments)
 
     def sealed(self, plant: str) -> pd.DataFrame:
-        """The answers of the plant's test rows. Only `jobs/evaluate.py` asks, after the ledger has counted it."""
-        return pd.read_parquet(io.BytesIO(self.store.read(f"sealed/{plant}.parquet")))
+        """The answers of the plant's test rows. Asked by import, and by `jobs/evaluate.py` once that is counted."""
+        return pd.read_parquet(io.BytesIO(self.seal.read(f"{plant}.parquet")))
+
+    def corrections(self) -> str:
+        """What was changed in the sealed answers since they were sealed, a JSON object a line; empty at first."""
+        return self.seal.read(CORRECTIONS).decode() if self.seal.exists(CORRECTIONS) else ""
+
+    def _corrected(self, plant: str, sealed_rows: pd.DataFrame, *, now: datetime) -> list[str]:
+        if not self.seal.exists(f"{plant}.parquet"):
+            return []
+        return seal.corrections(self.sealed(plant), sealed_rows, plant=plant, at=now)
+
+    def _told(self, num_corrected: int) -> list[str]:
+        where = self.seal.at(CORRECTIONS)
+        return [f"{num_corrected} answers of the sealed test changed; the trace is in {where}"] if num_corrected else []
 
     def data_digest(self, plants: Sequence[str]) -> str:
         """Names what can be learned from: frames, labels and roles of the train and select rows of these plants."""
@@ -124,10 +148,10 @@ class Catalog:
         key = f"labels/{plant}.parquet"
         return set(from_parquet(self.store.read(key))["frame"]) if self.store.exists(key) else set()
 
-    def _write(self, key: str, table: pd.DataFrame) -> None:
+    def _write(self, key: str, table: pd.DataFrame, *, store: Store | None = None) -> None:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
-        self.store.write(key, buffer.getvalue())
+        (store or self.store).write(key, buffer.getvalue())
 
 
 def _text(value: Any) -> str:

@@ -41,7 +41,7 @@ class Material:
         self.trunk = fleet.trunks[trunk]
         self.trunk_index = trunk
         self.store = open_store(fleet.store)
-        self.catalog = Catalog(self.store)
+        self.catalog = Catalog.of(fleet)
         self._data: dict[str, PlantData] = {}
 
     @classmethod

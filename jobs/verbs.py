@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cluster.catalog import Catalog, Imported
 from cluster.settings import Settings
-from cluster.storage import PlantFiles, open_store
+from cluster.storage import PlantFiles
 from plants.errors import InputError
 from plants.plant import Fleet
 
@@ -28,7 +28,7 @@ def import_fleet(
 
     A plant that cannot be imported does not stop the others: it stands under `faults`, a line each.
     """
-    catalog = Catalog(open_store(fleet.store))
+    catalog = Catalog.of(fleet)
     catalog.assignments()  # a store that does not answer is one fault, not one a plant
     table = new_table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
     plants: list[dict[str, Any]] = []

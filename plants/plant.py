@@ -279,6 +279,9 @@ class Fleet(Config):
     fleet: Name
     store: str
     """Folder or s3:// prefix for labels, packs, runs, bundles and reports."""
+    sealed: str | None = None
+    """Folder or s3:// prefix of the test's answers and their ledger, which only `import` and `evaluate` need to reach;
+    `sealed` below the store when absent."""
     trunks: tuple[Annotated[Trunk, AfterValidator(_can_be_trained)], ...] = (Trunk(),)
     shares: Shares = Shares()
     seed: int = 0
@@ -407,7 +410,8 @@ def _with_absolute_paths(fleet: Fleet, *, base: Path) -> Fleet:
         t if t.weights in ("embedded", "hub", "none") else t.model_copy(update={"weights": absolute(t.weights)})
         for t in fleet.trunks
     )
-    return fleet.model_copy(update={"store": absolute(fleet.store), "plants": plants, "trunks": trunks})
+    stores = {"store": absolute(fleet.store), "sealed": fleet.sealed and absolute(fleet.sealed)}
+    return fleet.model_copy(update={**stores, "plants": plants, "trunks": trunks})
 
 
 def _fault(file: Path, raw: dict[str, Any], error: Any) -> str:

@@ -38,14 +38,21 @@ def small_fleet(
     return path
 
 
-def into_bucket(path: Path, *, bucket: str) -> Path:
-    """Frames and label tables lie in the bucket, the store will too, and a `fleet.yaml` beside `path` says so."""
+def into_bucket(path: Path, *, bucket: str, seal: str | None = None) -> Path:
+    """Frames lie in the bucket, the store will too, and a `fleet.yaml` beside `path` says so.
+
+    The label tables, which hold every answer, lie with the seal where that has a bucket of its own.
+    """
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     root = open_store(f"{bucket}/plants")
     for plant in raw["plants"]:
-        root.upload_folder(path.parent / plant["images"], plant["name"])
-        plant |= {"images": f"{root.uri}/{plant['name']}", "labels": f"{root.uri}/{plant['name']}/labels.csv"}
-    raw["store"] = f"{bucket}/store"
+        folder = path.parent / plant["images"]
+        labels = open_store(f"{seal or bucket}/labels/{plant['name']}")
+        labels.upload(folder / "labels.csv", "labels.csv")
+        (folder / "labels.csv").unlink()
+        root.upload_folder(folder, plant["name"])
+        plant |= {"images": f"{root.uri}/{plant['name']}", "labels": f"{labels.uri}/labels.csv"}
+    raw |= {"store": f"{bucket}/store", **({"sealed": f"{seal}/sealed"} if seal else {})}
     remote = path.with_name("bucket.yaml")
     remote.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return remote
@@ -60,7 +67,7 @@ def console() -> tuple[Console, Callable[[], str]]:
 def imported(path: Path) -> Fleet:
     """The fleet after `import`."""
     fleet = load_fleet(path)
-    catalog = Catalog(open_store(fleet.store))
+    catalog = Catalog.of(fleet)
     for plant in fleet.plants:
         catalog.import_plant(fleet, plant, files=PlantFiles(), now=NOW)
     return fleet

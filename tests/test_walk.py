@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from object_store import KEY_ID, SECRET, ObjectStore
+from object_store import KEY_ID, SECRET, TRAINER_SECRET, ObjectStore
 
 from cluster.catalog import Catalog
+from cluster.kuberay import SEALED_VERBS
 from cluster.registry import Bundles, Journal
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, Store, open_store
@@ -68,6 +69,15 @@ def everything_printed(into: Path) -> Iterator[None]:
                 os.close(copy)
 
 
+@contextlib.contextmanager
+def keys_of(user: Mapping[str, str]) -> Iterator[None]:
+    """Inside the block this process, and what it starts, has the keys of a user of the object store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in user.items():
+            patch.setenv(name, value)
+        yield
+
+
 @dataclass
 class Walk:
     """A walked fleet: what every verb returned, and what was printed on the way."""
@@ -85,6 +95,10 @@ class Walk:
         return open_store(self.fleet.store)
 
     @property
+    def catalog(self) -> Catalog:
+        return Catalog.of(self.fleet)
+
+    @property
     def address(self) -> str:
         return str(self.documents["serve"]["address"])
 
@@ -93,7 +107,7 @@ class Walk:
 
     def part(self, plant: str, *, role: str) -> pd.DataFrame:
         """The rows of the first part of a role that shows most frames."""
-        rows = Catalog(self.store).rows(plant)
+        rows = self.catalog.rows(plant)
         return rows[(rows["role"] == role) & (rows["part_id"] == rows[rows["role"] == role]["part_id"].iloc[0])]
 
     def frames(self, plant: str, *, part: pd.DataFrame) -> list[tuple[str, bytes]]:
@@ -127,9 +141,19 @@ def fetched(store: Store, *, digest: str, into: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def walk(object_store: ObjectStore, ray_local: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+def trainer(object_store: ObjectStore) -> Iterator[ObjectStore]:
+    """The keys of this module, and so of Ray's processes and the replicas, are those that training has."""
+    with keys_of(object_store.trainer_env):
+        yield object_store
+
+
+@pytest.fixture(scope="module")
+def walk(trainer: ObjectStore, ray_local: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     folder = tmp_path_factory.mktemp("walk")
-    path = into_bucket(small_fleet(folder, *PLANTS, scale=0.08), bucket=object_store.new_bucket())
+    bucket, seal = trainer.new_bucket(), trainer.new_bucket()
+    trainer.open_to_trainer(bucket)
+    with keys_of(trainer.env):
+        path = into_bucket(small_fleet(folder, *PLANTS, scale=0.08), bucket=bucket, seal=seal)
     recipe, printed = folder / "recipe.yaml", folder / "printed.txt"
     save_recipe(Recipe(stages=(Stage(cut=1, epochs=2),), views=2), recipe)
     settings, (show, said) = ray_local, console()
@@ -146,7 +170,8 @@ def walk(object_store: ObjectStore, ray_local: Settings, tmp_path_factory: pytes
             "serve": lambda: serve_fleet(fleet, settings=settings, host="127.0.0.1", port=0),
         }.items():
             begun = time.monotonic()
-            documents[name] = step()
+            with keys_of(trainer.env if name in SEALED_VERBS else {}):
+                documents[name] = step()
             print(f"{name}: {time.monotonic() - begun:.1f} s")
     yield Walk(path, fleet, settings, recipe, documents, printed, said)
     app.stop(fleet.fleet)
@@ -331,27 +356,45 @@ def test_a_bundle_with_one_byte_changed_is_refused_by_the_command_in_one_line(wa
     assert "Traceback" not in done.stderr
 
 
-def test_the_seal_was_opened_once_for_what_was_chosen_and_a_sixth_opening_is_refused(walk: Walk):
+def test_the_keys_that_train_compare_publish_and_serve_do_not_open_the_seal(walk: Walk):
+    """Every verb but `import` and `evaluate` has gone its way with them."""
+    catalog = walk.catalog
+    for read in (lambda: catalog.sealed("essen"), lambda: openings(catalog.seal), catalog.seal.list):
+        with pytest.raises(InputError, match=r"the object store denied access"):
+            read()
+    assert any(catalog.store.read(entry.key) for entry in catalog.store.list("labels"))
+    for verb in ("import", "evaluate"):
+        done = command(walk, verb, "--fleet", str(walk.path))
+        assert done.returncode == 2, done.stderr
+        assert "denied access" in done.stderr
+        assert "Traceback" not in done.stderr
+    rows = catalog.rows("essen")
+    assert rows.loc[rows["role"] == "test", ["class", "box", "severity"]].isna().all(axis=None)
+
+
+def test_the_seal_was_opened_once_for_what_was_chosen_and_a_sixth_opening_is_refused(walk, monkeypatch):
     decisions = walk.documents["compare"]["decisions"]
-    first = [(o.plant, o.generation, o.bundles) for o in openings(walk.store)]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    first = [(o.plant, o.generation, o.bundles) for o in openings(walk.catalog.seal)]
     assert first == [(name, 1, (decisions[name]["bundle"],)) for name in PLANTS]
     evaluated = walk.documents["evaluate"]["plants"]
     assert all(evaluated[name]["n"] > 0 for name in PLANTS)
-    rows = Catalog(walk.store).rows("essen")
+    rows = walk.catalog.rows("essen")
     assert rows.loc[rows["role"] == "test", "class"].isna().all()
     for _ in range(4):
-        open_test("essen", catalog=Catalog(walk.store), who="t", bundles=["b"], now=NOW, budget=5)
-    before = walk.store.read(LEDGER)
+        open_test("essen", catalog=walk.catalog, who="t", bundles=["b"], now=NOW, budget=5)
+    before = walk.catalog.seal.read(LEDGER)
     show, _ = console()
     with pytest.raises(SealError, match="opened 5 times of 5"):
         release.evaluate(walk.fleet, settings=walk.settings, names=["essen"], show=show)
-    assert walk.store.read(LEDGER) == before
+    assert walk.catalog.seal.read(LEDGER) == before
 
 
 def test_no_credential_stands_in_anything_printed_logged_or_kept(walk: Walk):
     """The last test: it looks at what all others left behind."""
     tokens = {name: walk.token(name) for name in PLANTS}
-    secrets = [SECRET.encode(), *(token.encode() for token in tokens.values())]
+    secrets = [SECRET.encode(), TRAINER_SECRET.encode(), *(token.encode() for token in tokens.values())]
     assert KEY_ID.encode() not in walk.printed.read_bytes()
     for text in (walk.printed.read_bytes(), walk.said().encode()):
         assert not any(secret in text for secret in secrets)

@@ -145,14 +145,13 @@ def _answers(fleet: Any, *, settings: Any) -> dict[str, str]:
     from cluster import session
     from cluster.catalog import Catalog
     from cluster.registry import Journal
-    from cluster.storage import open_store
     from serving import app
     from serving.verbs import predict_files, serve_fleet
 
     served = serve_fleet(fleet, settings=settings, host="127.0.0.1", port=0)
     found = {}
     for name in served["plants"]:
-        rows = Catalog(open_store(fleet.store)).rows(name)
+        rows = Catalog.of(fleet).rows(name)
         row = rows[rows["role"] == "test"].iloc[0]
         same = rows[(rows["role"] == "test") & (rows["environment"] == row["environment"])]["frame"][:5]
         files = [Path(fleet.plant(name).images) / frame for frame in same]

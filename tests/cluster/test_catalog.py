@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cluster.catalog import ASSIGNMENTS, Catalog, Imported
-from cluster.storage import PlantFiles, open_store
+from cluster.storage import PlantFiles
 from plants.errors import InputError
 from plants.plant import Fleet, load_fleet
 from tests.fleets import NOW, drawn_fleet
@@ -23,7 +24,7 @@ def fleet(tmp_path: Path) -> Fleet:
 
 @pytest.fixture
 def catalog(fleet: Fleet) -> Catalog:
-    return Catalog(open_store(fleet.store))
+    return Catalog.of(fleet)
 
 
 def read(catalog: Catalog, fleet: Fleet, name: str = "north") -> Imported:
@@ -78,6 +79,21 @@ def test_a_lot_that_passes_through_two_plants_has_one_role(catalog, fleet):
         read(catalog, fleet, name)
     roles = [catalog.rows(name).groupby("lot")["role"].first() for name in ("north", "south")]
     assert roles[0].equals(roles[1])
+
+
+def test_a_corrected_answer_of_the_test_leaves_a_trace_and_nothing_else_does(catalog, fleet):
+    read(catalog, fleet)
+    sealed = catalog.sealed("north")
+    frame = next(f for f in sealed["frame"] if f.startswith("crack/"))
+    assert read(catalog, fleet).notes == []
+    images = Path(fleet.plant("north").images)
+    (images / frame).unlink()
+    (found,) = read(catalog, fleet).notes
+    assert found.startswith("1 answers of the sealed test changed")
+    (line,) = catalog.corrections().splitlines()
+    assert json.loads(line) == {
+        "plant": "north", "frame": frame, "what": "removed", "before": False, "after": True, "at": NOW.isoformat()
+    }  # fmt: skip
 
 
 def test_before_an_import_there_are_no_rows_and_the_remedy_is_named(catalog, fleet):

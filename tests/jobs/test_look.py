@@ -24,7 +24,7 @@ def test_the_page_shows_every_finding_and_every_class_but_nothing_of_the_sealed_
     assert document["report"].endswith("audit.html")
     assert html.count("<tr>") == len(document["findings"]) + 1
     for name in NAMES:
-        rows = Catalog(works.store).rows(name)
+        rows = Catalog.of(works.fleet).rows(name)
         shown = set(re.findall(r'alt="([^"]+)"', html))
         open_frames = set(rows.loc[rows["role"] != "test", "frame"])
         assert set(rows.loc[rows["role"] == "test", "frame"]).isdisjoint(shown)

@@ -53,7 +53,7 @@ def inputs(works: Works) -> RoleInputs:
 
 @pytest.mark.slow
 def test_the_inputs_of_a_role_are_its_labelled_frames_and_no_others(works, inputs):
-    rows = Catalog(works.store).rows("essen")
+    rows = Catalog.of(works.fleet).rows("essen")
     rows = rows[rows["role"] == "decide"]
     assert set(inputs.frames.index) == set(rows["frame"])
     assert set(inputs.parts) == set(rows["part_id"])
@@ -103,7 +103,7 @@ def test_frames_of_other_roles_in_the_pack_are_left_alone(works):
     """A pack may hold more frames than the rows that are judged."""
     exports = works.exports()
     plant = works.fleet.plant("essen")
-    rows = Catalog(works.store).rows("essen")
+    rows = Catalog.of(works.fleet).rows("essen")
     pack: Pack = exports.material.pack(plant, rows=rows)
     few = rows[rows["role"] == "decide"]
     found = RoleInputs(plant, rows=few, pack=pack, exports=exports)
