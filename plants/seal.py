@@ -109,7 +109,7 @@ def corrections(before: pd.DataFrame, after: pd.DataFrame, *, plant: str, at: da
     return lines
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _changes(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[str, tuple[Any, Any]]:
     pairs = {what: (_plain(old[what]), _plain(new[what])) for what in (*ANSWERS, "sha256")}
     return {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
 

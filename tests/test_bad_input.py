@@ -300,6 +300,7 @@ def test_a_class_with_an_umlaut_and_a_space_is_one_class_however_its_folder_was_
     assert answer.document["classes"] == {"dent": 12, composed: 2}
 
 
+@pytest.mark.slow
 def test_an_empty_class_and_a_class_with_one_image_are_imported_and_audited(mill, run):
     write_fleet(mill, {**MILL, "classes": {**MILL["classes"], "hole": "hole"}})
     save(mill / "frames/Kratzer groß/only.png", pixels(seed=99))
