@@ -76,6 +76,9 @@ def import_(
     new_generation: Annotated[
         bool, typer.Option(help="Lots seen for the first time get a sealed test of their own, to be opened anew.")
     ] = False,
+    copies: Annotated[
+        bool, typer.Option(help="Look for pictures that show the same, and keep them from playing two roles.")
+    ] = True,
     json_to: JsonFile = None,
 ) -> None:
     """Read frames and labels of the plants, deal new lots to train / select / decide / test, seal the test's labels.
@@ -87,7 +90,8 @@ def import_(
 
     loaded = _fleet(fleet)
     names = _names(loaded, plant)
-    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation)
+    cache = _settings().cache if copies else None
+    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation, cache=cache)
     _finish(document, to=json_to)
     if document["faults"]:
         raise ManyInputErrors(document["faults"])

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cluster.lock import locked
 from cluster.storage import Store, open_store
-from plants import seal, splits
+from plants import copies, seal, splits
+from plants.copies import Quarantined
+from plants.duplicates import near_duplicates
 from plants.errors import InputError
 from plants.labels import from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
@@ -25,6 +29,9 @@ from plants.tables import Files, Rejected
 
 ASSIGNMENTS = "assignments.parquet"
 CORRECTIONS = "corrections.jsonl"
+
+Look = Callable[[Plant, pd.DataFrame], npt.NDArray[np.uint8]]
+"""Signatures [len(rows), 64, 64] of the frames of a plant's label rows."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Imported:
     rejected: list[Rejected]
     notes: list[str]
     lots_known: bool
+    quarantined: list[Quarantined]
 
 
 class Catalog:
@@ -62,32 +70,53 @@ class Catalog:
         now: datetime,
         is_new_generation: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        look: Look | None = None,
     ) -> Imported:
         """The plant's rows are recorded; lots seen for the first time are dealt, all others stay where they are.
 
-        is_new_generation: the new lots are a generation of their own, whose sealed test has a budget of its own.
+        Args:
+            is_new_generation: The new lots are a generation of their own, whose sealed test has a budget of its own.
+            look: What the frames of rows look like, as `plants.duplicates.signature`. With it pictures that show the
+                same share a lot where none is known, and where one is do not play two roles.
         """
         found = read_rows(plant, files=files, progress=progress)
+        others = self._others(fleet, plant)
+        thumbs = [look(p, r) for p, r in [(plant, found.rows), *others]] if look else []
+        pairs = near_duplicates(np.concatenate(thumbs), num_asked=len(found.rows)) if look else []
         with locked(self.store, "import") as claim:
-            before = self._known_frames(plant.name)
+            recorded = self._recorded(plant.name)
+            before = frozenset() if recorded is None else frozenset(recorded["frame"])
+            dealt = self.assignments()
+            known = frozenset() if dealt is None else frozenset(dealt["lot"])
+            rows = copies.with_recorded_lots(found.rows, recorded)
+            inside = [pair for pair in pairs if max(pair.i, pair.j) < len(rows)]
+            rows = copies.linked(rows, inside, recorded=known)
             assignments = splits.deal(
-                found.rows,
-                assignments=self.assignments(),
+                rows,
+                assignments=dealt,
                 shares=plant.shares or fleet.shares,
                 seed=fleet.seed,
                 now=now,
                 plant=plant.name,
                 is_new_generation=is_new_generation,
             )
-            rows = splits.with_roles(found.rows, assignments)
+            rows = splits.with_roles(rows, assignments)
             open_rows, sealed_rows = splits.seal(rows)
+            images = set(zip(rows["frame"], rows["sha256"], strict=True))
+            kept = {k: row for k, row in self._quarantined(plant.name).items() if (k, row.sha256) in images}
+            quarantined = kept | {
+                row.frame: row
+                for row in copies.quarantine(rows, pairs, others=_joined(others, assignments), known_frames=before)
+            }
             corrected = self._corrected(plant.name, sealed_rows, now=now)
             claim.check()
             if corrected:
                 self.seal.write(CORRECTIONS, (self.corrections() + "".join(corrected)).encode())
             self._write(ASSIGNMENTS, assignments)
             self._write(f"{plant.name}.parquet", sealed_rows, store=self.seal)
+            self.store.write_json(f"quarantine/{plant.name}.json", [row._asdict() for row in quarantined.values()])
             self.store.write(f"labels/{plant.name}.parquet", to_parquet(open_rows))
+        rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
         return Imported(
             plant=plant.name,
@@ -98,6 +127,7 @@ class Catalog:
             rejected=list(found.rejected),
             notes=[*found.notes, *self._told(len(corrected))],
             lots_known=bool(rows["lot_known"].all()),
+            quarantined=list(quarantined.values()),
         )
 
     def assignments(self) -> pd.DataFrame | None:
@@ -109,12 +139,16 @@ class Catalog:
         return table
 
     def rows(self, plant: str) -> pd.DataFrame:
-        """The plant's label rows with their role; the class of test rows is null. Raises InputError before import."""
+        """The plant's label rows with their role; the class of test rows is null. Raises InputError before import.
+
+        A row that plays no role because it shows what another one shows has `plants.copies.QUARANTINE` for one.
+        """
         key = f"labels/{plant}.parquet"
         assignments = self.assignments()
         if assignments is None or not self.store.exists(key):
             raise InputError("has not been imported", plant=plant, remedy="Run `crossplant import --fleet FILE` first")
-        return splits.with_roles(from_parquet(self.store.read(key)), assignments)
+        rows = splits.with_roles(from_parquet(self.store.read(key)), assignments)
+        return copies.apart(rows, self._quarantined(plant))
 
     def sealed(self, plant: str) -> pd.DataFrame:
         """The answers of the plant's test rows. Asked by import, and by `jobs/evaluate.py` once that is counted."""
@@ -144,14 +178,30 @@ class Catalog:
                 digest.update(f"{name}|{column}|{values}\n".encode())
         return digest.hexdigest()
 
-    def _known_frames(self, plant: str) -> set[str]:
+    def _recorded(self, plant: str) -> pd.DataFrame | None:
         key = f"labels/{plant}.parquet"
-        return set(from_parquet(self.store.read(key))["frame"]) if self.store.exists(key) else set()
+        return from_parquet(self.store.read(key)) if self.store.exists(key) else None
+
+    def _others(self, fleet: Fleet, plant: Plant) -> list[tuple[Plant, pd.DataFrame]]:
+        """The other plants that have been imported, and their rows."""
+        found = [(other, self._recorded(other.name)) for other in fleet.plants if other.name != plant.name]
+        return [(other, rows) for other, rows in found if rows is not None]
+
+    def _quarantined(self, plant: str) -> dict[str, Quarantined]:
+        key = f"quarantine/{plant}.json"
+        rows = self.store.read_json(key) if self.store.exists(key) else []
+        return {row["frame"]: Quarantined(**row) for row in rows}
 
     def _write(self, key: str, table: pd.DataFrame, *, store: Store | None = None) -> None:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         (store or self.store).write(key, buffer.getvalue())
+
+
+def _joined(others: Sequence[tuple[Plant, pd.DataFrame]], assignments: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several plants with `plant` and `role`."""
+    tables = [splits.with_roles(rows, assignments).assign(plant=plant.name) for plant, rows in others]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"frame": [], "plant": [], "role": []})
 
 
 def _text(value: Any) -> str:

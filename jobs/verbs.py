@@ -22,12 +22,20 @@ from plants.plant import Fleet
 
 
 def import_fleet(
-    fleet: Fleet, *, names: Sequence[str], show: Console, is_new_generation: bool = False
+    fleet: Fleet,
+    *,
+    names: Sequence[str],
+    show: Console,
+    is_new_generation: bool = False,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store.
 
+    cache: Where what the frames look like is kept; with it pictures that show the same are kept out of different roles.
     A plant that cannot be imported does not stop the others: it stands under `faults`, a line each.
     """
+    from jobs.pictures import Looks
+
     catalog = Catalog.of(fleet)
     catalog.assignments()  # a store that does not answer is one fault, not one a plant
     table = new_table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
@@ -43,6 +51,7 @@ def import_fleet(
                     now=datetime.now(UTC),
                     is_new_generation=is_new_generation,
                     progress=tick,
+                    look=Looks(cache, say=tick) if cache else None,
                 )
         except InputError as error:
             faults += error.at_plant(name)
@@ -66,6 +75,7 @@ def _imported(found: Imported) -> dict[str, Any]:
         "classes": found.classes,
         "splits": found.splits,
         "rejected": [{"frame": r.frame, "reason": r.reason} for r in found.rejected],
+        "quarantined": [row._asdict() for row in found.quarantined],
     }
 
 
@@ -75,6 +85,12 @@ def _show_what_to_know(found: Imported, *, show: Console) -> None:
     lines = [f"rejected: plant {name}: file {row.frame}: {row.reason}" for row in rejected[:10]]
     if len(rejected) > 10:
         lines.append(f"rejected: plant {name}: {len(rejected) - 10} more, all listed with --json")
+    lines += [
+        f"quarantined: plant {name}: file {row.frame} of {row.role}: a copy of {row.copy_of}"
+        for row in found.quarantined[:10]
+    ]
+    if len(found.quarantined) > 10:
+        lines.append(f"quarantined: plant {name}: {len(found.quarantined) - 10} more, all listed with --json")
     lines += [f"note: plant {name}: {note}" for note in found.notes]
     if not found.lots_known:
         lines.append(
