@@ -21,7 +21,7 @@ from cluster.lock import locked
 from cluster.storage import Store, open_store
 from plants import copies, seal, splits
 from plants.copies import Quarantined
-from plants.duplicates import near_duplicates
+from plants.duplicates import SURE_SCORE, near_duplicates
 from plants.errors import InputError
 from plants.labels import from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
@@ -82,7 +82,7 @@ class Catalog:
         found = read_rows(plant, files=files, progress=progress)
         others = self._others(fleet, plant)
         thumbs = [look(p, r) for p, r in [(plant, found.rows), *others]] if look else []
-        pairs = near_duplicates(np.concatenate(thumbs), num_asked=len(found.rows)) if look else []
+        pairs = near_duplicates(np.concatenate(thumbs), num_asked=len(found.rows), min_score=SURE_SCORE) if look else []
         with locked(self.store, "import") as claim:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
