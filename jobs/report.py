@@ -18,7 +18,7 @@ from jobs.page import page, table
 
 Document = Mapping[str, Any]
 
-KINDS = ("frozen", "own", "sister", "warm", "pooled", "without")
+KINDS = ("normality", "frozen", "own", "sister", "warm", "pooled", "without")
 """The order of models in the picture; any other kind follows."""
 SYNTHETIC = "These data are synthetic"
 NONE = '<span class="none">–</span>'
@@ -115,10 +115,23 @@ def _decision(decision: Mapping[str, Any]) -> str:
         words.append(f"Members: {_text(', '.join(decision['members']))}.")
     policy = decision.get("policy")
     if isinstance(policy, Mapping):
-        words.append(
-            f"It passes a part below a defect probability of {_number(policy['pass_below'])} % and rejects above "
-            f"{_number(policy['reject_above'])} %; between them a person looks."
-        )
+        far = policy.get("novelty_above")
+        distance = "" if far is None else _number(far, show=lambda value: f"{value:.2f}")
+        if decision.get("kind") == "normality":
+            words.append(f"It passes a part up to a distance of {distance} from good parts; farther, a person looks.")
+        else:
+            words.append(
+                f"It passes a part below a defect probability of {_number(policy['pass_below'])} % and rejects above "
+                f"{_number(policy['reject_above'])} %; between them a person looks."
+            )
+            words += (
+                [
+                    f"A person looks, too, where a part that would pass is farther than {distance} from what is known "
+                    "here."
+                ]
+                if distance
+                else []
+            )
         words += [f"{_text(note)}." for note in policy.get("note", ())]
     names = {"bundle": decision.get("bundle"), "policy": decision.get("policy_digest")}
     digests = ", ".join(f"{key} <code>{_text(name)}</code>" for key, name in names.items())

@@ -115,12 +115,12 @@ class Normality:
 
     def score(self, features: npt.NDArray[np.floating]) -> Floats:
         """Distances [N] of features [N, F] from the good parts; NaN for broken features."""
-        centered = np.asarray(features, dtype=np.float32) - self.mean
+        centered = np.asarray(features, dtype=np.float64) - self.mean
         along = centered @ self.components.T
         outside = np.maximum((centered**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        squared = (along**2 / self.variances).sum(axis=1) + outside / np.float32(self.rest)
-        distance: Floats = np.sqrt(squared / np.float32(len(self.mean))) / np.float32(self.unit)
-        return distance.astype(np.float32)
+        squared = (along**2 / self.variances).sum(axis=1) + outside / self.rest
+        distance: Floats = (np.sqrt(squared / len(self.mean)) / self.unit).astype(np.float32)
+        return distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +162,6 @@ class Normalities:
         alone = len(environments) < 2 or not self.knows(plant)
         return [] if alone else [name for name in sorted(environments) if (plant, name) not in self.by_place]
 
-    def of(self, plants: Collection[str]) -> Normalities:
-        """The normalities of these plants alone."""
-        return Normalities({place: one for place, one in self.by_place.items() if place[0] in plants})
-
-    def together(self, other: Normalities) -> Normalities:
-        """The normalities of both."""
-        return Normalities({**self.by_place, **other.by_place})
-
     def score(self, features: npt.NDArray[np.floating], places: Sequence[Place]) -> Floats:
         """Novelties [N] of features [N, F], each by its place's good parts; NaN at a plant that is not known."""
         novelty = np.full(len(features), np.nan, dtype=np.float32)
@@ -205,6 +197,12 @@ class Normalities:
             if components.shape != (len(variances), len(mean)) or rest.shape or unit.shape:
                 raise InputError("its arrays do not fit together", file=str(file), remedy="Export the bundle again")
         return cls({at: Normality(*one[:3], *map(float, one[3:])) for at, one in zip(places, found, strict=True)})
+
+
+def evenly(good: Floats, leaves: Collection[str]) -> Floats:
+    """The goodness [N] of views, divided among the good leaves [N, L]: which of them it is, distance does not say."""
+    shared: Floats = np.repeat(good[:, None] / np.float32(len(leaves)), len(leaves), axis=1)
+    return shared
 
 
 def goodness(novelty: Floats) -> Floats:

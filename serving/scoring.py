@@ -20,7 +20,7 @@ import numpy.typing as npt
 from plants.bundle import Manifest
 from plants.errors import InputError
 from plants.hashing import sha256
-from plants.normality import Normalities, Place, goodness
+from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
 
 Floats = npt.NDArray[np.float32]
@@ -197,5 +197,4 @@ class GoodParts:
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
         """The goodness of each view, evenly over the good leaves, and its novelty."""
         far = self.normality.score(activations[0], places)
-        each = goodness(far)[:, None] / np.float32(len(self.leaves))
-        return Scored(np.repeat(each, len(self.leaves), axis=1), far)
+        return Scored(evenly(goodness(far), self.leaves), far)

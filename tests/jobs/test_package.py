@@ -19,6 +19,7 @@ from plants.images import tensor_digest
 from tests.fleets import Works
 
 pytestmark = pytest.mark.slow
+PROOF = ("card.md", "normality.npz", "probe.npz", "report.json")
 FINISHED = "2026-03-01T00:00:00+00:00"
 
 
@@ -48,7 +49,7 @@ def test_a_bundle_is_whole_and_says_what_it_is_and_where_its_limits_lie(works, t
     assert (manifest.kind, manifest.plants, set(manifest.serves)) == ("pooled", ("arden", "essen"), {"arden", "essen"})
     assert manifest.tier == ("branch" if manifest.cut else "head")
     assert manifest.created_at == FINISHED
-    assert set(manifest.files) == {"branch.onnx", "card.md", "probe.npz", "report.json", "weights.safetensors"}
+    assert set(manifest.files) == {*PROOF, "branch.onnx", "weights.safetensors"}
     assert works.store.exists(f"trunks/{manifest.trunk.sha256}.onnx")
     card = (tmp_path / digest / "card.md").read_text()
     assert "The data were generated" in card
@@ -96,6 +97,6 @@ def test_an_ensemble_names_its_members_by_digest_and_weighs_them_alike(works, tm
     assert len(set(manifest.members)) == 3
     runs = [bundle.read(Bundles(works.store).fetch(m, tmp_path)).manifest.run_id for m in manifest.members]
     assert runs == members
-    assert "branch.onnx" not in manifest.files
+    assert set(manifest.files) == {"card.md", "normality.npz", "report.json"}
     alone, _ = published(works, model="own-essen-s0", members=["own-essen-s0"])
     assert alone == manifest.members[0]
