@@ -22,6 +22,7 @@ from plants.plant import Fleet, load_fleet
 from plants.synthetic import make_fleet
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
+KINDS = ("frozen", "own", "pooled", "warm", "sister", "normality")
 SHARES = {"train": 0.4, "select": 0.2, "decide": 0.2, "test": 0.2}
 
 
@@ -118,7 +119,7 @@ class Works:
         return Exports(Material(self.fleet, cache=self.settings.cache, recipe=recipe), plan=plan)
 
 
-def trained(path: Path, *, home: Path, kinds: Sequence[str] = ("frozen", "own", "pooled", "warm", "sister")) -> Works:
+def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:
     """The fleet imported, and its runs of these kinds done, two epochs each."""
     import torch
 
