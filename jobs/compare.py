@@ -181,13 +181,19 @@ def figures_of(scores: PartScores, *, kind: str, policy: OutOfFold | Policy, see
     figures = report(scores, policy=policy, seed=seed)
     if kind != "normality":
         return figures
-    none = {"value": None, "low": None, "high": None, "words": "it names no class"}
+    none = {"low": None, "high": None, "words": "it names no class"}
     classes = {
-        name: {**row, **dict.fromkeys(("precision", "f1")), "recall": {**none, "n": row["n"]}}
+        name: {"precision": None, "recall": {"value": None, **none, "n": row["n"]}, "f1": None, "n": row["n"]}
         for name, row in figures["per_class"].items()
     }
-    by_environment = {name: {**row, **none, "macro_f1": None} for name, row in figures["by_environment"].items()}
-    return {**figures, "macro_f1": none, "per_class": classes, "by_environment": by_environment}
+    return {
+        **figures,
+        "macro_f1": {"value": None, **none},
+        "per_class": classes,
+        "confusion": {"classes": [], "counts": []},
+        "by_environment": {name: {**row, "macro_f1": None, **none} for name, row in figures["by_environment"].items()},
+        "calibration": None,
+    }
 
 
 def cell(*, figures: Mapping[str, Any]) -> dict[str, Any]:
