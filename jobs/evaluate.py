@@ -11,7 +11,7 @@ import pandas as pd
 from cluster.catalog import Catalog
 from cluster.lock import locked
 from cluster.storage import Store
-from jobs.compare import cell
+from jobs.compare import cell, figures_of
 from jobs.scoring import Exports, role_inputs
 from plants import seal, splits
 from plants.costs import Policy
@@ -99,7 +99,7 @@ def _evaluate(
     leaf_sets = exports.material.fleet.leaf_sets(plant)
     policy = Policy.model_validate(decision["policy"])
     scores = inputs.scores([inputs.probabilities(run) for run in decision["members"]], leaf_sets=leaf_sets)
-    figures = report(scores, policy=policy)
+    figures = figures_of(scores, kind=decision["kind"], policy=policy)
     row = {**cell(figures=figures), "model": decision["model"], "details": figures, "withdrawn": False}
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:

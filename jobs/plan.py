@@ -11,7 +11,7 @@ from typing import Any, Literal
 from jobs.recipe import Recipe
 from plants.plant import OK, Fleet, Plant
 
-Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister"]
+Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "normality"]
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,22 @@ def make_plan(
     recipe: Recipe,
     data_digest: str,
     train_parts: Mapping[str, int],
+    train_defects: Mapping[str, int],
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     trunk: int = 0,
 ) -> Plan:
-    """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed.
+    """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed; one normality a plant.
 
     train_parts: training parts of each plant; a plant without any, or that may not train, learns nothing of its own.
+    train_defects: those of them that are not good; a plant without any has nothing but its normality.
     leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect).
     """
     full = recipe.model_dump(mode="json")
     frozen = {**full, "stages": []}
     able = [p for p in fleet.plants if p.may_train and train_parts.get(p.name, 0) > 0]
-    groups = pooling_groups(fleet, plants=[p for p in able if p.may_leave])
+    taught = [p for p in able if train_defects.get(p.name, 0) > 0]
+    groups = pooling_groups(fleet, plants=[p for p in taught if p.may_leave])
     runs: list[RunSpec] = []
     for seed in seeds:
         tail = f"-s{seed}"
@@ -100,7 +103,7 @@ def make_plan(
                 rest = tuple(name for name in group if name != out)
                 if out in group and len(rest) > 1:
                     runs.append(RunSpec(f"without-{out}{tail}", "without", rest, seed, full, target=out))
-        for plant in able:
+        for plant in taught:
             name = plant.name
             group = next((g for g in groups if name in g), None)
             runs.append(RunSpec(f"frozen-{name}{tail}", "frozen", (name,), seed, frozen, target=name))
@@ -115,6 +118,11 @@ def make_plan(
                     f"sister-{name}{tail}", "sister", (name,), seed, full, parent=f"own-{sister}{tail}", target=name
                 )
             )
+    for plant in able:
+        normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
+        if normal > 1:
+            run_id = f"normality-{plant.name}-s{seeds[0]}"
+            runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
     return Plan(fleet=fleet.fleet, data_digest=data_digest, runs=tuple(runs), trunk=trunk)
 
 

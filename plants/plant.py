@@ -119,6 +119,8 @@ class Costs(Config):
     parts_per_hour: float | None = Field(default=None, gt=0)
     defect_rate: tuple[float, float, float] = (0.02, 0.005, 0.05)
     """Prevalence on the line: estimate, low, high. Thresholds are solved at the unfavourable end."""
+    novel_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of good parts that people look at where the only model is the distance to good parts."""
     recall_floor: float = Field(default=0.0, ge=0, le=1)
     recall_floor_by_class: dict[str, float] = {}
     on_timeout: Literal["reject", "divert"] = "reject"

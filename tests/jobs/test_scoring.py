@@ -78,6 +78,22 @@ def test_a_part_has_the_probabilities_of_its_most_suspicious_frame(works, inputs
 
 
 @pytest.mark.slow
+def test_a_part_is_as_far_from_good_parts_as_its_farthest_view_whatever_model_judges_it(works, inputs):
+    leaf_sets = works.fleet.leaf_sets(works.fleet.plant("essen"))
+    own, normality = (
+        inputs.scores([inputs.probabilities(run)], leaf_sets=leaf_sets)
+        for run in ("own-essen-s0", "normality-essen-s0")
+    )
+    assert inputs.novelty is not None
+    part_of = inputs.frames["part_id"].to_numpy()[inputs.frame_groups]
+    expected = [inputs.novelty[part_of == part].max() for part in own.part_ids]
+    assert own.novelty == pytest.approx(expected)
+    assert normality.novelty == pytest.approx(expected)
+    by_distance, by_goodness = np.argsort(expected), np.argsort(normality.p_defect)
+    assert by_distance.tolist() == by_goodness.tolist()
+
+
+@pytest.mark.slow
 def test_a_role_without_labelled_rows_has_no_inputs(works):
     assert role_inputs("essen", role="test", exports=works.exports()) is None
 
