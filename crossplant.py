@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check said no, 2 the input is wrong (one line a fault, n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -63,10 +64,11 @@ def _checked(to: str | None, *, field: str = "--json") -> str | None:
 
 
 def _finish(document: dict[str, Any], *, to: str | None) -> None:
-    if to == "-":
-        print(json.dumps(document, indent=1, allow_nan=False, default=str), flush=True)
-    elif to:
-        Path(to).write_text(json.dumps(document, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    if not to:
+        return
+    with contextlib.nullcontext(sys.stdout) if to == "-" else Path(to).open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, allow_nan=False, default=str)  # piece by piece: rejects may be many
+        print(file=file, flush=True)
 
 
 @app.command("import")
@@ -79,6 +81,9 @@ def import_(
     copies: Annotated[
         bool, typer.Option(help="Look for pictures that show the same, and keep them from playing two roles.")
     ] = True,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="Read frames again that an earlier import has read.")
+    ] = False,
     json_to: JsonFile = None,
 ) -> None:
     """Read frames and labels of the plants, deal new lots to train / select / decide / test, seal the test's labels.
@@ -91,7 +96,9 @@ def import_(
     loaded = _fleet(fleet)
     names = _names(loaded, plant)
     cache = _settings().cache if copies else None
-    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation, cache=cache)
+    document = verbs.import_fleet(
+        loaded, names=names, show=console, is_new_generation=new_generation, is_reread=reread, cache=cache
+    )
     _finish(document, to=json_to)
     if document["faults"]:
         raise ManyInputErrors(document["faults"])

@@ -18,10 +18,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from cluster.lock import locked
+from cluster.readings import Readings, write_rejects
 from cluster.storage import Store, open_store
 from plants import copies, seal, splits
 from plants.copies import Quarantined
-from plants.duplicates import SURE_SCORE, near_duplicates
+from plants.duplicates import SURE_SCORE, Pair, near_duplicates
 from plants.errors import InputError
 from plants.labels import from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
@@ -29,6 +30,9 @@ from plants.tables import Files, Rejected
 
 ASSIGNMENTS = "assignments.parquet"
 CORRECTIONS = "corrections.jsonl"
+
+MAX_LOOKED = 20_000
+"""Frames of a fleet above which an import does not look for copies: that takes some ms each, and grows by the square."""
 
 Look = Callable[[Plant, pd.DataFrame], npt.NDArray[np.uint8]]
 """Signatures [len(rows), 64, 64] of the frames of a plant's label rows."""
@@ -47,6 +51,11 @@ class Imported:
     notes: list[str]
     lots_known: bool
     quarantined: list[Quarantined]
+    rejects: str
+    """Where the list of rejects lies."""
+    num_frames: int
+    num_read: int
+    """Frames that were read; the others were remembered from an earlier import."""
 
 
 class Catalog:
@@ -69,6 +78,7 @@ class Catalog:
         files: Files,
         now: datetime,
         is_new_generation: bool = False,
+        is_reread: bool = False,
         progress: Callable[[int, int], None] | None = None,
         look: Look | None = None,
     ) -> Imported:
@@ -76,13 +86,20 @@ class Catalog:
 
         Args:
             is_new_generation: The new lots are a generation of their own, whose sealed test has a budget of its own.
+            is_reread: Frames are read again that an earlier import has read and that are listed as they were.
             look: What the frames of rows look like, as `plants.duplicates.signature`. With it pictures that show the
                 same share a lot where none is known, and where one is do not play two roles.
         """
-        found = read_rows(plant, files=files, progress=progress)
-        others = self._others(fleet, plant)
-        thumbs = [look(p, r) for p, r in [(plant, found.rows), *others]] if look else []
-        pairs = near_duplicates(np.concatenate(thumbs), num_asked=len(found.rows), min_score=SURE_SCORE) if look else []
+        memory = Readings(self.store, plant.name, is_forgetful=is_reread)
+        found = read_rows(plant, files=files, memory=memory, progress=progress)
+        others = self._others(fleet, plant) if look else []
+        num_seen = len(found.rows) + sum(len(rows) for _, rows in others)
+        pairs: list[Pair] = []
+        if look and num_seen <= MAX_LOOKED:
+            thumbs = np.concatenate([look(at, rows) for at, rows in [(plant, found.rows), *others]])
+            pairs = near_duplicates(thumbs, num_asked=len(found.rows), min_score=SURE_SCORE)
+        elif look:
+            found.notes.append(f"among {num_seen:,} frames copies were not looked for, at most {MAX_LOOKED:,} are")
         with locked(self.store, "import") as claim:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
@@ -128,6 +145,9 @@ class Catalog:
             notes=[*found.notes, *self._told(len(corrected))],
             lots_known=bool(rows["lot_known"].all()),
             quarantined=list(quarantined.values()),
+            rejects=write_rejects(self.store, plant.name, found.rejected),
+            num_frames=found.num_frames,
+            num_read=found.num_read,
         )
 
     def assignments(self) -> pd.DataFrame | None:
