@@ -32,7 +32,7 @@ ASSIGNMENTS = "assignments.parquet"
 CORRECTIONS = "corrections.jsonl"
 
 MAX_LOOKED = 20_000
-"""Frames of a fleet above which an import does not look for copies: that takes some ms each, and grows by the square."""
+"""Frames of a fleet above which an import does not look for copies: that takes some ms each and grows by the square."""
 
 Look = Callable[[Plant, pd.DataFrame], npt.NDArray[np.uint8]]
 """Signatures [len(rows), 64, 64] of the frames of a plant's label rows."""
