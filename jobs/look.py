@@ -22,7 +22,8 @@ from jobs.pictures import Seen, camera_findings, copy_findings, look_at
 from jobs.recipe import Recipe
 from jobs.sheets import Sheets, draw_sheets, sheets_html
 from jobs.suspects import Suspicion, suspicion
-from plants.audit import LEVELS, Finding, audit
+from plants.audit import audit
+from plants.findings import LEVELS, Finding
 from plants.plant import Fleet, Plant
 
 NUM_NAMED = 5

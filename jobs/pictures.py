@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from plants.audit import Finding
 from plants.cameras import FrameSummary, faults, summary
 from plants.duplicates import near_duplicates, signature
+from plants.findings import Finding
 from plants.images import decode
 from plants.plant import Plant
 

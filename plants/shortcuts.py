@@ -6,6 +6,7 @@ have defects of its own. It is named so that somebody says which.
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from typing import NamedTuple
 
@@ -46,6 +47,25 @@ def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
             if strength >= NOTABLE:
                 found.append(Shortcut(name, round(strength, 3), _told(column, known["class"])))
     return sorted(found, key=lambda one: -one.strength)
+
+
+def class_in_path(rows: pd.DataFrame) -> tuple[int, int]:
+    """How many frames with a class have a folder or a file name that is that class, but for digits, and of how many."""
+    known = rows[rows["class"].notna()]
+    pairs = zip(known["frame"].astype(str), known["class"].astype(str), strict=True)
+    return sum(_word(name) in {_word(part) for part in _parts(path)} for path, name in pairs), len(known)
+
+
+def _parts(path: str) -> list[str]:
+    """Folders and the file's name without its ending."""
+    *folders, file = path.split("/")
+    return [*folders, file.rpartition(".")[0]]
+
+
+def _word(text: str) -> str:
+    """What is the same in `Scratch 12` and `scratch_12-3`; a text without letters stays as it is."""
+    composed = unicodedata.normalize("NFC", text).casefold()
+    return "".join(letter for letter in composed if letter.isalpha()) or composed
 
 
 def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
