@@ -6,6 +6,7 @@ looked at for copies of what is learned from, and for faults of the camera.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -22,8 +23,11 @@ from jobs.pictures import Seen, camera_findings, copy_findings, look_at
 from jobs.recipe import Recipe
 from jobs.sheets import Sheets, draw_sheets, sheets_html
 from jobs.suspects import Suspicion, suspicion
+from plants.agreement import Golden, agreement_findings, read_golden
 from plants.audit import audit
-from plants.findings import LEVELS, Finding
+from plants.balance import fleet_classes
+from plants.errors import InputError
+from plants.findings import EVERY_PLANT, LEVELS, Finding
 from plants.plant import Fleet, Plant
 
 NUM_NAMED = 5
@@ -32,13 +36,27 @@ Say = Callable[[str], None]
 
 
 def audit_tables(fleet: Fleet, *, names: Sequence[str], material: Material) -> list[Finding]:
-    """What the label rows of the plants say."""
+    """What the label rows and the golden sets of the plants say."""
     size_px = material.trunk.size_px
-    return [
+    rows = {name: material.catalog.rows(name) for name in names}
+    findings = [
         finding
         for name in names
-        for finding in audit(fleet.plant(name), material.catalog.rows(name), fleet=fleet, trunk_size_px=size_px)
+        for finding in audit(fleet.plant(name), rows[name], fleet=fleet, trunk_size_px=size_px)
     ]
+    golden = golden_sets(fleet, rows=rows, material=material)
+    return [*findings, *fleet_classes(fleet, rows), *agreement_findings(fleet, golden, names=names)]
+
+
+def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Material) -> dict[str, Golden]:
+    """The golden sets of the plants that name one, without what is sealed at any plant of the fleet."""
+    plants = [plant for name in rows if (plant := fleet.plant(name)).golden]
+    sealed: set[str] = set()
+    for plant in fleet.plants if plants else ():
+        with contextlib.suppress(InputError):  # a plant that was not imported has sealed nothing
+            table = material.catalog.rows(plant.name)
+            sealed.update(table.loc[table["role"] == "test", "sha256"])
+    return {p.name: read_golden(p, files=PlantFiles(), rows=rows[p.name], sealed=sealed) for p in plants}
 
 
 def audit_images(
@@ -140,7 +158,8 @@ def audit_fleet(
     if is_looking:
         more, sheets = audit_images(fleet, names=names, material=material, say=say)
         findings += more
-    findings.sort(key=lambda f: (LEVELS.index(f.level), names.index(f.plant)))
+    order = [EVERY_PLANT, *names]
+    findings.sort(key=lambda f: (LEVELS.index(f.level), order.index(f.plant)))
     if is_looking:
         report = str(write_page(audit_html(fleet, findings=findings, sheets=sheets), fleet=fleet, settings=settings))
     return {"findings": [finding._asdict() for finding in findings], "report": report}
