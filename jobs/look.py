@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pandas as pd
 
 from cluster.settings import Settings
 from cluster.storage import PlantFiles
+from jobs.domains import PRETRAINING, distances_html, pretraining_look
 from jobs.material import Material
 from jobs.page import page, table
 from jobs.pictures import Seen, camera_findings, copy_findings, look_at
@@ -26,6 +28,7 @@ from jobs.suspects import Suspicion, suspicion
 from plants.agreement import Golden, agreement_findings, read_golden
 from plants.audit import audit
 from plants.balance import fleet_classes
+from plants.distance import Look, Table, distances, pretraining_findings, sister_findings
 from plants.errors import InputError
 from plants.findings import EVERY_PLANT, LEVELS, Finding
 from plants.plant import Fleet, Plant
@@ -59,14 +62,22 @@ def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Mat
     return {p.name: read_golden(p, files=PlantFiles(), rows=rows[p.name], sealed=sealed) for p in plants}
 
 
-def audit_images(
-    fleet: Fleet, *, names: Sequence[str], material: Material, say: Say
-) -> tuple[list[Finding], dict[str, Sheets]]:
-    """What the images of the plants say, and their contact sheets."""
+@dataclass(frozen=True)
+class Looked:
+    """What the images of the plants say, their contact sheets, and how far the plants lie from one another."""
+
+    findings: list[Finding]
+    sheets: dict[str, Sheets]
+    distances: Table
+
+
+def audit_images(fleet: Fleet, *, names: Sequence[str], material: Material, say: Say) -> Looked:
+    """Every image of these plants, looked at."""
     findings: list[Finding] = []
     sheets: dict[str, Sheets] = {}
     files = PlantFiles()
     seen: list[Seen] = []
+    looks: list[Look] = []
     for name in names:
         plant = fleet.plant(name)
         rows = material.catalog.rows(name)
@@ -75,8 +86,9 @@ def audit_images(
         rows = rows[(rows["role"] != "test") & rows["class"].isin(plant.annotated)]
         if rows.empty:
             continue
+        looks.append(Look(name, frame_features(material, plant=plant, rows=rows), rows["lot"].to_numpy(dtype=object)))
         found = suspicion(
-            frame_features(material, plant=plant, rows=rows),
+            looks[-1].features,
             frames=rows["frame"].tolist(),
             labels=rows["class"].tolist(),
             lots=rows["lot"].tolist(),
@@ -93,7 +105,12 @@ def audit_images(
         )
         say(f"{name}: {len(seen[-1].rows)} images looked at")
     findings += copy_findings(seen)
-    return findings, sheets
+    taught = pretraining_look(material)
+    away = distances([taught, *looks] if taught else looks, seed=fleet.seed)
+    findings += sister_findings(fleet, away, names=names)
+    from_taught = {look.name: away.get((PRETRAINING, look.name)) for look in looks}
+    findings += pretraining_findings(from_taught, weights=material.trunk.weights)
+    return Looked(findings, sheets, away)
 
 
 def frame_features(material: Material, *, plant: Plant, rows: pd.DataFrame) -> np.ndarray:
@@ -125,14 +142,15 @@ def label_findings(plant: str, found: Suspicion) -> list[Finding]:
     return [Finding("warning", "label_errors", plant, detail, remedy)]
 
 
-def audit_html(fleet: Fleet, *, findings: Sequence[Finding], sheets: Mapping[str, Sheets]) -> str:
-    """Findings and contact sheets as one page."""
+def audit_html(fleet: Fleet, *, findings: Sequence[Finding], sheets: Mapping[str, Sheets], away: Table) -> str:
+    """Findings, distances and contact sheets as one page."""
     cells = [[escape(f.level), escape(f.plant), escape(f.kind), escape(f.detail), escape(f.remedy)] for f in findings]
     counts = ", ".join(f"{sum(f.level == level for f in findings)} {level}" for level in LEVELS)
     body = [
         f'<p class="small">{counts}. The sealed test is not shown. A red frame: the label is likely wrong. A red box: '
         "the located defect. Each sheet shows a random hundred of its class, the least believed first.</p>",
         table(["level", "plant", "kind", "finding", "remedy"], cells, num_words=5, caption="Findings"),
+        distances_html(away),
     ]
     for name, of_plant in sheets.items():
         body.append(f"<h2>{escape(name)}</h2>{sheets_html(name, of_plant)}")
@@ -153,13 +171,12 @@ def audit_fleet(
     """The `audit` document: findings, errors first, and the page where images were looked at."""
     material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
     findings = audit_tables(fleet, names=names, material=material)
-    report = None
-    sheets: dict[str, Sheets] = {}
-    if is_looking:
-        more, sheets = audit_images(fleet, names=names, material=material, say=say)
-        findings += more
+    looked = audit_images(fleet, names=names, material=material, say=say) if is_looking else None
+    findings += looked.findings if looked else []
     order = [EVERY_PLANT, *names]
     findings.sort(key=lambda f: (LEVELS.index(f.level), order.index(f.plant)))
-    if is_looking:
-        report = str(write_page(audit_html(fleet, findings=findings, sheets=sheets), fleet=fleet, settings=settings))
+    report = None
+    if looked:
+        html = audit_html(fleet, findings=findings, sheets=looked.sheets, away=looked.distances)
+        report = str(write_page(html, fleet=fleet, settings=settings))
     return {"findings": [finding._asdict() for finding in findings], "report": report}

@@ -26,7 +26,10 @@ def test_the_page_shows_every_finding_and_every_class_but_nothing_of_the_sealed_
     document = audit_fleet(works.fleet, settings=works.settings, names=NAMES, is_looking=True)
     html = (works.settings.home / "reports" / works.fleet.fleet / "audit.html").read_text(encoding="utf-8")
     assert document["report"].endswith("audit.html")
-    assert html.count("<tr>") == len(document["findings"]) + 1
+    assert html.count("<tr>") == len(document["findings"]) + 1 + len(["head", "(pretraining)", *NAMES])
+    kinds = {f["kind"] for f in document["findings"]}
+    assert kinds & {"near_sisters", "far_from_sisters"}
+    assert "near_pretraining" in kinds
     for name in NAMES:
         rows = Catalog(works.store).rows(name)
         shown = set(re.findall(r'alt="([^"]+)"', html))
@@ -81,7 +84,7 @@ def test_the_page_opens_in_a_browser_with_all_its_pictures_and_the_findings_of_t
     document = json.loads(json.dumps(audit_fleet(works.fleet, settings=works.settings, names=NAMES, is_looking=True)))
     try:
         with opened(f"file://{document['report']}") as page:
-            cells = page.locator("tbody tr td:nth-child(4)").all_inner_texts()
+            cells = page.locator("table:has(caption:text-is('Findings')) tbody tr td:nth-child(4)").all_inner_texts()
             assert cells == [" ".join(f["detail"].split()) for f in document["findings"]]
             page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
             page.wait_for_function("[...document.images].every(image => image.complete)")
