@@ -198,7 +198,7 @@ def _shortcuts(rows: pd.DataFrame) -> Found:
         yield (
             "warning",
             "shortcut",
-            f"{one.column} alone goes {one.strength:.0%} of the way from guessing the class to knowing it "
+            f"{one.column} alone goes {one.strength:.0%} of the way from guessing {one.what} to knowing it "
             f"({one.words}): "
             "a model may learn it instead of the defect",
             "Take images of every class under every value, or say why the two belong together",

@@ -20,6 +20,11 @@ MIN_LOTS = 10
 NUM_FOLDS = 5
 NOTABLE = 0.3
 """Share of the way from guessing to certainty that a column alone must go to be named."""
+NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 30
+"""The same for a single class against all others, of at least so many rows: there are many classes to be lucky with."""
+
+
+ALL = "the class"
 
 
 class Shortcut(NamedTuple):
@@ -28,6 +33,8 @@ class Shortcut(NamedTuple):
     column: str
     strength: float
     """0: no better than guessing. 1: it tells every class. Balanced over classes, on lots that were not seen."""
+    what: str
+    """What is told: the class, or which frames are of one."""
     words: str
     """The value that tells most, and what it tells."""
 
@@ -43,9 +50,9 @@ def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
     for name in COLUMNS:
         column = _column(known, name)
         if column is not None and column.nunique(dropna=False) > 1:
-            strength = _strength(column, known=known)
-            if strength >= NOTABLE:
-                found.append(Shortcut(name, round(strength, 3), _told(column, known["class"])))
+            strength, what = _strength(column, known=known)
+            if strength >= (NOTABLE if what == ALL else NOTABLE_OF_ONE):
+                found.append(Shortcut(name, round(strength, 3), what, _told(column, known["class"])))
     return sorted(found, key=lambda one: -one.strength)
 
 
@@ -79,7 +86,8 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
     return rows.get(name)
 
 
-def _strength(column: pd.Series, *, known: pd.DataFrame) -> float:
+def _strength(column: pd.Series, *, known: pd.DataFrame) -> tuple[float, str]:
+    """How far the column goes, and towards what: all classes, or the one it tells best where that is notable."""
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
@@ -91,8 +99,17 @@ def _strength(column: pd.Series, *, known: pd.DataFrame) -> float:
         warnings.simplefilter("ignore")  # a class of a single lot is missing from a fold
         said = cross_val_predict(tree, _coded(column), truth, groups=known["lot"].to_numpy(), cv=folds)
         score = float(balanced_accuracy_score(truth, said))
-    chance = 1 / known["class"].nunique()
-    return (score - chance) / (1 - chance)
+    names, counts = np.unique(truth.astype(str), return_counts=True)
+    strength = (score - 1 / len(names)) / (1 - 1 / len(names))
+    if strength >= NOTABLE:
+        return strength, ALL
+    of_one = {
+        f"which frames are {name!r}": float((said[truth == name] == name).mean() - (said[truth != name] == name).mean())
+        for name, n in zip(names.tolist(), counts, strict=True)
+        if n >= MIN_OF_ONE
+    }
+    best = max(of_one, key=of_one.__getitem__, default=ALL)
+    return (of_one[best], best) if best != ALL and of_one[best] >= NOTABLE_OF_ONE else (strength, ALL)
 
 
 def _coded(column: pd.Series) -> npt.NDArray[np.float64]:
