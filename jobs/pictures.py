@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from cluster.storage import PlantFiles, replaced
-from plants.audit import Finding
 from plants.cameras import FrameSummary, faults, summary
 from plants.copies import QUARANTINE
 from plants.duplicates import near_duplicates, signature
+from plants.findings import Finding
 from plants.hashing import sha256
 from plants.images import decode
 from plants.plant import Plant

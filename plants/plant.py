@@ -174,6 +174,8 @@ class Plant(Config):
     """Folder or s3:// prefix of the frames: class folders, unless `labels` names a table."""
     labels: str | None = None
     """CSV or Parquet with at least `frame` and `class`; other columns as in `plants.labels`."""
+    golden: str | None = None
+    """CSV or Parquet of what several annotators said about the same frames, as in `plants.agreement`."""
     classes: dict[str, Annotated[PlantClass, BeforeValidator(_as_class)]] = Field(min_length=1)
     ok: tuple[str, ...] = ()
     """The plant classes that mean a good part."""
@@ -405,7 +407,10 @@ def _with_absolute_paths(fleet: Fleet, *, base: Path) -> Fleet:
         return value if "://" in value else str((base / value).resolve())
 
     plants = tuple(
-        p.model_copy(update={"images": absolute(p.images), "labels": p.labels and absolute(p.labels)})
+        p.model_copy(
+            update={"images": absolute(p.images)}
+            | {key: absolute(value) for key, value in (("labels", p.labels), ("golden", p.golden)) if value}
+        )
         for p in fleet.plants
     )
     trunks = tuple(
