@@ -19,6 +19,7 @@ from jobs.material import Material
 from jobs.plan import Plan
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
 from plants.costs import OutOfFold, Policy, out_of_fold, solve
+from plants.governance import may_hold
 from plants.metrics import paired, report
 from plants.plant import Fleet, Plant
 from plants.scores import PartScores
@@ -206,7 +207,7 @@ def compare_plant(
     candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=run_ids)
     figures = {c.name: report(c.scores, policy=c.judged_by, seed=seed) for c in candidates}
     column = {c.name: cell(figures=figures[c.name]) for c in candidates}
-    eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan)]
+    eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan, fleet=fleet)]
     if not eligible:
         return "no finished model may serve it: see `crossplant status` for runs that failed"
     decision = decide(eligible, idle_cost=idle_cost(plant), seed=seed)
@@ -229,9 +230,17 @@ def compare_plant(
     return column, made, details
 
 
-def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan) -> bool:
-    """A model that was fitted without the plant is in the matrix, but no candidate for serving it."""
-    return candidate.kind == "ensemble" or plant.name in plan.run(candidate.name).plants
+def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan, fleet: Fleet) -> bool:
+    """A model that was fitted without the plant is in the matrix, but no candidate for serving it.
+
+    A plant that may not train has no other; a model with a plant that may not leave it serves that plant alone.
+    """
+    runs = [plan.run(run_id) for run_id in candidate.members]
+    if not all(may_hold(fleet.plant(name), serves=run.serves(plant.name)) for run in runs for name in run.plants):
+        return False
+    if not plant.may_train:
+        return candidate.kind != "without"
+    return candidate.kind == "ensemble" or plant.name in runs[0].plants
 
 
 def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int) -> dict[str, Any] | None:

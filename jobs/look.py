@@ -7,6 +7,7 @@ looked at for copies of what is learned from, and for faults of the camera.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cluster.retention import enforce, record
 from cluster.settings import Settings
-from cluster.storage import PlantFiles
+from cluster.storage import LocalStore, PlantFiles
 from jobs.material import Material
 from jobs.page import page, table
 from jobs.pictures import Seen, camera_findings, copy_findings, look_at
@@ -23,6 +25,7 @@ from jobs.recipe import Recipe
 from jobs.sheets import Sheets, draw_sheets, sheets_html
 from jobs.suspects import Suspicion, suspicion
 from plants.audit import LEVELS, Finding, audit
+from plants.governance import oldest
 from plants.plant import Fleet, Plant
 
 NUM_NAMED = 5
@@ -50,7 +53,7 @@ def audit_images(
     seen: list[Seen] = []
     for name in names:
         plant = fleet.plant(name)
-        rows = material.catalog.rows(name)
+        rows = material.rows(name)
         seen.append(look_at(plant, rows, read=lambda frame, at=plant.images: files.read(at, frame)))
         findings += camera_findings(seen[-1])
         rows = rows[(rows["role"] != "test") & rows["class"].isin(plant.annotated)]
@@ -120,9 +123,10 @@ def audit_html(fleet: Fleet, *, findings: Sequence[Finding], sheets: Mapping[str
     return page(f"crossplant: audit of fleet {fleet.fleet}", "\n".join(body))
 
 
-def write_page(html: str, *, fleet: Fleet, settings: Settings) -> Path:
-    """The page lies under home."""
+def write_page(html: str, *, fleet: Fleet, settings: Settings, since: Mapping[str, datetime]) -> Path:
+    """The page lies under home. since: plant -> when the oldest frame shown was taken or copied."""
     path = settings.home / "reports" / fleet.fleet / "audit.html"
+    record(LocalStore(settings.home), f"reports/{fleet.fleet}/audit", since=since)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
@@ -132,6 +136,7 @@ def audit_fleet(
     fleet: Fleet, *, settings: Settings, names: Sequence[str], is_looking: bool, say: Say = lambda text: None
 ) -> dict[str, Any]:
     """The `audit` document: findings, errors first, and the page where images were looked at."""
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
     findings = audit_tables(fleet, names=names, material=material)
     report = None
@@ -141,5 +146,7 @@ def audit_fleet(
         findings += more
     findings.sort(key=lambda f: (LEVELS.index(f.level), names.index(f.plant)))
     if is_looking:
-        report = str(write_page(audit_html(fleet, findings=findings, sheets=sheets), fleet=fleet, settings=settings))
+        since = {name: oldest(material.rows(name), now=datetime.now(UTC)) for name in sheets}
+        html = audit_html(fleet, findings=findings, sheets=sheets)
+        report = str(write_page(html, fleet=fleet, settings=settings, since=since))
     return {"findings": [finding._asdict() for finding in findings], "report": report}

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from safetensors.torch import save as save_tensors
 
 from cluster import packs
 from cluster.catalog import Catalog
-from cluster.storage import PlantFiles, open_store
+from cluster.retention import cache_of, pack_store, sweep
+from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs.activations import PlantData, RunData, prepare, training_rows
 from jobs.compress import Evaluator, export_trunk
 from jobs.model import CutModel, load_model
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
+from plants.governance import kept, oldest
 from plants.plant import Fleet, Plant
 
 LEARNING_ROLES = ("train", "select")
@@ -104,16 +107,22 @@ class Material:
             plant=plant,
             trunk_size_px=self.trunk.size_px,
             read=lambda frame: files.read(plant.images, frame),
-            store=self.store,
+            store=pack_store(self.fleet, plant, cache=self.cache),
             cache_dir=self.cache,
         )
+
+    def rows(self, name: str) -> pd.DataFrame:
+        """The plant's label rows whose frames may still be stored, see `plants.governance`."""
+        return kept(self.fleet.plant(name), self.catalog.rows(name), now=datetime.now(UTC))
 
     def data(self, name: str, *, progress: Callable[[int, int], None] | None = None) -> PlantData:
         """The plant's learning rows with their activations in the cache."""
         if name not in self._data:
             plant = self.fleet.plant(name)
-            labels = self.catalog.rows(name)
+            labels = self.rows(name)
             labels = labels[labels["role"].isin(LEARNING_ROLES)]
+            cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
+            sweep(LocalStore(cache), "activations", plants=[plant], now=now)
             pack = self.pack(plant, rows=labels)
             rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
             self._data[name] = prepare(
@@ -125,7 +134,8 @@ class Material:
                 cuts=self.cuts,
                 policy=self.recipe.augment,
                 views=self.recipe.views,
-                cache=self.cache,
+                cache=cache,
+                since=oldest(labels, now=now),
                 seed=self.fleet.seed,
                 progress=progress,
             )

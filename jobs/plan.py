@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from jobs.recipe import Recipe
+from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
 
 Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister"]
@@ -32,6 +33,10 @@ class RunSpec:
         """Whether all workers fit it together before the lanes start."""
         return len(self.plants) > 1
 
+    def serves(self, plant: str) -> list[str]:
+        """The plants that a bundle of this run serves when it is written for this plant."""
+        return sorted({plant, *self.plants}) if len(self.plants) > 1 else [plant]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,6 +46,8 @@ class Plan:
     data_digest: str
     runs: tuple[RunSpec, ...]
     trunk: int = 0
+    governance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Plant -> its flags when the plan was made. What they forbid is not among the runs."""
     plan_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +68,7 @@ class Plan:
             "fleet": self.fleet,
             "data_digest": self.data_digest,
             "trunk": self.trunk,
+            "governance": self.governance,
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -68,7 +76,8 @@ class Plan:
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
         runs = tuple(RunSpec(**{**run, "plants": tuple(run["plants"])}) for run in raw["runs"])
-        return cls(fleet=raw["fleet"], data_digest=raw["data_digest"], runs=runs, trunk=raw["trunk"])
+        governance = raw.get("governance", {})
+        return cls(raw["fleet"], raw["data_digest"], runs=runs, trunk=raw["trunk"], governance=governance)
 
 
 def make_plan(
@@ -115,7 +124,8 @@ def make_plan(
                     f"sister-{name}{tail}", "sister", (name,), seed, full, parent=f"own-{sister}{tail}", target=name
                 )
             )
-    return Plan(fleet=fleet.fleet, data_digest=data_digest, runs=tuple(runs), trunk=trunk)
+    governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
+    return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance)
 
 
 def pooling_groups(fleet: Fleet, *, plants: Sequence[Plant]) -> list[tuple[str, ...]]:

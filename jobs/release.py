@@ -11,6 +11,7 @@ from rich.console import Console
 from cluster import session
 from cluster.ledger import RunLedger
 from cluster.registry import Bundles, Journal, Route
+from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from jobs.material import Material
@@ -58,6 +59,7 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
     from jobs.package import publish_decision
     from jobs.report import write_report
 
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     store = open_store(fleet.store)
     plan = latest_plan(store)
     records = RunLedger(store, plan.plan_id).load()
@@ -126,6 +128,7 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
     """The chosen models on the sealed test, and the ledger; plants without a decision are named."""
     from jobs.evaluate import evaluate_fleet
 
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     store = open_store(fleet.store)
     document = compared(store)
     kept = dict(store.read_json(EVALUATED)["plants"]) if store.exists(EVALUATED) else {}

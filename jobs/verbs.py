@@ -165,6 +165,8 @@ class _Progress:
         if kind == "plan":
             self.bar.update(self.task, total=event["runs"], completed=event["runs"] - event["todo"])
             self._line(f"plan {event['plan']}: {event['runs']} runs, {event['todo']} to do")
+            for note in event["notes"]:
+                self._line(note)
         elif kind == "prepared":
             said = f"{event['rows']} inputs cached in {event['seconds']:.1f} s"
             self._line(f"{event['plant']}: {event['error'] or said}")

@@ -44,8 +44,24 @@ def test_a_plant_that_may_not_leave_is_trained_alone():
     assert not [run for run in plan.runs if run.kind in ("pooled", "warm", "sister")]
 
 
+def test_no_run_of_another_plant_begins_with_what_a_plant_that_may_not_leave_has_taught():
+    third = {"classes": {"free": "ok", "scratch": "scratch"}}
+    runs = {run.run_id: run for run in plan_of(fleet(neu={"may_leave": False}, tiles=third)).runs}
+    assert runs["pooled-s0"].plants == ("xsdd", "tiles")
+    for run in runs.values():
+        taught_by = set(run.plants) | set(runs[run.parent].plants if run.parent else ())
+        assert taught_by == {"neu"} or "neu" not in taught_by
+
+
 def test_a_plant_that_may_not_train_has_no_run():
     assert not [run for run in plan_of(fleet(neu={"may_train": False})).runs if "neu" in run.plants]
+
+
+def test_an_auditor_finds_the_flags_of_every_plant_in_the_plan():
+    stored = plan_of(fleet(neu={"may_train": False}, xsdd={"may_leave": False, "retention_days": 90})).to_json()
+    assert stored["governance"]["neu"] == {"may_train": False, "may_leave": True, "retention_days": None}
+    assert stored["governance"]["xsdd"] == {"may_train": True, "may_leave": False, "retention_days": 90}
+    assert plan_of(fleet(xsdd={"retention_days": 9})).plan_id == plan_of(fleet()).plan_id
 
 
 def test_the_plan_is_named_by_its_content():
