@@ -202,6 +202,27 @@ def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
 
 
 @app.command()
+def policy(
+    plant: Annotated[str, typer.Option(help="The plant.")],
+    checked: Annotated[
+        Path | None, typer.Option(help="Checked parts: part_id, class or is_defect, sample_prob.")
+    ] = None,
+    parts: Annotated[int | None, typer.Option(min=1, help="All parts of that period, checked or not.")] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Judge by it from now on.")] = False,
+    fleet: FleetFile = FLEET,
+    json_to: JsonFile = None,
+) -> None:
+    """Solve a plant's thresholds anew at the measured defect rate, as a new policy of the same bundle: no learning.
+
+    Example: crossplant policy --fleet steel.yaml --plant neu --checked march.csv --parts 120000
+    """
+    from jobs.resolve import resolve
+
+    given = {"name": plant, "checked": checked, "num_parts": parts, "is_promoted": promote}
+    _finish(resolve(_fleet(fleet), settings=_settings(), show=console, **given), to=json_to)
+
+
+@app.command()
 def promote(
     plant: Annotated[str, typer.Option(help="The plant.")],
     bundle: Annotated[str, typer.Option(help="Digest of a published bundle, or its beginning.")],

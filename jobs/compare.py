@@ -19,6 +19,7 @@ from jobs.material import Material
 from jobs.plan import Plan
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
 from plants.costs import OutOfFold, Policy, out_of_fold, solve
+from plants.curves import cost_curve
 from plants.governance import may_hold
 from plants.metrics import paired, report
 from plants.plant import Fleet, Plant
@@ -29,6 +30,8 @@ MARGIN_F1 = 0.01
 MARGIN_COST = 0.02
 """Likewise in money, as a fraction of what the cheaper of passing all and rejecting all would cost."""
 ENSEMBLE_KINDS = ("own", "pooled", "warm")
+SCORES = "reports/scores/{plant}.parquet"
+"""What the chosen model says of the plant's parts: policies are solved on them again when the defect rate moves."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,12 @@ def compare_plant(
         "gain": _gain(chosen, base, seed=seed),
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
     }
-    details = {"chosen": figures[chosen.name], "frozen": figures[base.name] if base else None}
+    exports.material.store.write(SCORES.format(plant=plant.name), chosen.scores.to_parquet())
+    details = {
+        "chosen": figures[chosen.name],
+        "frozen": figures[base.name] if base else None,
+        "curve": cost_curve(chosen.scores, chosen.judged_by),
+    }
     return column, made, details
 
 

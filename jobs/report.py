@@ -7,14 +7,13 @@ does not say, the report does not say.
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from jobs.page import page, table
+from jobs.curves import curve_figure, curve_words
+from jobs.page import inline_svg, page, table
 
 Document = Mapping[str, Any]
 
@@ -95,6 +94,7 @@ def _plant(name: str, document: Document) -> str:
             _confusion(chosen["confusion"]),
             _environments(chosen, frozen),
             _verdicts(chosen, frozen),
+            _curve(name, reports.get("curve")),
         ]
     return "\n".join(parts)
 
@@ -232,6 +232,16 @@ def _verdicts(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
     return table(["verdicts", "chosen", "frozen baseline", "parts"], rows, caption="What the verdicts do")
 
 
+def _curve(name: str, curve: Mapping[str, Any] | None) -> str:
+    if not curve:
+        return ""
+    label = f"Expected cost a part against the defect rate at plant {name}"
+    picture = inline_svg(curve_figure(curve), name=f"curve-{name}", label=label)
+    return (
+        f'<h3>What a part costs, by the defect rate of the line</h3>{picture}<p class="small">{curve_words(curve)}</p>'
+    )
+
+
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
@@ -278,16 +288,8 @@ def matrix_png(document: Document, path: Path, *, dpi: int = 110) -> None:
 
 
 def _matrix_svg(document: Document) -> str:
-    """The picture for a page: real text, no address, the same bytes for the same document."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "crossplant", "svg.id": "matrix"}):
-        without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        _matrix_figure(document).savefig(buffer, format="svg", metadata=without)
-    svg = buffer.getvalue()
-    label = f'role="img" aria-label="Macro-F1 of every model at every plant of fleet {escape(str(document["fleet"]))}"'
-    return re.sub(r"<svg\b", f"<svg {label}", svg[svg.index("<svg") :], count=1)
+    label = f"Macro-F1 of every model at every plant of fleet {document['fleet']}"
+    return inline_svg(_matrix_figure(document), name="matrix", label=label)
 
 
 def _runs(document: Document) -> list[str]:

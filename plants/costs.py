@@ -48,6 +48,8 @@ __all__ = [
     "fit_temperature",
     "out_of_fold",
     "part_costs",
+    "review_capacity",
+    "review_load",
     "solve",
 ]
 
@@ -180,7 +182,7 @@ def solve(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> 
     if not scores.ok:
         note.append("no class is good here: nothing passes and there is no cost")
         return Policy(pass_below=0.0, reject_above=0.0, note=tuple(note), **common)
-    cap = _review_cap(costs)
+    cap = review_capacity(costs)
     common["novelty_above"] = _novelty_above(scores, cap=cap, note=note)
     common["floors"] = floors = _floors(scores, costs=costs)
     if line_shares(scores, rate=costs.defect_rate[2]) is None:
@@ -292,13 +294,18 @@ def _floor_notes(scores: PartScores, *, policy: Policy, free: Policy) -> list[st
 
 
 def _load_notes(scores: PartScores, *, policy: Policy, cap: float) -> list[str]:
-    shares = line_shares(scores, rate=policy.rate)
-    assert shares is not None
-    load = float(shares[decide_many(scores, policy).verdict == REVIEW].sum())
+    load = review_load(scores, policy)
+    assert load is not None
     return [f"people can review {cap:.2%} of parts, {load:.2%} must be"] if load > 1.1 * cap + 1e-9 else []
 
 
-def _review_cap(costs: Costs) -> float:
+def review_load(scores: PartScores, policy: Policy | OutOfFold) -> float | None:
+    """The share of the line that a person has to review at the policy's rate; None without good or bad parts."""
+    shares = line_shares(scores, rate=policy.rate)
+    return None if shares is None else float(shares[decide_many(scores, policy).verdict == REVIEW].sum())
+
+
+def review_capacity(costs: Costs) -> float:
     """The share of the line that people can review."""
     if costs.review_per_hour is None:
         return 1.0
