@@ -118,7 +118,9 @@ def train(
     fleet: FleetFile = FLEET,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file, as `crossplant tune` writes it.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
-    leave_out: Annotated[list[str] | None, typer.Option(help="Also pool without this plant; may be repeated.")] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     json_to: JsonFile = None,
 ) -> None:

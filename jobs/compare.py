@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.packs import MapTasks
 from jobs.material import Material
+from jobs.outside import cells, outside
 from jobs.plan import Plan
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
 from plants.costs import OutOfFold, Policy, out_of_fold, solve
@@ -190,7 +191,8 @@ def cell(*, figures: Mapping[str, Any]) -> dict[str, Any]:
 def runs_for(plan: Plan, *, fleet: Fleet, plant: Plant, done: Sequence[str], seed: int) -> list[str]:
     """The finished runs that can say something of a plant: theirs is the plant, or shares defect classes with it."""
     near = {plant.name, *(sister.name for sister in fleet.sisters(plant))}
-    return [run.run_id for run in plan.runs if run.run_id in done and run.seed == seed and near & set(run.plants)]
+    runs = [run for run in plan.runs if run.run_id in done and run.seed == seed and near & set(run.plants)]
+    return [run.run_id for run in runs if not _is_part(plan, run.run_id) or run.plants == (plant.name,)]
 
 
 def compare_plant(
@@ -207,7 +209,8 @@ def compare_plant(
         return "no labelled part in `decide`: not enough data"
     fleet = exports.material.fleet
     run_ids = runs_for(plan, fleet=fleet, plant=plant, done=done, seed=seed)
-    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=run_ids)
+    whole = [run_id for run_id in run_ids if not _is_part(plan, run_id)]
+    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=whole)
     figures = {c.name: report(c.scores, policy=c.judged_by, seed=seed) for c in candidates}
     column = {c.name: cell(figures=figures[c.name]) for c in candidates}
     eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan, fleet=fleet)]
@@ -230,12 +233,21 @@ def compare_plant(
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
     }
     exports.material.store.write(SCORES.format(plant=plant.name), chosen.scores.to_parquet())
+    leaf_sets = fleet.leaf_sets(plant)
+    beyond = outside(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, leaf_sets=leaf_sets, cell=cell, seed=seed)
+    column |= cells(beyond)
     details = {
+        "outside": beyond,
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
     }
     return column, made, details
+
+
+def _is_part(plan: Plan, run_id: str) -> bool:
+    left_out = plan.run(run_id).left_out
+    return left_out is not None and left_out.what != "plant"
 
 
 def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan, fleet: Fleet) -> bool:
@@ -244,11 +256,11 @@ def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan, fleet: Fleet) 
     A plant that may not train has no other; a model with a plant that may not leave it serves that plant alone.
     """
     runs = [plan.run(run_id) for run_id in candidate.members]
+    if candidate.kind == "without":
+        return False
     if not all(may_hold(fleet.plant(name), serves=run.serves(plant.name)) for run in runs for name in run.plants):
         return False
-    if not plant.may_train:
-        return candidate.kind != "without"
-    return candidate.kind == "ensemble" or plant.name in runs[0].plants
+    return not plant.may_train or candidate.kind == "ensemble" or plant.name in runs[0].plants
 
 
 def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
 from jobs.lanes import Blame, Board, lane_loop
+from jobs.leave_out import parse
 from jobs.material import Material
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe
@@ -133,6 +134,9 @@ def planned(
     learned = [material.trunk.model_dump(mode="json"), material.model.weights_digest, shapes, fleet.seed]
     words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
     digest = f"{material.catalog.data_digest(names)}|{words}"
+    for text in leave_out:
+        out = parse(text, fleet=fleet)
+        out.check(material.rows(out.plant))
     plan = make_plan(
         fleet,
         recipe=recipe,

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from jobs.leave_out import FIELD, LeftOut, parse
 from jobs.recipe import Recipe
+from plants.errors import InputError
 from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
 
@@ -26,12 +28,17 @@ class RunSpec:
     recipe: dict[str, Any]
     parent: str | None = None
     target: str | None = None
-    """The plant it is meant for; None for a model of several plants."""
+    """The plant it is meant for; None for a model of several plants. Of `without`: what was left out."""
 
     @property
     def is_shared(self) -> bool:
         """Whether all workers fit it together before the lanes start."""
         return len(self.plants) > 1
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """What it must not see, and is judged on; None for all other kinds."""
+        return parse(self.target) if self.kind == "without" and self.target else None
 
     def serves(self, plant: str) -> list[str]:
         """The plants that a bundle of this run serves when it is written for this plant."""
@@ -93,8 +100,11 @@ def make_plan(
     """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed.
 
     train_parts: training parts of each plant; a plant without any, or that may not train, learns nothing of its own.
-    leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect).
+    leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
+    environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
+    Raises InputError when a model without what is named cannot be fitted.
     """
+    outs = [parse(text, fleet=fleet) for text in dict.fromkeys(leave_out)]
     full = recipe.model_dump(mode="json")
     frozen = {**full, "stages": []}
     able = [p for p in fleet.plants if p.may_train and train_parts.get(p.name, 0) > 0]
@@ -105,10 +115,13 @@ def make_plan(
         for group in groups:
             pooled = f"pooled-{group[0]}{tail}" if len(groups) > 1 else f"pooled{tail}"
             runs.append(RunSpec(pooled, "pooled", group, seed, full))
-            for out in leave_out:
-                rest = tuple(name for name in group if name != out)
-                if out in group and len(rest) > 1:
-                    runs.append(RunSpec(f"without-{out}{tail}", "without", rest, seed, full, target=out))
+            for out in outs:
+                rest = tuple(name for name in group if name != out.plant)
+                if out.what == "plant" and out.plant in group and len(rest) > 1:
+                    runs.append(RunSpec(f"without-{out.slug}{tail}", "without", rest, seed, full, target=str(out)))
+        for out in outs:
+            if out.what != "plant" and out.plant in {p.name for p in able}:
+                runs.append(RunSpec(f"without-{out.slug}{tail}", "without", (out.plant,), seed, full, target=str(out)))
         for plant in able:
             name = plant.name
             group = next((g for g in groups if name in g), None)
@@ -124,6 +137,10 @@ def make_plan(
                     f"sister-{name}{tail}", "sister", (name,), seed, full, parent=f"own-{sister}{tail}", target=name
                 )
             )
+    for out in outs:
+        if str(out) not in {run.target for run in runs if run.kind == "without"}:
+            why = "it is not pooled with two others" if out.what == "plant" else "no part may be learned from"
+            raise InputError(f"no model without {out} can be fitted: {why}", plant=out.plant, field=FIELD)
     governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
     return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance)
 

@@ -7,7 +7,7 @@ does not say, the report does not say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def _plant(name: str, document: Document) -> str:
     decision, reports = document["decisions"].get(name, {}), document["details"].get(name, {})
     chosen, frozen = reports.get("chosen") or {}, reports.get("frozen") or {}
     parts = [f'<h2 id="plant-{_text(name)}">Plant {_text(name)}</h2>', _decision(decision), _models(name, document)]
+    parts += [_outside(reports["outside"])] if reports.get("outside") else []
     if chosen:
         parts += [
             _summary(chosen, frozen),
@@ -139,6 +140,7 @@ def _models(name: str, document: Document) -> str:
         )
         worst = f" ({_text(cell['recall_class'])})" if cell.get("recall_class") else ""
         words = f'<span class="chosen">{_text(run)}</span>, chosen' if run == chosen else _text(run)
+        words += f", on {_text(cell['of'])} alone" if cell.get("of") else ""
         recall = _number(cell.get("recall")) + worst
         rows.append(
             [words, _figure(f1), recall, _number(cell.get("auc")), _figure(cost, show=_money)]
@@ -146,6 +148,23 @@ def _models(name: str, document: Document) -> str:
         )
     columns = ["model", "macro-F1", "lowest recall (class)", "AUC", "cost a part", "parts", "lots"]
     return table(columns, rows, caption="Every model at this plant, best macro-F1 first")
+
+
+def _outside(found: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for row in found:
+        cells = [
+            {"value": side.get("macro_f1"), "low": side.get("macro_f1_low"), "high": side.get("macro_f1_high")}
+            for side in (row["outside"], row["inside"] or {})
+        ]
+        gap = row["difference"] and {**row["difference"], "value": row["difference"]["diff"]}
+        models = [row["model"], (row["inside"] or {}).get("model")]
+        words = [_text(f"{row['what']}: {row['left_out']}"), *map(_text, models)]
+        counts = [_number(row["outside"].get(key), show=_count) for key in ("n", "n_lots")]
+        rows.append([*words, *map(_figure, cells), _figure(gap), *counts])
+    columns = ["left out", "out: has not seen it", "in: has seen it", "macro-F1 out", "macro-F1 in", "difference"]
+    caption = "Out-of-plant beside in-plant, on the same parts: of a new plant, camera or product expect the first"
+    return table([*columns, "parts", "lots"], rows, num_words=3, caption=caption)
 
 
 def _summary(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:

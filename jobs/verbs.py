@@ -119,11 +119,12 @@ def train(
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends."""
     from jobs.fleet import train_fleet
+    from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
 
     recipe = load_recipe(recipe_file) if recipe_file else default_recipe(fleet.trunks[0].cuts)
     for name in leave_out:
-        fleet.plant(name)
+        parse(name, fleet=fleet)
     with _Progress(show) as progress:
         trained = train_fleet(
             fleet,

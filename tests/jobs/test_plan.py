@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.plan import Plan, make_plan, nearest_sister, pooling_groups
 from jobs.recipe import Recipe
+from plants.errors import InputError
 from plants.plant import Fleet
 
 
@@ -81,3 +84,28 @@ def test_a_plan_survives_storage():
 def test_the_sister_with_most_in_common_is_taken():
     f = fleet(tiles={"classes": {"free": "ok", "scratch": "scratch", "crazing": "crazing"}})
     assert nearest_sister(f, plant=f.plant("neu"), among=["neu", "xsdd", "tiles"], train_parts=PARTS) == "tiles"
+
+
+def test_what_is_left_out_gets_a_run_that_does_not_see_it_and_is_judged_on_it():
+    tiles = {"environments": {"cam1": {}, "cam2": {}}, "classes": {"free": "ok", "scratch": "scratch"}}
+    outs = ("neu", "tiles/cam2", "tiles:product=B7")
+    runs = [run for run in plan_of(fleet(tiles=tiles), leave_out=outs).runs if run.kind == "without"]
+    assert [(run.plants, str(run.left_out)) for run in runs] == [
+        (("xsdd", "tiles"), "neu"),
+        (("tiles",), "tiles/cam2"),
+        (("tiles",), "tiles:product=B7"),
+    ]
+    assert {run.left_out for run in plan_of(fleet()).runs} == {None}
+
+
+@pytest.mark.parametrize(
+    ("out", "changes", "words"),
+    [
+        ("tiles", {}, "plant tiles: .*no model without tiles can be fitted: it is not pooled with two others"),
+        ("neu", {}, "plant neu: .*it is not pooled with two others"),
+        ("tiles:product=B7", {"tiles": {"may_train": False}}, "plant tiles: .*no part may be learned from"),
+    ],
+)
+def test_what_cannot_be_left_out_is_said(out, changes, words):
+    with pytest.raises(InputError, match=words):
+        plan_of(fleet(**changes), leave_out=[out])
