@@ -8,7 +8,7 @@ from cluster.ledger import RunLedger, RunRecord, begin, finish
 from jobs.compare import compare_fleet
 from jobs.fleet import planned
 from jobs.material import Material, fit_run
-from jobs.recipe import Recipe, Stage
+from jobs.recipe import Recipe
 from jobs.report import report_html
 from tests.fleets import NOW, Works
 
@@ -18,7 +18,7 @@ OUT = "essen:product=weiss"
 @pytest.fixture
 def judged(works: Works) -> dict:
     """`compare` of essen's own model and one that was fitted without a product of essen."""
-    recipe = Recipe(stages=(Stage(cut=1, epochs=1),), views=1)
+    recipe = Recipe(stages=(), views=1)
     material = Material(works.fleet, cache=works.settings.cache, recipe=recipe)
     plan = planned(works.fleet, material=material, recipe=recipe, leave_out=[OUT])
     ledger = RunLedger(works.store, plan.plan_id)
