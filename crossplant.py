@@ -129,7 +129,9 @@ def train(
     fleet: FleetFile = FLEET,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file, as `crossplant tune` writes it.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
-    leave_out: Annotated[list[str] | None, typer.Option(help="Also pool without this plant; may be repeated.")] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     json_to: JsonFile = None,
 ) -> None:
@@ -210,6 +212,27 @@ def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
     document = release.publish(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
     _fail_if(document["withdrawn"], WITHDRAWN)
+
+
+@app.command()
+def policy(
+    plant: Annotated[str, typer.Option(help="The plant.")],
+    checked: Annotated[
+        Path | None, typer.Option(help="Checked parts: part_id, class or is_defect, sample_prob.")
+    ] = None,
+    parts: Annotated[int | None, typer.Option(min=1, help="All parts of that period, checked or not.")] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Judge by it from now on.")] = False,
+    fleet: FleetFile = FLEET,
+    json_to: JsonFile = None,
+) -> None:
+    """Solve a plant's thresholds anew at the measured defect rate, as a new policy of the same bundle: no learning.
+
+    Example: crossplant policy --fleet steel.yaml --plant neu --checked march.csv --parts 120000
+    """
+    from jobs.resolve import resolve
+
+    given = {"name": plant, "checked": checked, "num_parts": parts, "is_promoted": promote}
+    _finish(resolve(_fleet(fleet), settings=_settings(), show=console, **given), to=json_to)
 
 
 @app.command()

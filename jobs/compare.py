@@ -19,9 +19,12 @@ from typing import Any
 
 from cluster.packs import MapTasks
 from jobs.material import Material
+from jobs.outside import cells, outside
 from jobs.plan import Plan
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
 from plants.costs import OutOfFold, Policy, out_of_fold, solve, solve_by_novelty
+from plants.curves import cost_curve
+from plants.governance import may_hold
 from plants.metrics import paired, report
 from plants.normality import FEW_DEFECTS
 from plants.plant import Fleet, Plant
@@ -32,6 +35,8 @@ MARGIN_F1 = 0.01
 MARGIN_COST = 0.02
 """Likewise in money, as a fraction of what the cheaper of passing all and rejecting all would cost."""
 ENSEMBLE_KINDS = ("own", "pooled", "warm")
+SCORES = "reports/scores/{plant}.parquet"
+"""What the chosen model says of the plant's parts: policies are solved on them again when the defect rate moves."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,8 @@ def runs_for(plan: Plan, *, fleet: Fleet, plant: Plant, done: Sequence[str], see
     """The finished runs that can say something of a plant: theirs is the plant, or shares defect classes with it."""
     near = {plant.name, *(sister.name for sister in fleet.sisters(plant))}
     found = [run for run in plan.runs if run.run_id in done and run.seed == seed and run.kind != "normality"]
-    return [run.run_id for run in found if near & set(run.plants)]
+    runs = [run for run in found if near & set(run.plants)]
+    return [run.run_id for run in runs if not _is_part(plan, run.run_id) or run.plants == (plant.name,)]
 
 
 def first_model(plan: Plan, *, plant: Plant, done: Sequence[str], num_defects: int) -> list[str]:
@@ -246,14 +252,15 @@ def compare_plant(
     if inputs is None:
         return "no labelled part in `decide`: not enough data"
     fleet = exports.material.fleet
-    rows = exports.material.catalog.rows(plant.name)
+    rows = exports.material.rows(plant.name)
     num_defects = int(rows.loc[rows["class"].isin(plant.defects), "part_id"].nunique())
     first = first_model(plan, plant=plant, done=done, num_defects=num_defects)
-    run_ids = runs_for(plan, fleet=fleet, plant=plant, done=done, seed=seed) + first
-    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=run_ids)
+    run_ids = runs_for(plan, fleet=fleet, plant=plant, done=done, seed=seed)
+    whole = [run_id for run_id in run_ids if not _is_part(plan, run_id)]
+    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=whole + first)
     figures = {c.name: figures_of(c.scores, kind=c.kind, policy=c.judged_by, seed=seed) for c in candidates}
     column = {c.name: cell(figures=figures[c.name]) for c in candidates}
-    eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan)]
+    eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan, fleet=fleet)]
     if not eligible:
         return "no finished model may serve it: see `crossplant status` for runs that failed"
     decision = decide_first(eligible, num_defects=num_defects) or decide(
@@ -274,13 +281,35 @@ def compare_plant(
         "gain": _gain(chosen, base, seed=seed),
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
     }
-    details = {"chosen": figures[chosen.name], "frozen": figures[base.name] if base else None}
+    exports.material.store.write(SCORES.format(plant=plant.name), chosen.scores.to_parquet())
+    leaf_sets = fleet.leaf_sets(plant)
+    beyond = outside(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, leaf_sets=leaf_sets, cell=cell, seed=seed)
+    column |= cells(beyond)
+    details = {
+        "outside": beyond,
+        "chosen": figures[chosen.name],
+        "frozen": figures[base.name] if base else None,
+        "curve": cost_curve(chosen.scores, chosen.judged_by),
+    }
     return column, made, details
 
 
-def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan) -> bool:
-    """A model that was fitted without the plant is in the matrix, but no candidate for serving it."""
-    return candidate.kind == "ensemble" or plant.name in plan.run(candidate.name).plants
+def _is_part(plan: Plan, run_id: str) -> bool:
+    left_out = plan.run(run_id).left_out
+    return left_out is not None and left_out.what != "plant"
+
+
+def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan, fleet: Fleet) -> bool:
+    """A model that was fitted without the plant is in the matrix, but no candidate for serving it.
+
+    A plant that may not train has no other; a model with a plant that may not leave it serves that plant alone.
+    """
+    runs = [plan.run(run_id) for run_id in candidate.members]
+    if candidate.kind == "without":
+        return False
+    if not all(may_hold(fleet.plant(name), serves=run.serves(plant.name)) for run in runs for name in run.plants):
+        return False
+    return not plant.may_train or candidate.kind == "ensemble" or plant.name in runs[0].plants
 
 
 def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int) -> dict[str, Any] | None:

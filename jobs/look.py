@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cluster.retention import enforce, record
 from cluster.settings import Settings
-from cluster.storage import PlantFiles
+from cluster.storage import LocalStore, PlantFiles
 from jobs.domains import PRETRAINING, distances_html, pretraining_look
 from jobs.material import Material
 from jobs.page import page, table
@@ -31,6 +33,7 @@ from plants.balance import fleet_classes
 from plants.distance import Look, Table, distances, pretraining_findings, sister_findings
 from plants.errors import InputError
 from plants.findings import EVERY_PLANT, LEVELS, Finding
+from plants.governance import oldest
 from plants.plant import Fleet, Plant
 
 NUM_NAMED = 5
@@ -41,7 +44,7 @@ Say = Callable[[str], None]
 def audit_tables(fleet: Fleet, *, names: Sequence[str], material: Material) -> list[Finding]:
     """What the label rows and the golden sets of the plants say."""
     size_px = material.trunk.size_px
-    rows = {name: material.catalog.rows(name) for name in names}
+    rows = {name: material.rows(name) for name in names}
     findings = [
         finding
         for name in names
@@ -57,7 +60,7 @@ def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Mat
     sealed: set[str] = set()
     for plant in fleet.plants if plants else ():
         with contextlib.suppress(InputError):  # a plant that was not imported has sealed nothing
-            table = material.catalog.rows(plant.name)
+            table = material.rows(plant.name)
             sealed.update(table.loc[table["role"] == "test", "sha256"])
     return {p.name: read_golden(p, files=PlantFiles(), rows=rows[p.name], sealed=sealed) for p in plants}
 
@@ -80,7 +83,7 @@ def audit_images(fleet: Fleet, *, names: Sequence[str], material: Material, say:
     looks: list[Look] = []
     for name in names:
         plant = fleet.plant(name)
-        rows = material.catalog.rows(name)
+        rows = material.rows(name)
         seen.append(look_at(plant, rows, read=lambda frame, at=plant.images: files.read(at, frame)))
         findings += camera_findings(seen[-1])
         rows = rows[(rows["role"] != "test") & rows["class"].isin(plant.annotated)]
@@ -157,9 +160,10 @@ def audit_html(fleet: Fleet, *, findings: Sequence[Finding], sheets: Mapping[str
     return page(f"crossplant: audit of fleet {fleet.fleet}", "\n".join(body))
 
 
-def write_page(html: str, *, fleet: Fleet, settings: Settings) -> Path:
-    """The page lies under home."""
+def write_page(html: str, *, fleet: Fleet, settings: Settings, since: Mapping[str, datetime]) -> Path:
+    """The page lies under home. since: plant -> when the oldest frame shown was taken or copied."""
     path = settings.home / "reports" / fleet.fleet / "audit.html"
+    record(LocalStore(settings.home), f"reports/{fleet.fleet}/audit", since=since)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
@@ -169,6 +173,7 @@ def audit_fleet(
     fleet: Fleet, *, settings: Settings, names: Sequence[str], is_looking: bool, say: Say = lambda text: None
 ) -> dict[str, Any]:
     """The `audit` document: findings, errors first, and the page where images were looked at."""
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
     findings = audit_tables(fleet, names=names, material=material)
     looked = audit_images(fleet, names=names, material=material, say=say) if is_looking else None
@@ -177,6 +182,7 @@ def audit_fleet(
     findings.sort(key=lambda f: (LEVELS.index(f.level), order.index(f.plant)))
     report = None
     if looked:
+        since = {name: oldest(material.rows(name), now=datetime.now(UTC)) for name in looked.sheets}
         html = audit_html(fleet, findings=findings, sheets=looked.sheets, away=looked.distances)
-        report = str(write_page(html, fleet=fleet, settings=settings))
+        report = str(write_page(html, fleet=fleet, settings=settings, since=since))
     return {"findings": [finding._asdict() for finding in findings], "report": report}

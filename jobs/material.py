@@ -10,6 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,17 @@ from safetensors.torch import save as save_tensors
 
 from cluster import packs
 from cluster.catalog import Catalog
-from cluster.storage import PlantFiles, open_store
+from cluster.retention import cache_of, pack_store, sweep
+from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs.activations import PlantData, RunData, prepare, training_rows
 from jobs.compress import Evaluator, export_trunk
+from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
 from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
+from plants.governance import kept, oldest
 from plants.normality import Normalities
 from plants.plant import Fleet, Plant
 
@@ -45,7 +49,7 @@ class Material:
         self.trunk_index = trunk
         self.store = open_store(fleet.store)
         self.catalog = Catalog.of(fleet)
-        self._data: dict[str, PlantData] = {}
+        self._data: dict[tuple[str, LeftOut | None], PlantData] = {}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Material:
@@ -107,19 +111,29 @@ class Material:
             plant=plant,
             trunk_size_px=self.trunk.size_px,
             read=lambda frame: files.read(plant.images, frame),
-            store=self.store,
+            store=pack_store(self.fleet, plant, cache=self.cache),
             cache_dir=self.cache,
         )
 
-    def data(self, name: str, *, progress: Callable[[int, int], None] | None = None) -> PlantData:
-        """The plant's learning rows with their activations in the cache."""
-        if name not in self._data:
+    def rows(self, name: str) -> pd.DataFrame:
+        """The plant's label rows whose frames may still be stored, see `plants.governance`."""
+        return kept(self.fleet.plant(name), self.catalog.rows(name), now=datetime.now(UTC))
+
+    def data(
+        self, name: str, *, left_out: LeftOut | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> PlantData:
+        """The plant's learning rows, without what is left out of them, with their activations in the cache."""
+        left_out = left_out if left_out and left_out.plant == name else None
+        if (name, left_out) not in self._data:
             plant = self.fleet.plant(name)
-            labels = self.catalog.rows(name)
+            labels = self.rows(name)
             labels = labels[labels["role"].isin(LEARNING_ROLES)]
+            cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
+            sweep(LocalStore(cache), "activations", plants=[plant], now=now)
             pack = self.pack(plant, rows=labels)
+            labels = labels if left_out is None else labels[~left_out.holds(labels)]
             rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
-            self._data[name] = prepare(
+            self._data[name, left_out] = prepare(
                 plant,
                 rows=rows,
                 pack=pack,
@@ -128,11 +142,12 @@ class Material:
                 cuts=self.cuts,
                 policy=self.recipe.augment,
                 views=self.recipe.views,
-                cache=self.cache,
+                cache=cache,
+                since=oldest(labels, now=now),
                 seed=self.fleet.seed,
                 progress=progress,
             )
-        return self._data[name]
+        return self._data[name, left_out]
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -242,7 +257,7 @@ def fit_run(
         parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=weights)
     fitted = fit(
         material.model,
-        data=RunData(tuple(material.data(name) for name in spec.plants)),
+        data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
         leaf_sets=material.leaf_sets(spec.plants),
         leaves=material.leaves(spec.plants),
         recipe=Recipe.model_validate(spec.recipe),

@@ -18,6 +18,7 @@ from jobs.scoring import Exports
 from plants import bundle, splits
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
+from plants.governance import check_holds, flags
 from plants.images import tensor_digest
 from plants.normality import Normalities
 from plants.plant import Fleet
@@ -57,6 +58,8 @@ def _publish_run(
     spec = plan.run(run_id)
     words = exports.words(run_id)
     fleet = exports.material.fleet
+    serves = spec.serves(plant)
+    check_holds([fleet.plant(name) for name in spec.plants], serves=serves)
     manifest = Manifest(
         kind=words["kind"],
         run_id=run_id,
@@ -67,7 +70,8 @@ def _publish_run(
         cut=words["cut"],
         tier="branch" if words["cut"] else "head",
         branch_inputs="map" if words["cut"] else "features",
-        serves=_views(fleet, sorted({plant, *spec.plants} if len(spec.plants) > 1 else {plant})),
+        serves=_views(fleet, serves),
+        governance=flags(map(fleet.plant, sorted({*spec.plants, *serves}))),
         seed=spec.seed,
         recipe=spec.recipe,
         splits_digest=_splits_digest(exports),
@@ -102,14 +106,17 @@ def _publish_ensemble(
     fleet, decision = exports.material.fleet, document["decisions"][name]
     runs = decision["members"]
     leaves = tuple(dict.fromkeys(leaf for run_id in runs for leaf in exports.branch(run_id)[0]["leaves"]))
+    learned_from = sorted({plant for run_id in runs for plant in plan.run(run_id).plants})
+    check_holds([fleet.plant(plant) for plant in learned_from], serves=[name])
     manifest = Manifest(
         kind="ensemble",
         run_id=decision["model"],
         name=f"{fleet.fleet}/{decision['model']}",
-        plants=tuple(sorted({plant for run_id in runs for plant in plan.run(run_id).plants})),
+        plants=tuple(learned_from),
         leaves=leaves,
         trunk=trunk_ref(exports, sha256=trunk),
         serves=_views(fleet, [name]),
+        governance=flags(map(fleet.plant, sorted({*learned_from, name}))),
         seed=document["seed"],
         splits_digest=_splits_digest(exports),
         members=tuple(members),

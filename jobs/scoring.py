@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from jobs.material import Material
 from jobs.model import Branch
 from jobs.plan import Plan
 from plants.errors import CheckFailed
+from plants.governance import kept
 from plants.normality import Normalities, evenly, goodness
 from plants.plant import Plant, projection
 from plants.scores import PartScores, pool_groups, softmax
@@ -165,7 +167,7 @@ def role_inputs(name: str, *, role: str, exports: Exports, rows: pd.DataFrame | 
     """The inputs of a plant's labelled rows of a role; None where there are none."""
     material = exports.material
     plant = material.fleet.plant(name)
-    rows = material.catalog.rows(name) if rows is None else rows
+    rows = material.rows(name) if rows is None else kept(plant, rows, now=datetime.now(UTC))
     rows = rows[(rows["role"] == role) & rows["class"].isin(plant.annotated)]
     if rows.empty:
         return None

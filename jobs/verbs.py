@@ -147,11 +147,12 @@ def train(
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends."""
     from jobs.fleet import train_fleet
+    from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
 
     recipe = load_recipe(recipe_file) if recipe_file else default_recipe(fleet.trunks[0].cuts)
     for name in leave_out:
-        fleet.plant(name)
+        parse(name, fleet=fleet)
     with _Progress(show) as progress:
         trained = train_fleet(
             fleet,
@@ -196,6 +197,8 @@ class _Progress:
         if kind == "plan":
             self.bar.update(self.task, total=event["runs"], completed=event["runs"] - event["todo"])
             self._line(f"plan {event['plan']}: {event['runs']} runs, {event['todo']} to do")
+            for note in event["notes"]:
+                self._line(note)
         elif kind == "prepared":
             said = f"{event['rows']} inputs cached in {event['seconds']:.1f} s"
             self._line(f"{event['plant']}: {event['error'] or said}")

@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from plants.cells import is_blank
 from plants.errors import InputError, ManyInputErrors
 from plants.findings import Finding, Level
 from plants.plant import Fleet, Plant
 from plants.stats import Interval, bootstrap, never_seen
-from plants.tables import Files, raw_rows, text_cell
+from plants.tables import Files, raw_rows
 
 MIN_KAPPA = 0.6
 """Below it, agreement is moderate at best. Source: Landis and Koch, Biometrics 33, 1977."""
@@ -71,16 +72,17 @@ def read_golden(plant: Plant, *, files: Files, rows: pd.DataFrame, sealed: Colle
     """
     address = str(plant.golden)
     try:
-        raw = raw_rows(plant.model_copy(update={"labels": address}), sizes={}, files=files).rows
+        raw = raw_rows(plant.model_copy(update={"labels": address}), listed={}, files=files).table
     except InputError as error:
         remedy = "Correct `golden` in the fleet file: a table with the columns frame, class and annotator"
         raise InputError(error.detail, plant=plant.name, file=address, field="golden", remedy=remedy) from None
     known = rows.drop_duplicates("frame").set_index("frame")
     declared = {unicodedata.normalize("NFC", name): name for name in plant.classes}
     judgements, faults = [], []
-    for cells in raw:
-        frame, word, who = str(cells["frame"]), text_cell(cells, "class"), text_cell(cells, "annotator")
-        image = text_cell(cells, "sha256") or (str(known.at[frame, "sha256"]) if frame in known.index else None)
+    for record in raw.to_dict("records"):
+        cells = {str(key): str(value) for key, value in record.items() if not is_blank(value)}
+        frame, word, who = cells.get("frame", ""), cells.get("class"), cells.get("annotator")
+        image = cells.get("sha256") or (str(known.at[frame, "sha256"]) if frame in known.index else None)
         lot = str(known.at[frame, "lot"]) if frame in known.index else image
         fault = None
         name = declared.get(unicodedata.normalize("NFC", word or ""))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from plants.errors import InputError
+from plants.governance import Governance
 from plants.hashing import sha256
 from plants.plant import Config, Environment
 
@@ -70,6 +71,8 @@ class Manifest(Config):
     tier: Literal["head", "branch"] = "head"
     branch_inputs: Literal["features", "map"] = "features"
     serves: dict[str, PlantView] = Field(min_length=1)
+    governance: dict[str, Governance] = Field(default_factory=dict)
+    """The flags of every plant it learned from or serves, when it was written."""
     seed: int
     recipe: dict[str, Any] = Field(default_factory=dict)
     splits_digest: str = ""

@@ -50,6 +50,8 @@ __all__ = [
     "fit_temperature",
     "out_of_fold",
     "part_costs",
+    "review_capacity",
+    "review_load",
     "solve",
     "solve_by_novelty",
 ]
@@ -190,7 +192,7 @@ def solve(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> 
         "costs": costs,
         "impossible_above": _impossible_above(scores, note=note),
     }
-    cap = _review_cap(costs)
+    cap = review_capacity(costs)
     common["novelty_above"] = _novelty_above(scores, cap=cap, note=note)
     if not scores.ok:
         note.append("no class is good here: nothing passes and there is no cost")
@@ -220,7 +222,7 @@ def solve_by_novelty(scores: PartScores, *, costs: Costs, plant: str, bundle: st
     """
     if scores.novelty is None:
         raise ValueError("a policy by novelty needs the parts' novelty")
-    share = min(costs.novel_share, _review_cap(costs))
+    share = min(costs.novel_share, review_capacity(costs))
     good = np.sort(scores.novelty[scores.is_good])
     rank = math.ceil((len(good) + 1) * (1 - share))
     note = [f"passes what is near the good parts, has the rest reviewed and rejects nothing: {share:.2%} of good parts"]
@@ -336,13 +338,18 @@ def _floor_notes(scores: PartScores, *, policy: Policy, free: Policy) -> list[st
 
 
 def _load_notes(scores: PartScores, *, policy: Policy, cap: float) -> list[str]:
-    shares = line_shares(scores, rate=policy.rate)
-    assert shares is not None
-    load = float(shares[decide_many(scores, policy).verdict == REVIEW].sum())
+    load = review_load(scores, policy)
+    assert load is not None
     return [f"people can review {cap:.2%} of parts, {load:.2%} must be"] if load > 1.1 * cap + 1e-9 else []
 
 
-def _review_cap(costs: Costs) -> float:
+def review_load(scores: PartScores, policy: Policy | OutOfFold) -> float | None:
+    """The share of the line that a person has to review at the policy's rate; None without good or bad parts."""
+    shares = line_shares(scores, rate=policy.rate)
+    return None if shares is None else float(shares[decide_many(scores, policy).verdict == REVIEW].sum())
+
+
+def review_capacity(costs: Costs) -> float:
     """The share of the line that people can review."""
     if costs.review_per_hour is None:
         return 1.0

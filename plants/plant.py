@@ -189,7 +189,9 @@ class Plant(Config):
     """Overrides the fleet's shares of lots by role."""
     may_train: bool = True
     may_leave: bool = True
-    """Whether images of this plant may be stored outside it (probe, reference, pooled training)."""
+    retention_days: int | None = Field(default=None, ge=1)
+    store: str | None = None
+    """What these four mean and who holds them is said in `plants.governance`."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -388,10 +390,8 @@ def load_fleet(path: str | Path) -> Fleet:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"is not YAML{line}", file=str(file), remedy="Indent with spaces and quote odd names"
-        ) from None
+        line, remedy = f" at line {mark.line + 1}" if mark else "", "Indent with spaces and quote odd names"
+        raise InputError(f"is not YAML{line}", file=str(file), remedy=remedy) from None
     if not isinstance(raw, dict):
         raise InputError("must be a mapping with `fleet` and `plants`", file=str(file))
     raw.setdefault("store", f".crossplant/{raw.get('fleet', 'fleet')}")
@@ -408,8 +408,7 @@ def _with_absolute_paths(fleet: Fleet, *, base: Path) -> Fleet:
 
     plants = tuple(
         p.model_copy(
-            update={"images": absolute(p.images)}
-            | {key: absolute(value) for key, value in (("labels", p.labels), ("golden", p.golden)) if value}
+            update={key: absolute(uri) for key in ("images", "labels", "golden", "store") if (uri := getattr(p, key))}
         )
         for p in fleet.plants
     )

@@ -31,6 +31,7 @@ from jobs.evaluate import LEDGER, open_test, openings
 from jobs.material import Material
 from jobs.plan import Plan
 from jobs.recipe import Recipe, Stage, save_recipe
+from jobs.resolve import resolve
 from jobs.scoring import Exports, role_inputs
 from plants.costs import VERDICTS, Policy, decide_many
 from plants.errors import InputError, SealError
@@ -217,6 +218,14 @@ def test_training_again_repeats_nothing(walk: Walk):
     assert "0 to do" in said()
     assert again["runs"] == walk.documents["train"]["runs"]
     assert ledger == {e.key: walk.store.read(e.key) for e in walk.store.list("runs") if e.key.endswith(".json")}
+
+
+def test_a_policy_is_solved_again_on_the_scores_that_the_comparison_kept_of_the_live_bundle(walk: Walk):
+    given = {"checked": None, "num_parts": None, "is_promoted": False, "show": console()[0]}
+    found = resolve(walk.fleet, settings=walk.settings, name="essen", **given)
+    decision = walk.documents["compare"]["decisions"]["essen"]
+    assert (found["bundle"], found["after"]["policy"]) == (decision["bundle"], decision["policy_digest"])
+    assert b"<h3>What a part costs" in walk.store.read("reports/compare.html")
 
 
 @pytest.mark.parametrize(("plant", "num_frames", "num_views"), [("essen", 2, 1), ("fargo", 1, 66), (NEW, 1, 1)])

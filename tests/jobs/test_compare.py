@@ -8,6 +8,7 @@ import pytest
 from jobs.compare import (
     Candidate,
     Decision,
+    _may_serve,
     cell,
     decide,
     decide_first,
@@ -259,3 +260,25 @@ def test_a_plant_is_judged_by_finished_runs_of_its_sisters_only():
     done = ["m", "t", "p", "m1"]
     assert runs_for(plan, fleet=fleet, plant=fleet.plant("mill"), done=done, seed=0) == ["m", "p"]
     assert runs_for(plan, fleet=fleet, plant=fleet.plant("tiles"), done=done, seed=0) == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("forge", "mill", "eligible"),
+    [
+        ({}, {}, ["m", "p"]),
+        ({}, {"may_train": False}, ["f"]),
+        ({"may_leave": False}, {"may_train": False}, []),
+        ({"may_leave": False}, {}, ["m"]),
+    ],
+)
+def test_a_plant_that_may_not_train_is_served_by_its_sisters_and_nobody_by_what_may_not_leave(forge, mill, eligible):
+    """At the mill, after training: a flag that changed since is held as well."""
+    fleet = toy_fleet("mill", "forge")
+    plants = [p.model_copy(update=changes) for p, changes in zip(fleet.plants, (mill, forge), strict=True)]
+    fleet = fleet.model_copy(update={"plants": tuple(plants)})
+    runs = [("m", "own", ("mill",)), ("f", "own", ("forge",)), ("p", "pooled", ("mill", "forge"))]
+    plan = Plan("f", "d", tuple(RunSpec(name, kind, p, 0, {}) for name, kind, p in runs))
+    model = candidate("m", skill=1, num_lots=10)
+    found = [Candidate(**{**vars(model), "name": name, "members": (name,)}) for name, _, _ in runs]
+    at = fleet.plant("mill")
+    assert [c.name for c in found if _may_serve(c, plant=at, plan=plan, fleet=fleet)] == eligible

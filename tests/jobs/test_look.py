@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 
+import pandas as pd
 import pytest
 import yaml
 
 from cluster.catalog import Catalog
+from cluster.retention import enforce
 from cluster.storage import open_store
 from jobs import verbs
 from jobs.look import audit_fleet, audit_tables, label_findings
 from jobs.material import Material
 from jobs.recipe import Recipe
 from jobs.suspects import Suspect, Suspicion
+from plants.labels import from_parquet, to_parquet
 from tests.browser import BrowserUnavailable, opened
 from tests.fleets import console, drawn_fleet, imported
 
@@ -55,6 +59,26 @@ def test_golden_sets_are_read_without_what_is_sealed_at_any_plant(tmp_path):
     found = {f.kind: f for f in audit_tables(fleet, names=["mill"], material=material)}
     assert f"on {len(rows['mill']) - num_sealed['mill']} images" in found["annotators_agree"].detail
     assert f"; {2 * num_sealed['mill'] + num_sealed['werk']} judgements of sealed" in found["annotators_agree"].detail
+
+
+@pytest.mark.slow
+def test_the_page_shows_no_frame_that_is_too_old_and_is_deleted_when_one_it_shows_is(works):
+    table = works.store.read("labels/essen.parquet")
+    rows = from_parquet(table)
+    rows["captured_at"] = pd.Timestamp(datetime.now(UTC) - timedelta(days=29, hours=23))
+    rows.loc[rows.index[::2], "captured_at"] -= timedelta(days=3)
+    works.store.write("labels/essen.parquet", to_parquet(rows))
+    raw = works.fleet.plant("essen").model_copy(update={"retention_days": 30})
+    fleet = works.fleet.model_copy(update={"plants": (works.fleet.plant("arden"), raw)})
+    audit_fleet(fleet, settings=works.settings, names=["essen"], is_looking=True)
+    page = works.settings.home / "reports" / fleet.fleet / "audit.html"
+    shown = set(re.findall(r'alt="([^"]+)"', page.read_text(encoding="utf-8")))
+    assert shown
+    assert shown.isdisjoint(rows["frame"].iloc[::2])
+    given = {"cache": works.settings.home / "no cache", "home": works.settings.home}
+    assert enforce(fleet, now=datetime.now(UTC) + timedelta(minutes=50), **given) == []
+    enforce(fleet, now=datetime.now(UTC) + timedelta(minutes=70), **given)
+    assert not page.exists()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from jobs.package import PROBE_INPUTS, probe, publish_decision
 from jobs.parity import Evaluator
 from plants import bundle
 from plants.costs import Policy
+from plants.errors import InputError
 from plants.images import tensor_digest
 from plants.normality import Normalities
 from tests.fleets import Works
@@ -50,6 +51,7 @@ def test_a_bundle_is_whole_and_says_what_it_is_and_where_its_limits_lie(works, t
     assert (manifest.kind, manifest.plants, set(manifest.serves)) == ("pooled", ("arden", "essen"), {"arden", "essen"})
     assert manifest.tier == ("branch" if manifest.cut else "head")
     assert manifest.created_at == FINISHED
+    assert {name: flag.may_leave for name, flag in manifest.governance.items()} == {"arden": True, "essen": True}
     assert set(manifest.files) == {*PROOF, "branch.onnx", "weights.safetensors"}
     assert works.store.exists(f"trunks/{manifest.trunk.sha256}.onnx")
     card = (tmp_path / digest / "card.md").read_text()
@@ -60,6 +62,15 @@ def test_a_bundle_is_whole_and_says_what_it_is_and_where_its_limits_lie(works, t
     solved = Policy.from_json(works.store.read(f"policies/{policy}.json").decode())
     assert (solved.plant, solved.bundle, solved.digest) == ("essen", digest, policy)
     assert solved.classes == manifest.serves["essen"].classes
+
+
+def test_a_bundle_that_holds_what_may_not_leave_a_plant_is_not_written_for_another(works):
+    found, exports = document(works, model="pooled-s0", members=["pooled-s0"]), works.exports()
+    arden = works.fleet.plant("arden").model_copy(update={"may_leave": False})
+    exports.material.fleet = works.fleet.model_copy(update={"plants": (arden, works.fleet.plant("essen"))})
+    with pytest.raises(InputError, match=r"plant arden: field may_leave: a bundle that serves arden, essen"):
+        publish_decision("essen", document=found, plan=works.plan, exports=exports, finished={"pooled-s0": FINISHED})
+    assert not works.store.list("policies")
 
 
 def test_a_model_of_one_plant_serves_that_plant_alone(works, tmp_path):
