@@ -36,7 +36,7 @@ class Cells:
 
     def refuse(self, reasons: Objects) -> None:
         """Rows that had no reason have this one, where it is not None or NaN."""
-        self.reasons = np.where(np.equal(self.reasons, None) & pd.notna(reasons), reasons, self.reasons)
+        self.reasons = np.where(pd.isna(self.reasons) & pd.notna(reasons), reasons, self.reasons)
 
     def judged(self, values: Any, judge: Callable[[Any], Any]) -> Objects:
         """What the function makes of each value, None where it refuses or gives nothing. Values [N], out [N]."""
@@ -67,16 +67,17 @@ class Cells:
         values = pd.Series(different)
         is_time = pd.api.types.is_datetime64_any_dtype(values.dtype)
         texts = values if is_time else values.where(values.map(lambda cell: isinstance(cell, str)))
-        read = pd.to_datetime(texts, utc=True, errors="coerce", **({} if is_time else {"format": "ISO8601"}))
+        read = pd.to_datetime(texts, utc=True, errors="coerce", format=None if is_time else "ISO8601")
         read = read.astype("datetime64[us, UTC]")
         why = np.full(len(values), None, dtype=object)
         for i in np.flatnonzero(read.isna()):
             try:
-                read.iloc[i] = None if is_blank(values.iloc[i]) else _time(values.iloc[i], name=name)
+                read.iloc[int(i)] = None if is_blank(values.iloc[i]) else _time(values.iloc[i], name=name)
             except Refused as refusal:
                 why[i] = str(refusal)
         self.refuse(why[codes])
-        return read.take(codes).set_axis(self.table.index)
+        found: pd.Series[pd.Timestamp] = read.take(codes).set_axis(self.table.index)
+        return found
 
     def boxes(self) -> Ints:
         """[N, 4] x0, y0, x1, y1 from a column `box` or from four columns; zeros where there is none."""

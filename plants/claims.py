@@ -50,7 +50,7 @@ def described(
         "source": _first(cells.column("source"), np.full(len(table), "import", dtype=object)),
         "sample_prob": prob,
     }
-    is_good = np.equal(cells.reasons, None)
+    is_good = pd.isna(cells.reasons)
     rejected += map(Rejected, frame[~is_good], cells.reasons[~is_good])
     return pd.DataFrame({name: values[is_good] for name, values in claims.items()})
 
@@ -118,7 +118,7 @@ def _environments(cells: Cells, *, plant: Plant) -> Objects:
 
 def _first(values: Objects, others: Objects) -> Objects:
     """The values, and where they are None the others."""
-    return np.where(np.equal(values, None), others, values)
+    return np.where(pd.isna(values), others, values)
 
 
 def _matcher(pattern: str | None) -> Callable[[str], str | None]:

@@ -80,11 +80,16 @@ class FrameReader:
             data = self.files.read(self.plant.images, frame)
             digest = sha256(data)
             geometry = self.plant.environments[environment].geometry
-            limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
-            height, width = decode(data, bit_depth=geometry.bit_depth, window=geometry.window, **limits).shape[:2]
+            pixels = decode(
+                data,
+                bit_depth=geometry.bit_depth,
+                window=geometry.window,
+                max_bytes=self.max_bytes,
+                max_pixels=self.max_pixels,
+            )
         except (InputError, OSError) as error:
             return Reading(digest, reason=str(error) or type(error).__name__)
-        return Reading(digest, width, height)
+        return Reading(digest, pixels.shape[1], pixels.shape[0])
 
     def settings(self, geometry: Geometry) -> str:
         """Names everything that decides whether bytes can be decoded, so that nothing is remembered across a change."""

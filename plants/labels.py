@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -200,12 +201,13 @@ def _completed(rows: pd.DataFrame, seen: pd.DataFrame, *, plant: Plant, rejected
     cells = Cells(rows)
     told, digests = rows["sha256"].to_numpy(dtype=object), seen["sha256"].to_numpy(dtype=object)
     is_other = rows["sha256"].notna().to_numpy() & seen["sha256"].notna().to_numpy() & (told != digests)
-    words = "the file's SHA-256 is not the one in the table: it was changed or swapped"
-    cells.refuse(np.where(is_other, words, None))
+    unfit = np.full(len(rows), None, dtype=object)
+    unfit[is_other] = "the file's SHA-256 is not the one in the table: it was changed or swapped"
+    cells.refuse(unfit)
     cells.refuse(seen["reason"].to_numpy(dtype=object))
     rows = rows.assign(**{name: seen[name].to_numpy() for name in SEEN})
-    unfit = np.full(len(rows), None, dtype=object)
-    for (environment, width, height), at in rows.groupby(["environment", *SEEN[1:]]).indices.items():
+    sizes: dict[Any, Any] = rows.groupby(["environment", *SEEN[1:]]).indices
+    for (environment, width, height), at in sizes.items():
         try:
             view_boxes(int(width), int(height), geometry=plant.environments[environment].geometry)
         except InputError as error:
@@ -216,7 +218,7 @@ def _completed(rows: pd.DataFrame, seen: pd.DataFrame, *, plant: Plant, rejected
         x0, y0, x1, y1, width, height = rows[[*CORNERS, *SEEN[1:]]].iloc[i].tolist()
         unfit[i] = f"the box {(x0, y0, x1, y1)} leaves the frame of {width} x {height} pixels"
     cells.refuse(unfit)
-    is_good = np.equal(cells.reasons, None)
+    is_good = pd.isna(cells.reasons)
     rejected += map(Rejected, rows["frame"].to_numpy()[~is_good], cells.reasons[~is_good])
     rows = rows[is_good]
     own = f"{plant.name}:" + rows["sha256"].astype(str).str[:16]
