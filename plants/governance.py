@@ -88,7 +88,7 @@ def kept(plant: Plant, rows: pd.DataFrame, *, now: datetime) -> pd.DataFrame:
 
 def oldest(rows: pd.DataFrame, *, now: datetime) -> datetime:
     """Since when the oldest of these frames is held: when it was taken, or now, where no frame's time is known."""
-    times = rows["captured_at"].dropna() if "captured_at" in rows else ()
+    times = rows["captured_at"].dropna() if "captured_at" in rows else rows.index[:0]
     return min(times.min().to_pydatetime(), now) if len(times) else now
 
 
