@@ -20,7 +20,7 @@ MIN_LOTS = 10
 NUM_FOLDS = 5
 NOTABLE = 0.3
 """Share of the way from guessing to certainty that a column alone must go to be named."""
-NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 30
+NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 20
 """The same for a single class against all others, of at least so many rows: there are many classes to be lucky with."""
 
 
