@@ -20,11 +20,13 @@ MIN_LOTS = 10
 NUM_FOLDS = 5
 NOTABLE = 0.3
 """Share of the way from guessing to certainty that a column alone must go to be named."""
-NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 30
+NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 20
 """The same for a single class against all others, of at least so many rows: there are many classes to be lucky with."""
 
 
 ALL = "the class"
+
+Folds = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
 
 class Shortcut(NamedTuple):
@@ -46,11 +48,13 @@ def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
     known = known[known["class"].isin(counts.index[counts >= NUM_FOLDS])]
     if known["class"].nunique() < 2 or len(known) < MIN_ROWS or known["lot"].nunique() < MIN_LOTS:
         return []
+    truth = known["class"].to_numpy(dtype=object)
+    folds = _folds(truth, lots=known["lot"].to_numpy())
     found = []
     for name in COLUMNS:
         column = _column(known, name)
         if column is not None and column.nunique(dropna=False) > 1:
-            strength, what = _strength(column, known=known)
+            strength, what = _strength(column, truth=truth, folds=folds)
             if strength >= (NOTABLE if what == ALL else NOTABLE_OF_ONE):
                 found.append(Shortcut(name, round(strength, 3), what, _told(column, known["class"])))
     return sorted(found, key=lambda one: -one.strength)
@@ -86,18 +90,25 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
     return rows.get(name)
 
 
-def _strength(column: pd.Series, *, known: pd.DataFrame) -> tuple[float, str]:
+def _folds(truth: npt.NDArray[np.object_], *, lots: npt.NDArray[np.object_]) -> Folds:
+    """Rows to fit and rows to judge, lots whole; the same for every column."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class of fewer lots than folds
+        return list(StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0).split(truth, truth, lots))
+
+
+def _strength(column: pd.Series, *, truth: npt.NDArray[np.object_], folds: Folds) -> tuple[float, str]:
     """How far the column goes, and towards what: all classes, or the one it tells best where that is notable."""
     from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
-    truth = known["class"].to_numpy(dtype=object)
     tree = DecisionTreeClassifier(max_leaf_nodes=16, min_samples_leaf=3, class_weight="balanced", random_state=0)
-    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class of a single lot is missing from a fold
-        said = cross_val_predict(tree, _coded(column), truth, groups=known["lot"].to_numpy(), cv=folds)
+        said = cross_val_predict(tree, _coded(column), truth, cv=folds)
         score = float(balanced_accuracy_score(truth, said))
     names, counts = np.unique(truth.astype(str), return_counts=True)
     strength = (score - 1 / len(names)) / (1 - 1 / len(names))
