@@ -78,6 +78,9 @@ def import_(
     new_generation: Annotated[
         bool, typer.Option(help="Lots seen for the first time get a sealed test of their own, to be opened anew.")
     ] = False,
+    copies: Annotated[
+        bool, typer.Option(help="Look for pictures that show the same, and keep them from playing two roles.")
+    ] = True,
     reread: Annotated[
         bool, typer.Option("--reread", help="Read frames again that an earlier import has read.")
     ] = False,
@@ -92,7 +95,10 @@ def import_(
 
     loaded = _fleet(fleet)
     names = _names(loaded, plant)
-    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation, is_reread=reread)
+    cache = _settings().cache if copies else None
+    document = verbs.import_fleet(
+        loaded, names=names, show=console, is_new_generation=new_generation, is_reread=reread, cache=cache
+    )
     _finish(document, to=json_to)
     if document["faults"]:
         raise ManyInputErrors(document["faults"])
@@ -123,7 +129,9 @@ def train(
     fleet: FleetFile = FLEET,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file, as `crossplant tune` writes it.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
-    leave_out: Annotated[list[str] | None, typer.Option(help="Also pool without this plant; may be repeated.")] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     json_to: JsonFile = None,
 ) -> None:
@@ -204,6 +212,27 @@ def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
     document = release.publish(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
     _fail_if(document["withdrawn"], WITHDRAWN)
+
+
+@app.command()
+def policy(
+    plant: Annotated[str, typer.Option(help="The plant.")],
+    checked: Annotated[
+        Path | None, typer.Option(help="Checked parts: part_id, class or is_defect, sample_prob.")
+    ] = None,
+    parts: Annotated[int | None, typer.Option(min=1, help="All parts of that period, checked or not.")] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Judge by it from now on.")] = False,
+    fleet: FleetFile = FLEET,
+    json_to: JsonFile = None,
+) -> None:
+    """Solve a plant's thresholds anew at the measured defect rate, as a new policy of the same bundle: no learning.
+
+    Example: crossplant policy --fleet steel.yaml --plant neu --checked march.csv --parts 120000
+    """
+    from jobs.resolve import resolve
+
+    given = {"name": plant, "checked": checked, "num_parts": parts, "is_promoted": promote}
+    _finish(resolve(_fleet(fleet), settings=_settings(), show=console, **given), to=json_to)
 
 
 @app.command()
@@ -427,12 +456,12 @@ def _called(loaded: Any, *, settings: Any) -> dict[str, Any]:
     from rich.table import Table
 
     from cluster.catalog import Catalog
-    from cluster.storage import PlantFiles, open_store
+    from cluster.storage import PlantFiles
     from serving.client import Client
     from serving.verbs import ensure_token, serve_fleet
 
     served = serve_fleet(loaded, settings=settings, host="127.0.0.1", port=0)
-    catalog, files = Catalog(open_store(loaded.store)), PlantFiles()
+    catalog, files = Catalog.of(loaded), PlantFiles()
     table = Table(title=f"Endpoints at {served['address']}, each called with its own token", title_justify="left")
     for column in ("endpoint", "environment", "frames", "verdict", "defect", "confidence", "ms"):
         table.add_column(column, overflow="fold")

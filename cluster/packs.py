@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +20,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from cluster.storage import MissingFile, Store, file_sha256, replaced
+from cluster import retention
+from cluster.storage import LocalStore, MissingFile, Store, file_sha256, replaced
+from plants import governance
 from plants.errors import InputError
 from plants.hashing import sha256 as sha256_of
 from plants.images import Views, decode, view_boxes, views
@@ -166,21 +169,34 @@ def build(
     store: Store,
     cache_dir: Path | str,
     map_tasks: MapTasks = map,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Pack:
     """The pack of these label rows: the cached one, else the store's, else made now and put into the store.
 
+    Frames beyond the plant's `retention_days` are left out, and its packs that hold such frames are deleted.
     Raises InputError when not one frame can be decoded.
     """
+    rows = governance.kept(plant, rows, now=now())
+    for place in (store, LocalStore(cache_dir)):
+        retention.sweep(place, "packs", plants=[plant], now=now())
     frames = sorted(Frame(*row) for row in rows[["frame", "sha256", "environment"]].itertuples(index=False, name=None))
     key = pack_key(frames, plant=plant, size_px=trunk_size_px)
     path = store.local_path(f"packs/{key}.arrow") or Path(cache_dir) / "packs" / f"{key}.arrow"
     make_shard = partial(build_shard, plant=plant, size_px=trunk_size_px, read=read)
-    pack = _found(path, key, store=store)
+    pack = _found(path, key, store=store, cache=LocalStore(cache_dir))
     if pack is not None and not _has_recovered(pack, frames, make_shard):
         return pack
+    places = (store,) if store.local_path("packs") else (store, LocalStore(cache_dir))
+    for place in places:
+        retention.record(place, f"packs/{key}", since={plant.name: governance.oldest(rows, now=now())})
     shards = _shards(frames, rows, plant=plant, size_px=trunk_size_px)
     about = {"digest": key, "plant": plant.name, "size_px": trunk_size_px, "format": FORMAT}
-    _write(path, frames, map_tasks(make_shard, shards), about=about)
+    try:
+        _write(path, frames, map_tasks(make_shard, shards), about=about)
+    except InputError:
+        for place in places:
+            place.delete(f"packs/{key}{retention.RECORD}")
+        raise
     sha256 = file_sha256(path) if store.local_path("packs") else store.upload(path, f"packs/{key}.arrow")
     store.write_json(f"packs/{key}.json", {"sha256": sha256, "bytes": path.stat().st_size})
     return Pack.open(path)
@@ -221,7 +237,7 @@ def _views(frame: Frame, data: bytes | MissingFile, *, plant: Plant, size_px: in
         raise _FrameFault(str(fault), plant=plant.name) from None
 
 
-def _found(path: Path, key: str, *, store: Store) -> Pack | None:
+def _found(path: Path, key: str, *, store: Store, cache: Store) -> Pack | None:
     """The pack in the cache or the store, or None. A damaged cache file counts as none."""
     if path.exists():
         try:
@@ -231,6 +247,7 @@ def _found(path: Path, key: str, *, store: Store) -> Pack | None:
     if store.local_path("packs") or not store.exists(f"packs/{key}.json"):
         return None
     about = store.read_json(f"packs/{key}.json")
+    retention.copy_record(f"packs/{key}", source=store, target=cache)
     return Pack.open(store.download(f"packs/{key}.arrow", path, sha256=about["sha256"]))
 
 

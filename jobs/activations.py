@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cluster.retention import record
+from cluster.storage import LocalStore
 from jobs.augment import augment
 from jobs.recipe import Augment
 from plants.plant import Plant, is_ok
@@ -158,10 +161,14 @@ def prepare(
     policy: Augment,
     views: int,
     cache: Path,
+    since: datetime,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> PlantData:
-    """The plant's activations are in the cache: view 0 of every row, views 1.. of the training rows."""
+    """The plant's activations are in the cache: view 0 of every row, views 1.. of the training rows.
+
+    since: when the oldest of their frames was taken or copied; it stands on record for `cluster.retention`.
+    """
     num_train = int((rows["role"] == "train").sum())
     name = {
         "weights": trunk.weights_digest,
@@ -175,6 +182,8 @@ def prepare(
     }
     key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "activations" / key
+    if not folder.exists():
+        record(LocalStore(cache), f"activations/{key}", since={plant.name: since})
     folder.mkdir(parents=True, exist_ok=True)
     data = PlantData(plant=plant, rows=rows, num_train=num_train, folder=folder, cuts=tuple(cuts), views=views)
     for view in range(views):

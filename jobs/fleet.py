@@ -12,16 +12,20 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from cluster import session
 from cluster.ledger import RunLedger, RunRecord
+from cluster.retention import enforce
 from cluster.settings import Settings
 from jobs.lanes import Blame, Board, lane_loop
+from jobs.leave_out import parse
 from jobs.material import Material
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe
 from jobs.tracking import Tracker
+from plants import governance
 from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet
 
@@ -56,7 +60,8 @@ class Trained:
                     "error": record.error,
                 }
             )
-        return {"plan": self.plan.plan_id, "runs": rows, "seconds": round(self.seconds, 2)}
+        seconds = round(self.seconds, 2)
+        return {"plan": self.plan.plan_id, "governance": self.plan.governance, "runs": rows, "seconds": seconds}
 
     @property
     def failed(self) -> list[str]:
@@ -85,6 +90,7 @@ def train_fleet(
         if stage.cut not in allowed:
             remedy = f"Allowed cuts: {', '.join(map(str, allowed))}; add it to `trunks:` in the fleet's file"
             raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk)
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
@@ -96,7 +102,8 @@ def train_fleet(
                 ledger.put(RunRecord(run_id=record.run_id))
     known = ledger.load()
     todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
-    say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo)})
+    notes = governance.words(fleet.plants)
+    say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo), "notes": notes})
     if todo:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         with ThreadPoolExecutor(1) as beside:
@@ -119,19 +126,25 @@ def planned(
 ) -> Plan:
     """The plan for the fleet's data, and all else that a model is made from, as they are now."""
     names = [plant.name for plant in fleet.plants]
-    train_parts = {}
+    train_parts, train_defects = {}, {}
     for name in names:
-        rows = material.catalog.rows(name)
-        train_parts[name] = int(rows.loc[rows["role"] == "train", "part_id"].nunique())
+        rows = material.rows(name)
+        rows = rows[rows["role"] == "train"]
+        train_parts[name] = int(rows["part_id"].nunique())
+        train_defects[name] = int(rows.loc[rows["class"].isin(fleet.plant(name).defects), "part_id"].nunique())
     shapes = {p.name: p.model_dump(mode="json", include={"classes", "ok", "environments"}) for p in fleet.plants}
     learned = [material.trunk.model_dump(mode="json"), material.model.weights_digest, shapes, fleet.seed]
     words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
     digest = f"{material.catalog.data_digest(names)}|{words}"
+    for text in leave_out:
+        out = parse(text, fleet=fleet)
+        out.check(material.rows(out.plant))
     plan = make_plan(
         fleet,
         recipe=recipe,
         data_digest=digest,
         train_parts=train_parts,
+        train_defects=train_defects,
         seeds=seeds,
         leave_out=leave_out,
         trunk=trunk,

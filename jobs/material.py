@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,18 @@ from safetensors.torch import save as save_tensors
 
 from cluster import packs
 from cluster.catalog import Catalog
-from cluster.storage import PlantFiles, open_store
+from cluster.retention import cache_of, pack_store, sweep
+from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs.activations import PlantData, RunData, prepare, training_rows
 from jobs.compress import Evaluator, export_trunk
+from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
+from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
+from plants.governance import kept, oldest
+from plants.normality import Normalities
 from plants.plant import Fleet, Plant
 
 LEARNING_ROLES = ("train", "select")
@@ -41,8 +48,8 @@ class Material:
         self.trunk = fleet.trunks[trunk]
         self.trunk_index = trunk
         self.store = open_store(fleet.store)
-        self.catalog = Catalog(self.store)
-        self._data: dict[str, PlantData] = {}
+        self.catalog = Catalog.of(fleet)
+        self._data: dict[tuple[str, LeftOut | None], PlantData] = {}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Material:
@@ -104,19 +111,29 @@ class Material:
             plant=plant,
             trunk_size_px=self.trunk.size_px,
             read=lambda frame: files.read(plant.images, frame),
-            store=self.store,
+            store=pack_store(self.fleet, plant, cache=self.cache),
             cache_dir=self.cache,
         )
 
-    def data(self, name: str, *, progress: Callable[[int, int], None] | None = None) -> PlantData:
-        """The plant's learning rows with their activations in the cache."""
-        if name not in self._data:
+    def rows(self, name: str) -> pd.DataFrame:
+        """The plant's label rows whose frames may still be stored, see `plants.governance`."""
+        return kept(self.fleet.plant(name), self.catalog.rows(name), now=datetime.now(UTC))
+
+    def data(
+        self, name: str, *, left_out: LeftOut | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> PlantData:
+        """The plant's learning rows, without what is left out of them, with their activations in the cache."""
+        left_out = left_out if left_out and left_out.plant == name else None
+        if (name, left_out) not in self._data:
             plant = self.fleet.plant(name)
-            labels = self.catalog.rows(name)
+            labels = self.rows(name)
             labels = labels[labels["role"].isin(LEARNING_ROLES)]
+            cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
+            sweep(LocalStore(cache), "activations", plants=[plant], now=now)
             pack = self.pack(plant, rows=labels)
+            labels = labels if left_out is None else labels[~left_out.holds(labels)]
             rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
-            self._data[name] = prepare(
+            self._data[name, left_out] = prepare(
                 plant,
                 rows=rows,
                 pack=pack,
@@ -125,11 +142,12 @@ class Material:
                 cuts=self.cuts,
                 policy=self.recipe.augment,
                 views=self.recipe.views,
-                cache=self.cache,
+                cache=cache,
+                since=oldest(labels, now=now),
                 seed=self.fleet.seed,
                 progress=progress,
             )
-        return self._data[name]
+        return self._data[name, left_out]
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -160,6 +178,24 @@ class Material:
             "notes": fitted.notes,
         }
         self.store.write(f"{prefix}/model.json", json.dumps(words).encode())
+
+    def save_normality(self, found: Normalities, *, spec: RunSpec, plan: Plan) -> None:
+        """What the run found to be normal is in storage."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, FILE)
+            found.save(path)
+            self.store.write(f"runs/{plan.plan_id}/{spec.run_id}/{FILE}", path.read_bytes())
+
+    def normality(self, name: str, *, plan: Plan) -> Normalities:
+        """What is normal at a plant, by the plan's run that is done; nothing where there is none."""
+        for run in plan.runs:
+            prefix = f"runs/{plan.plan_id}/{run.run_id}"
+            if run.kind == "normality" and run.target == name and self.store.exists(f"{prefix}/model.json"):
+                with tempfile.TemporaryDirectory() as scratch:
+                    path = Path(scratch, FILE)
+                    path.write_bytes(self.store.read(f"{prefix}/{FILE}"))
+                    return Normalities.load(path)
+        return Normalities()
 
     def load(self, run_id: str, *, plan_id: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
         """A run's words and weights from storage, and the SHA-256 of the weights."""
@@ -209,6 +245,11 @@ def fit_run(
 ) -> Fitted:
     """The run is fitted, resumed from its last epoch when there is one, and its model saved."""
     world = world or World()
+    if spec.kind == "normality":
+        fitted, normality = fit_normality(spec, material=material)
+        material.save_normality(normality, spec=spec, plan=plan)
+        material.save(fitted, spec=spec, plan=plan)
+        return fitted
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     parent = None
     if spec.parent:
@@ -216,7 +257,7 @@ def fit_run(
         parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=weights)
     fitted = fit(
         material.model,
-        data=RunData(tuple(material.data(name) for name in spec.plants)),
+        data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
         leaf_sets=material.leaf_sets(spec.plants),
         leaves=material.leaves(spec.plants),
         recipe=Recipe.model_validate(spec.recipe),

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from jobs.leave_out import FIELD, LeftOut, parse
 from jobs.recipe import Recipe
+from plants.errors import InputError
+from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
 
-Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister"]
+Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "normality"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,21 @@ class RunSpec:
     recipe: dict[str, Any]
     parent: str | None = None
     target: str | None = None
-    """The plant it is meant for; None for a model of several plants."""
+    """The plant it is meant for; None for a model of several plants. Of `without`: what was left out."""
 
     @property
     def is_shared(self) -> bool:
         """Whether all workers fit it together before the lanes start."""
         return len(self.plants) > 1
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """What it must not see, and is judged on; None for all other kinds."""
+        return parse(self.target) if self.kind == "without" and self.target else None
+
+    def serves(self, plant: str) -> list[str]:
+        """The plants that a bundle of this run serves when it is written for this plant."""
+        return sorted({plant, *self.plants}) if len(self.plants) > 1 else [plant]
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Plan:
     data_digest: str
     runs: tuple[RunSpec, ...]
     trunk: int = 0
+    governance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Plant -> its flags when the plan was made. What they forbid is not among the runs."""
     plan_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +75,7 @@ class Plan:
             "fleet": self.fleet,
             "data_digest": self.data_digest,
             "trunk": self.trunk,
+            "governance": self.governance,
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -68,7 +83,8 @@ class Plan:
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
         runs = tuple(RunSpec(**{**run, "plants": tuple(run["plants"])}) for run in raw["runs"])
-        return cls(fleet=raw["fleet"], data_digest=raw["data_digest"], runs=runs, trunk=raw["trunk"])
+        governance = raw.get("governance", {})
+        return cls(raw["fleet"], raw["data_digest"], runs=runs, trunk=raw["trunk"], governance=governance)
 
 
 def make_plan(
@@ -77,30 +93,39 @@ def make_plan(
     recipe: Recipe,
     data_digest: str,
     train_parts: Mapping[str, int],
+    train_defects: Mapping[str, int],
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     trunk: int = 0,
 ) -> Plan:
-    """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed.
+    """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed; one normality a plant.
 
     train_parts: training parts of each plant; a plant without any, or that may not train, learns nothing of its own.
-    leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect).
+    train_defects: those of them that are not good; a plant without any has nothing but its normality.
+    leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
+    environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
+    Raises InputError when a model without what is named cannot be fitted.
     """
+    outs = [parse(text, fleet=fleet) for text in dict.fromkeys(leave_out)]
     full = recipe.model_dump(mode="json")
     frozen = {**full, "stages": []}
     able = [p for p in fleet.plants if p.may_train and train_parts.get(p.name, 0) > 0]
-    groups = pooling_groups(fleet, plants=[p for p in able if p.may_leave])
+    taught = [p for p in able if train_defects.get(p.name, 0) > 0]
+    groups = pooling_groups(fleet, plants=[p for p in taught if p.may_leave])
     runs: list[RunSpec] = []
     for seed in seeds:
         tail = f"-s{seed}"
         for group in groups:
             pooled = f"pooled-{group[0]}{tail}" if len(groups) > 1 else f"pooled{tail}"
             runs.append(RunSpec(pooled, "pooled", group, seed, full))
-            for out in leave_out:
-                rest = tuple(name for name in group if name != out)
-                if out in group and len(rest) > 1:
-                    runs.append(RunSpec(f"without-{out}{tail}", "without", rest, seed, full, target=out))
-        for plant in able:
+            for out in outs:
+                rest = tuple(name for name in group if name != out.plant)
+                if out.what == "plant" and out.plant in group and len(rest) > 1:
+                    runs.append(RunSpec(f"without-{out.slug}{tail}", "without", rest, seed, full, target=str(out)))
+        for out in outs:
+            if out.what != "plant" and out.plant in {p.name for p in taught}:
+                runs.append(RunSpec(f"without-{out.slug}{tail}", "without", (out.plant,), seed, full, target=str(out)))
+        for plant in taught:
             name = plant.name
             group = next((g for g in groups if name in g), None)
             runs.append(RunSpec(f"frozen-{name}{tail}", "frozen", (name,), seed, frozen, target=name))
@@ -115,7 +140,17 @@ def make_plan(
                     f"sister-{name}{tail}", "sister", (name,), seed, full, parent=f"own-{sister}{tail}", target=name
                 )
             )
-    return Plan(fleet=fleet.fleet, data_digest=data_digest, runs=tuple(runs), trunk=trunk)
+    for plant in able:
+        normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
+        if normal > 1:
+            run_id = f"normality-{plant.name}-s{seeds[0]}"
+            runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
+    for out in outs:
+        if str(out) not in {run.target for run in runs if run.kind == "without"}:
+            why = "it is not pooled with two others" if out.what == "plant" else "no part may be learned from"
+            raise InputError(f"no model without {out} can be fitted: {why}", plant=out.plant, field=FIELD)
+    governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
+    return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance)
 
 
 def pooling_groups(fleet: Fleet, *, plants: Sequence[Plant]) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from cluster import session
 from cluster.ledger import RunLedger
 from cluster.registry import Bundles, Journal, Route
+from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from jobs.material import Material
@@ -24,6 +25,8 @@ from plants.plant import Fleet
 
 COMPARED = "reports/compare.json"
 EVALUATED = "reports/evaluate.json"
+BUNDLE_SCORES = "scores/{bundle}/{plant}.parquet"
+"""What a bundle says of the plant's `decide` parts."""
 
 
 def latest_plan(store: Store) -> Plan:
@@ -54,10 +57,11 @@ def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
 
 def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]:
     """Matrix, decisions with bundles and policies in the store, and the HTML report."""
-    from jobs.compare import compare_fleet
+    from jobs.compare import SCORES, compare_fleet
     from jobs.package import publish_decision
     from jobs.report import write_report
 
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     store = open_store(fleet.store)
     plan = latest_plan(store)
     records = RunLedger(store, plan.plan_id).load()
@@ -81,6 +85,8 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
         decision["bundle"], decision["policy_digest"] = publish_decision(
             name, document=document, plan=plan, exports=exports, finished=finished
         )
+        scores = store.read(SCORES.format(plant=name))
+        store.write(BUNDLE_SCORES.format(bundle=decision["bundle"], plant=name), scores)
     report = settings.home / "reports" / fleet.fleet / "compare.html"
     report.parent.mkdir(parents=True, exist_ok=True)
     write_report(document, report)
@@ -101,7 +107,7 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
         for plant in plants:
             value = row.get(plant, {}).get("macro_f1")
             star = "*" if document["decisions"][plant]["model"] == name else ""
-            cells.append("" if value is None else f"{100 * value:.1f}{star}")
+            cells.append(star if value is None else f"{100 * value:.1f}{star}")
         matrix.add_row(name, *cells)
     show.print(matrix)
     table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "why")
@@ -126,6 +132,7 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
     """The chosen models on the sealed test, and the ledger; plants without a decision are named."""
     from jobs.evaluate import evaluate_fleet
 
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     store = open_store(fleet.store)
     document = compared(store)
     kept = dict(store.read_json(EVALUATED)["plants"]) if store.exists(EVALUATED) else {}
@@ -202,9 +209,19 @@ def _published(name: str, *, decision: Mapping[str, Any], journal: Journal) -> R
 
 
 def promote(
-    fleet: Fleet, *, settings: Settings, plant: str, bundle: str, policy: str | None, show: Console
+    fleet: Fleet,
+    *,
+    settings: Settings,
+    plant: str,
+    bundle: str,
+    policy: str | None,
+    show: Console,
+    expected: int | None = None,
 ) -> dict[str, Any]:
-    """The plant's new route."""
+    """The plant's new route; another policy of the same bundle leaves a challenger where it is.
+
+    expected: the sequence of the route that this was decided on. Raises RouteTaken when it is another by now.
+    """
     fleet.plant(plant)
     store = open_store(fleet.store)
     digest = _whole(store, "bundles", bundle, field="bundle")
@@ -218,7 +235,10 @@ def promote(
     if (solved.plant, solved.bundle) != (plant, digest):
         of = f"plant {solved.plant}, bundle {solved.bundle[:12]}"
         raise InputError(f"the policy was solved for {of}", plant=plant, field="policy", remedy="Name another")
-    route = Journal(settings.journal_url).promote(plant, bundle=digest, policy=chosen, who=who())
+    journal = Journal(settings.journal_url)
+    now = journal.route(plant)
+    beside = {"challenger": now.challenger, "shares": now.shares} if now and now.bundle == digest else {}
+    route = journal.promote(plant, bundle=digest, policy=chosen, who=who(), expected=expected, **beside)
     _mirror(route, fleet=fleet, settings=settings, show=show)
     return _shown(route, show=show)
 

@@ -7,18 +7,17 @@ does not say, the report does not say.
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from jobs.page import page, table
+from jobs.curves import curve_figure, curve_words
+from jobs.page import inline_svg, page, table
 
 Document = Mapping[str, Any]
 
-KINDS = ("frozen", "own", "sister", "warm", "pooled", "without")
+KINDS = ("normality", "frozen", "own", "sister", "warm", "pooled", "without")
 """The order of models in the picture; any other kind follows."""
 SYNTHETIC = "These data are synthetic"
 NONE = '<span class="none">–</span>'
@@ -88,6 +87,7 @@ def _plant(name: str, document: Document) -> str:
     decision, reports = document["decisions"].get(name, {}), document["details"].get(name, {})
     chosen, frozen = reports.get("chosen") or {}, reports.get("frozen") or {}
     parts = [f'<h2 id="plant-{_text(name)}">Plant {_text(name)}</h2>', _decision(decision), _models(name, document)]
+    parts += [_outside(reports["outside"])] if reports.get("outside") else []
     if chosen:
         parts += [
             _summary(chosen, frozen),
@@ -95,6 +95,7 @@ def _plant(name: str, document: Document) -> str:
             _confusion(chosen["confusion"]),
             _environments(chosen, frozen),
             _verdicts(chosen, frozen),
+            _curve(name, reports.get("curve")),
         ]
     return "\n".join(parts)
 
@@ -115,15 +116,27 @@ def _decision(decision: Mapping[str, Any]) -> str:
         words.append(f"Members: {_text(', '.join(decision['members']))}.")
     policy = decision.get("policy")
     if isinstance(policy, Mapping):
-        words.append(
-            f"It passes a part below a defect probability of {_number(policy['pass_below'])} % and rejects above "
-            f"{_number(policy['reject_above'])} %; between them a person looks."
-        )
+        words += _limits(policy, kind=decision.get("kind"))
         words += [f"{_text(note)}." for note in policy.get("note", ())]
     names = {"bundle": decision.get("bundle"), "policy": decision.get("policy_digest")}
     digests = ", ".join(f"{key} <code>{_text(name)}</code>" for key, name in names.items())
     words.append(f'<br><span class="small">{digests}</span></p>')
     return " ".join(words)
+
+
+def _limits(policy: Mapping[str, Any], *, kind: str | None) -> list[str]:
+    """Where the policy passes, rejects and asks a person."""
+    far = policy.get("novelty_above")
+    distance = "" if far is None else _number(far, show=lambda value: f"{value:.2f}")
+    if kind == "normality":
+        return [f"It passes a part up to a distance of {distance} from good parts; farther, a person looks."]
+    words = [
+        f"It passes a part below a defect probability of {_number(policy['pass_below'])} % and rejects above "
+        f"{_number(policy['reject_above'])} %; between them a person looks."
+    ]
+    if distance:
+        words.append(f"A person looks, too, at a part farther than {distance} from what is known here.")
+    return words
 
 
 def _models(name: str, document: Document) -> str:
@@ -139,6 +152,7 @@ def _models(name: str, document: Document) -> str:
         )
         worst = f" ({_text(cell['recall_class'])})" if cell.get("recall_class") else ""
         words = f'<span class="chosen">{_text(run)}</span>, chosen' if run == chosen else _text(run)
+        words += f", on {_text(cell['of'])} alone" if cell.get("of") else ""
         recall = _number(cell.get("recall")) + worst
         rows.append(
             [words, _figure(f1), recall, _number(cell.get("auc")), _figure(cost, show=_money)]
@@ -146,6 +160,23 @@ def _models(name: str, document: Document) -> str:
         )
     columns = ["model", "macro-F1", "lowest recall (class)", "AUC", "cost a part", "parts", "lots"]
     return table(columns, rows, caption="Every model at this plant, best macro-F1 first")
+
+
+def _outside(found: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for row in found:
+        cells = [
+            {"value": side.get("macro_f1"), "low": side.get("macro_f1_low"), "high": side.get("macro_f1_high")}
+            for side in (row["outside"], row["inside"] or {})
+        ]
+        gap = row["difference"] and {**row["difference"], "value": row["difference"]["diff"]}
+        models = [row["model"], (row["inside"] or {}).get("model")]
+        words = [_text(f"{row['what']}: {row['left_out']}"), *map(_text, models)]
+        counts = [_number(row["outside"].get(key), show=_count) for key in ("n", "n_lots")]
+        rows.append([*words, *map(_figure, cells), _figure(gap), *counts])
+    columns = ["left out", "out: has not seen it", "in: has seen it", "macro-F1 out", "macro-F1 in", "difference"]
+    caption = "Out-of-plant beside in-plant, on the same parts: of a new plant, camera or product expect the first"
+    return table([*columns, "parts", "lots"], rows, num_words=3, caption=caption)
 
 
 def _summary(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
@@ -232,6 +263,16 @@ def _verdicts(chosen: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
     return table(["verdicts", "chosen", "frozen baseline", "parts"], rows, caption="What the verdicts do")
 
 
+def _curve(name: str, curve: Mapping[str, Any] | None) -> str:
+    if not curve:
+        return ""
+    label = f"Expected cost a part against the defect rate at plant {name}"
+    picture = inline_svg(curve_figure(curve), name=f"curve-{name}", label=label)
+    return (
+        f'<h3>What a part costs, by the defect rate of the line</h3>{picture}<p class="small">{curve_words(curve)}</p>'
+    )
+
+
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
@@ -278,16 +319,8 @@ def matrix_png(document: Document, path: Path, *, dpi: int = 110) -> None:
 
 
 def _matrix_svg(document: Document) -> str:
-    """The picture for a page: real text, no address, the same bytes for the same document."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "crossplant", "svg.id": "matrix"}):
-        without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        _matrix_figure(document).savefig(buffer, format="svg", metadata=without)
-    svg = buffer.getvalue()
-    label = f'role="img" aria-label="Macro-F1 of every model at every plant of fleet {escape(str(document["fleet"]))}"'
-    return re.sub(r"<svg\b", f"<svg {label}", svg[svg.index("<svg") :], count=1)
+    label = f"Macro-F1 of every model at every plant of fleet {document['fleet']}"
+    return inline_svg(_matrix_figure(document), name="matrix", label=label)
 
 
 def _runs(document: Document) -> list[str]:

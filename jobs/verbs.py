@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cluster.catalog import Catalog, Imported
 from cluster.settings import Settings
-from cluster.storage import PlantFiles, open_store
+from cluster.storage import PlantFiles
 from plants.errors import InputError
 from plants.plant import Fleet
 
@@ -29,12 +29,16 @@ def import_fleet(
     show: Console,
     is_new_generation: bool = False,
     is_reread: bool = False,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store.
 
+    cache: Where what the frames look like is kept; with it pictures that show the same are kept out of different roles.
     A plant that cannot be imported does not stop the others: it stands under `faults`, a line each.
     """
-    catalog = Catalog(open_store(fleet.store))
+    from jobs.pictures import Looks
+
+    catalog = Catalog.of(fleet)
     catalog.assignments()  # a store that does not answer is one fault, not one a plant
     table = new_table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
     plants: list[dict[str, Any]] = []
@@ -51,6 +55,7 @@ def import_fleet(
                     is_new_generation=is_new_generation,
                     is_reread=is_reread,
                     progress=reading.tick,
+                    look=Looks(cache, say=reading.tick) if cache else None,
                 )
         except InputError as error:
             faults += error.at_plant(name)
@@ -76,6 +81,7 @@ def _imported(found: Imported) -> dict[str, Any]:
         "classes": found.classes,
         "splits": found.splits,
         "rejected": [{"frame": r.frame, "reason": r.reason} for r in found.rejected],
+        "quarantined": [row._asdict() for row in found.quarantined],
         "rejects": found.rejects,
         "frames": found.num_frames,
         "frames_read": found.num_read,
@@ -91,6 +97,12 @@ def _show_what_to_know(found: Imported, *, show: Console) -> None:
         lines += [f"rejected: plant {name}: {n:,} times: {reason}" for reason, n in reasons.most_common(10)]
     if rejected:
         lines.append(f"rejected: plant {name}: all {len(rejected):,} are listed in {found.rejects}")
+    lines += [
+        f"quarantined: plant {name}: file {row.frame} of {row.role}: a copy of {row.copy_of}"
+        for row in found.quarantined[:10]
+    ]
+    if len(found.quarantined) > 10:
+        lines.append(f"quarantined: plant {name}: {len(found.quarantined) - 10} more, all listed with --json")
     lines += [f"note: plant {name}: {note}" for note in found.notes]
     if not found.lots_known:
         lines.append(
@@ -135,11 +147,12 @@ def train(
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends."""
     from jobs.fleet import train_fleet
+    from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
 
     recipe = load_recipe(recipe_file) if recipe_file else default_recipe(fleet.trunks[0].cuts)
     for name in leave_out:
-        fleet.plant(name)
+        parse(name, fleet=fleet)
     with _Progress(show) as progress:
         trained = train_fleet(
             fleet,
@@ -184,6 +197,8 @@ class _Progress:
         if kind == "plan":
             self.bar.update(self.task, total=event["runs"], completed=event["runs"] - event["todo"])
             self._line(f"plan {event['plan']}: {event['runs']} runs, {event['todo']} to do")
+            for note in event["notes"]:
+                self._line(note)
         elif kind == "prepared":
             said = f"{event['rows']} inputs cached in {event['seconds']:.1f} s"
             self._line(f"{event['plant']}: {event['error'] or said}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from plants.errors import InputError
+from plants.governance import Governance
 from plants.hashing import sha256
 from plants.plant import Config, Environment
 
@@ -20,7 +21,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Kind = Literal["frozen", "own", "pooled", "warm", "sister", "ensemble"]
+Kind = Literal["frozen", "own", "pooled", "warm", "sister", "ensemble", "normality"]
 
 
 class TrunkRef(Config):
@@ -70,6 +71,8 @@ class Manifest(Config):
     tier: Literal["head", "branch"] = "head"
     branch_inputs: Literal["features", "map"] = "features"
     serves: dict[str, PlantView] = Field(min_length=1)
+    governance: dict[str, Governance] = Field(default_factory=dict)
+    """The flags of every plant it learned from or serves, when it was written."""
     seed: int
     recipe: dict[str, Any] = Field(default_factory=dict)
     splits_digest: str = ""
@@ -123,8 +126,9 @@ def write(folder: str | Path, manifest: Manifest) -> Bundle:
     if odd:
         raise InputError("a bundle holds plain files only, no folders or hidden files", file=str(root / odd[0]))
     files = {name: sha256((root / name).read_bytes()) for name in names if name != MANIFEST}
-    if manifest.kind != "ensemble" and "branch.onnx" not in files:
-        raise InputError("a bundle that is no ensemble needs branch.onnx", file=str(root))
+    needed = {"ensemble": None, "normality": "normality.npz"}.get(manifest.kind, "branch.onnx")
+    if needed and needed not in files:
+        raise InputError(f"a bundle of kind {manifest.kind} needs {needed}", file=str(root))
     complete = Manifest.model_validate({**manifest.model_dump(), "files": files})
     data = canonical(complete)
     part.write_bytes(data)

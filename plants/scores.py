@@ -5,6 +5,8 @@ The same pooling joins tiles into a frame and frames into a part, in training, e
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +14,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 Floating = TypeVar("Floating", bound=np.floating[Any])
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
+_TEXTS = ("part_ids", "lots", "environments", "truth")
 
 
 def softmax(logits: npt.NDArray[Floating]) -> npt.NDArray[Floating]:
@@ -107,7 +112,7 @@ class PartScores:
     """[N] distance to the plant's good parts."""
 
     def __post_init__(self) -> None:
-        for name in ("part_ids", "lots", "environments", "truth"):
+        for name in _TEXTS:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=object))
         object.__setattr__(self, "probs", np.asarray(self.probs, dtype=np.float64).reshape(-1, len(self.classes)))
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -159,6 +164,31 @@ class PartScores:
         """Mass outside the good classes [N], uncalibrated; 1 everywhere where no class is good."""
         mass: npt.NDArray[np.float64] = np.clip(1 - self.probs[:, self.ok_mask].sum(axis=1), 0, 1)
         return mass
+
+    def to_parquet(self) -> bytes:
+        """The scores as one Parquet file; `from_parquet` reads them again, equal to the bit."""
+        columns = {name: pa.array([str(value) for value in getattr(self, name)]) for name in _TEXTS}
+        columns |= {f"p{i}": pa.array(self.probs[:, i]) for i in range(len(self.classes))}
+        if self.novelty is not None:
+            columns["novelty"] = pa.array(self.novelty)
+        about = {"scores": json.dumps({"classes": self.classes, "ok": self.ok})}
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> PartScores:
+        """The scores that `to_parquet` wrote; part ids and lots as text. Raises ValueError or KeyError for others."""
+        table = pq.read_table(io.BytesIO(data))
+        about = json.loads((table.schema.metadata or {})[b"scores"])
+        found = {name: table.column(name).to_numpy() for name in table.column_names}
+        return cls(
+            **{name: found[name] for name in _TEXTS},
+            probs=np.stack([found[f"p{i}"] for i in range(len(about["classes"]))], axis=1),
+            classes=tuple(about["classes"]),
+            ok=tuple(about["ok"]),
+            novelty=found.get("novelty"),
+        )
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int]) -> PartScores:
         """The parts at these rows (indices or a mask), in that order."""

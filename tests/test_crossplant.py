@@ -80,6 +80,14 @@ def test_serve_has_said_every_endpoint_in_a_line_and_its_document_before_it_wait
     ]
 
 
+def test_policy_needs_a_comparison_and_takes_its_parts_in_pairs(fleet, monkeypatch, capsys):
+    assert code(monkeypatch, "policy", "--fleet", fleet, "--plant", "mill") == 2
+    assert "error: file " in (said := capsys.readouterr().err)
+    assert "nothing has been compared. Run `crossplant compare` first" in said
+    assert code(monkeypatch, "policy", "--fleet", fleet, "--plant", "mill", "--parts", "100") == 2
+    assert "error: field --checked: is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("port", ["70000", "65536", "-1"])
 def test_a_port_that_is_none_is_refused(fleet, monkeypatch, capsys, port):
     assert code(monkeypatch, "serve", "--fleet", fleet, "--port", port) == 2

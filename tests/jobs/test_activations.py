@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cluster.retention import sweep
+from cluster.storage import LocalStore
 from jobs.activations import TILES_PER_GOOD_FRAME, PlantData, RunData, ok_mask, prepare, training_rows
 from jobs.recipe import Augment
 from plants.plant import Plant
@@ -129,8 +132,18 @@ def prepared(folder: Path, *, trunk: MeanTrunk, plant: Plant = PLANT, **more: An
     )
     pack = TilePack(list(table["frame"]), 1)
     rows = training_rows(plant, labels=table, pack=pack, seed=0)
-    given: dict[str, Any] = {"pack_digest": "p", "cuts": (0, 1), "policy": Augment(), "views": 3, "seed": 0, **more}
+    given: dict[str, Any] = {"pack_digest": "p", "cuts": (0, 1), "policy": Augment(), "views": 3, "seed": 0}
+    given |= {"since": datetime(2026, 3, 1, tzinfo=UTC), **more}
     return prepare(plant, rows=rows, pack=pack, trunk=trunk, cache=folder, **given)
+
+
+def test_activations_go_when_a_frame_they_were_made_from_is_too_old(tmp_path):
+    north = PLANT.model_copy(update={"retention_days": 30})
+    made = prepared(tmp_path, trunk=MeanTrunk(), plant=north, since=datetime(2026, 3, 1, tzinfo=UTC))
+    given = {"plants": [north]}
+    assert sweep(LocalStore(tmp_path), "activations", now=datetime(2026, 3, 31, tzinfo=UTC), **given) == []
+    sweep(LocalStore(tmp_path), "activations", now=datetime(2026, 4, 1, tzinfo=UTC), **given)
+    assert not list(made.folder.iterdir())
 
 
 def test_activations_are_computed_once_and_only_training_rows_have_augmented_views(tmp_path):

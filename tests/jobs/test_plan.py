@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.plan import Plan, make_plan, nearest_sister, pooling_groups
 from jobs.recipe import Recipe
+from plants.errors import InputError
 from plants.plant import Fleet
 
 
@@ -22,14 +25,24 @@ PARTS = {"neu": 10, "xsdd": 20, "tiles": 30}
 
 
 def plan_of(f: Fleet, **more) -> Plan:
-    return make_plan(f, recipe=Recipe(), data_digest="d", train_parts=PARTS, **more)
+    given = {"train_parts": PARTS, "train_defects": {**PARTS, "tiles": 5}} | more
+    return make_plan(f, recipe=Recipe(), data_digest="d", **given)
 
 
 def test_plants_that_share_no_defect_are_not_pooled():
     groups = pooling_groups(fleet(), plants=fleet().plants)
     assert groups == [("neu", "xsdd")]
     kinds = {run.run_id: run.kind for run in plan_of(fleet()).runs}
-    assert [k for k in kinds if "tiles" in k] == ["frozen-tiles-s0", "own-tiles-s0"]
+    assert [k for k in kinds if "tiles" in k] == ["frozen-tiles-s0", "own-tiles-s0", "normality-tiles-s0"]
+
+
+def test_every_plant_has_one_normality_whatever_the_seeds_and_one_without_defects_has_nothing_else():
+    plan = plan_of(fleet(), seeds=(3, 1), train_defects={"neu": 10, "xsdd": 0, "tiles": 0})
+    normal = [run for run in plan.runs if run.kind == "normality"]
+    assert [(run.plants, run.target, run.seed) for run in normal] == [((n,), n, 3) for n in ("neu", "xsdd", "tiles")]
+    assert {run.kind for run in plan.runs if "tiles" in run.plants} == {"normality"}
+    bad_only = plan_of(fleet(), train_defects={**PARTS})
+    assert {run.target for run in bad_only.runs if run.kind == "normality"} == {"neu", "xsdd"}
 
 
 def test_every_parent_comes_with_the_plan():
@@ -44,17 +57,33 @@ def test_a_plant_that_may_not_leave_is_trained_alone():
     assert not [run for run in plan.runs if run.kind in ("pooled", "warm", "sister")]
 
 
+def test_no_run_of_another_plant_begins_with_what_a_plant_that_may_not_leave_has_taught():
+    third = {"classes": {"free": "ok", "scratch": "scratch"}}
+    runs = {run.run_id: run for run in plan_of(fleet(neu={"may_leave": False}, tiles=third)).runs}
+    assert runs["pooled-s0"].plants == ("xsdd", "tiles")
+    for run in runs.values():
+        taught_by = set(run.plants) | set(runs[run.parent].plants if run.parent else ())
+        assert taught_by == {"neu"} or "neu" not in taught_by
+
+
 def test_a_plant_that_may_not_train_has_no_run():
     assert not [run for run in plan_of(fleet(neu={"may_train": False})).runs if "neu" in run.plants]
+
+
+def test_an_auditor_finds_the_flags_of_every_plant_in_the_plan():
+    stored = plan_of(fleet(neu={"may_train": False}, xsdd={"may_leave": False, "retention_days": 90})).to_json()
+    assert stored["governance"]["neu"] == {"may_train": False, "may_leave": True, "retention_days": None}
+    assert stored["governance"]["xsdd"] == {"may_train": True, "may_leave": False, "retention_days": 90}
+    assert plan_of(fleet(xsdd={"retention_days": 9})).plan_id == plan_of(fleet()).plan_id
 
 
 def test_the_plan_is_named_by_its_content():
     base = plan_of(fleet()).plan_id
     assert plan_of(fleet()).plan_id == base
     assert plan_of(fleet(), seeds=(1,)).plan_id != base
-    other = make_plan(fleet(), recipe=Recipe(dropout=0.1), data_digest="d", train_parts=PARTS)
-    assert other.plan_id != base
-    assert make_plan(fleet(), recipe=Recipe(), data_digest="e", train_parts=PARTS).plan_id != base
+    counts = {"train_parts": PARTS, "train_defects": {**PARTS, "tiles": 5}}
+    assert make_plan(fleet(), recipe=Recipe(dropout=0.1), data_digest="d", **counts).plan_id != base
+    assert make_plan(fleet(), recipe=Recipe(), data_digest="e", **counts).plan_id != base
 
 
 def test_a_plan_survives_storage():
@@ -65,3 +94,28 @@ def test_a_plan_survives_storage():
 def test_the_sister_with_most_in_common_is_taken():
     f = fleet(tiles={"classes": {"free": "ok", "scratch": "scratch", "crazing": "crazing"}})
     assert nearest_sister(f, plant=f.plant("neu"), among=["neu", "xsdd", "tiles"], train_parts=PARTS) == "tiles"
+
+
+def test_what_is_left_out_gets_a_run_that_does_not_see_it_and_is_judged_on_it():
+    tiles = {"environments": {"cam1": {}, "cam2": {}}, "classes": {"free": "ok", "scratch": "scratch"}}
+    outs = ("neu", "tiles/cam2", "tiles:product=B7")
+    runs = [run for run in plan_of(fleet(tiles=tiles), leave_out=outs).runs if run.kind == "without"]
+    assert [(run.plants, str(run.left_out)) for run in runs] == [
+        (("xsdd", "tiles"), "neu"),
+        (("tiles",), "tiles/cam2"),
+        (("tiles",), "tiles:product=B7"),
+    ]
+    assert {run.left_out for run in plan_of(fleet()).runs} == {None}
+
+
+@pytest.mark.parametrize(
+    ("out", "changes", "words"),
+    [
+        ("tiles", {}, "plant tiles: .*no model without tiles can be fitted: it is not pooled with two others"),
+        ("neu", {}, "plant neu: .*it is not pooled with two others"),
+        ("tiles:product=B7", {"tiles": {"may_train": False}}, "plant tiles: .*no part may be learned from"),
+    ],
+)
+def test_what_cannot_be_left_out_is_said(out, changes, words):
+    with pytest.raises(InputError, match=words):
+        plan_of(fleet(**changes), leave_out=[out])

@@ -11,10 +11,12 @@ from cluster.registry import Journal
 from cluster.settings import Settings
 from cluster.storage import open_store
 from jobs import release
-from jobs.compare import compare_fleet
+from jobs.compare import SCORES, compare_fleet
 from jobs.package import publish_decision
+from plants.costs import Policy, solve
 from plants.errors import InputError
 from plants.plant import load_fleet
+from plants.scores import PartScores
 from tests.fleets import Works, console, drawn_fleet, imported
 
 SHOW, _ = console()
@@ -48,6 +50,15 @@ def compared_document(finished_works: Works) -> dict[str, Any]:
     done = [run.run_id for run in finished_works.plan.runs]
     exports = finished_works.exports()
     return compare_fleet(finished_works.fleet, plan=finished_works.plan, exports=exports, done=done, seed=0)
+
+
+@pytest.mark.slow
+def test_the_scores_that_a_policy_was_solved_on_are_kept_to_solve_it_again(finished_works, compared_document):
+    for name, decision in compared_document["decisions"].items():
+        kept = PartScores.from_parquet(finished_works.store.read(SCORES.format(plant=name)))
+        again = solve(kept, costs=finished_works.fleet.plant(name).costs, plant=name)
+        assert again == Policy.model_validate(decision["policy"])
+        assert compared_document["details"][name]["curve"]["defect_rate"] == decision["policy"]["costs"]["defect_rate"]
 
 
 @pytest.fixture

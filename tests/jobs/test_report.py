@@ -252,3 +252,56 @@ def test_the_matrix_is_a_readable_png(document, tmp_path: Path):
         image.load()
         assert image.format == "PNG"
         assert min(image.size) > 200
+
+
+def curve(*, capacity: float) -> dict[str, Any]:
+    rates = np.linspace(0, 0.2, 5)
+    lines = {"policy": 20 + 100 * rates, "pass_all": 2_000 * rates, "reject_all": 100 * (1 - rates)}
+    shares = {"defect_rate": [0.02, 0.01, 0.1], "review_load": 0.06, "review_capacity": capacity}
+    return {"rates": list(rates), "best_threshold": [0.0] * 5, **{k: list(v) for k, v in lines.items()}, **shares}
+
+
+@pytest.mark.parametrize(
+    ("capacity", "words"),
+    [
+        (0.05, "6.00% of the parts are reviewed, and people can review 5.00%: people cannot keep up."),
+        (0.06, "6.00% of the parts are reviewed, and people can review 6.00%."),
+        (1.0, "6.00% of the parts are reviewed, and people can review all of them."),
+    ],
+)
+def test_the_cost_curve_is_drawn_with_its_trivial_lines_and_its_load_said_in_words(document, capacity, words):
+    changed = copy.deepcopy(document)
+    changed["details"]["panel"]["curve"] = curve(capacity=capacity)
+    found = Page(report_html(changed))
+    assert words in found.text
+    assert [text for text in found.words if text in ("pass all", "reject all", "this policy")] == [
+        "this policy",
+        "pass all",
+        "reject all",
+    ]
+    assert "curve-panel" in found.ids
+    assert "curve-mill" not in found.ids
+    assert report_html(changed) == report_html(changed)
+
+
+def test_floors_that_cannot_be_held_and_reviews_that_cannot_be_done_are_said_in_words(document):
+    changed = copy.deepcopy(document)
+    rng = np.random.default_rng(0)
+    p = rng.random(400)
+    scores = PartScores(
+        part_ids=range(400),
+        lots=range(400),
+        environments=["e"] * 400,
+        truth=np.where(rng.random(400) < 0.5, "ok", "dent"),
+        probs=np.stack([1 - p, p], axis=1) * np.where(np.arange(400) < 2, 0.1, 1)[:, None],
+        classes=("ok", "dent"),
+        ok=("ok",),
+    )
+    few = Costs(review_per_hour=1, parts_per_hour=1_000)
+    for costs, words in (
+        (Costs(recall_floor=1.0, miss=0, false_alarm=100), "the recall floors are infeasible"),
+        (few, "people can review 0.10% of parts"),
+    ):
+        note = solve(scores, costs=costs, plant="panel").note
+        changed["decisions"]["panel"]["policy"]["note"] = note
+        assert words in Page(report_html(changed)).text

@@ -131,3 +131,22 @@ def test_rows_can_be_taken_by_index_and_by_mask_with_all_their_columns():
 def test_a_table_that_does_not_fit_together_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         table(**changes)
+
+
+@pytest.mark.parametrize("novelty", [None, [0.5, np.pi]])
+def test_scores_survive_storage_to_the_bit(novelty):
+    scores = PartScores(
+        part_ids=["4711", "ß"],
+        lots=["a", "b"],
+        environments=["cam1", "cam1"],
+        truth=["gut", "Kratzer groß"],
+        probs=[[1 / 3, 0.1], [0.2, 0.7]],
+        classes=("gut", "Kratzer groß"),
+        ok=("gut",),
+        novelty=novelty,
+    )
+    again = PartScores.from_parquet(scores.to_parquet())
+    assert (again.classes, again.ok) == (scores.classes, scores.ok)
+    for name in ("part_ids", "lots", "environments", "truth", "probs"):
+        assert getattr(again, name).tolist() == getattr(scores, name).tolist()
+    assert (again.novelty is None) if novelty is None else again.novelty.tolist() == novelty
