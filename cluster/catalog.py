@@ -24,7 +24,7 @@ from plants import copies, seal, splits
 from plants.copies import Quarantined
 from plants.duplicates import SURE_SCORE, Pair, near_duplicates
 from plants.errors import InputError
-from plants.labels import from_parquet, read_rows, to_parquet
+from plants.labels import NoUsableFrame, from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
 from plants.tables import Files, Rejected
 
@@ -91,7 +91,11 @@ class Catalog:
                 same share a lot where none is known, and where one is do not play two roles.
         """
         memory = Readings(self.store, plant.name, is_forgetful=is_reread)
-        found = read_rows(plant, files=files, memory=memory, progress=progress)
+        try:
+            found = read_rows(plant, files=files, memory=memory, progress=progress)
+        except NoUsableFrame as error:
+            remedy = f"All rejects are listed in {write_rejects(self.store, plant.name, error.rejected)}"
+            raise InputError(error.detail, plant=plant.name, field=error.field, remedy=remedy) from None
         others = self._others(fleet, plant) if look else []
         num_seen = len(found.rows) + sum(len(rows) for _, rows in others)
         pairs: list[Pair] = []

@@ -52,7 +52,8 @@ class Readings:
     def settle(self, seen: pd.DataFrame) -> None:
         """Afterwards one piece holds these rows, and those seen or added here are gone."""
         whole = f"{self._prefix}/{WHOLE}"
-        if self._pieces != [whole] or self._num_known != len(seen):
+        is_as_it_was = self._pieces in ([whole], []) and self._num_known == len(seen)
+        if not is_as_it_was:
             self._write(whole, seen)
             for key in set(self._pieces) - {whole}:
                 self._store.delete(key)

@@ -114,7 +114,8 @@ def read_frames(
         "version": pd.array([listed[frame].version for frame in rows["frame"]], dtype=str),
         "settings": rows["environment"].map(settings).astype(str).array,
     })  # fmt: skip
-    seen = _remembered(wanted, memory=memory)
+    known = memory.known().drop_duplicates(KEY) if memory else wanted.iloc[:0].assign(**dict.fromkeys(SEEN))
+    seen = _remembered(wanted, known=known)
     todo = seen.index[seen["sha256"].isna()]
     ticks = itertools.count(len(seen) - len(todo) + 1)
     if progress and len(todo) < len(seen):
@@ -134,14 +135,14 @@ def read_frames(
                 memory.add(_worth_keeping(parts[-1]))
     whole = pd.concat(parts).sort_index()
     if memory:
-        memory.settle(_worth_keeping(whole))
+        is_other = known["frame"].isin(listed.keys() - set(wanted["frame"]))  # not asked for by today's labels
+        memory.settle(pd.concat([known[is_other], _worth_keeping(whole)], ignore_index=True))
     return Frames(whole[[*SEEN, "reason"]], len(todo))
 
 
-def _remembered(wanted: pd.DataFrame, *, memory: Memory | None) -> pd.DataFrame:
+def _remembered(wanted: pd.DataFrame, *, known: pd.DataFrame) -> pd.DataFrame:
     """The wanted frames with what is known of them; `sha256` is missing where they are to be read."""
-    known = memory.known() if memory else pd.DataFrame(columns=[*KEY, *SEEN]).astype(wanted.dtypes)
-    seen = wanted.merge(known.drop_duplicates(KEY), on=KEY, how="left")
+    seen = wanted.merge(known, on=KEY, how="left")
     seen[SEEN[1:]] = seen[SEEN[1:]].fillna(0).astype("int64")
     return seen.assign(reason=None)
 

@@ -7,7 +7,7 @@ several boxes (rows that differ in nothing else) the largest is kept, and a note
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,12 @@ LABEL_SCHEMA = pa.schema(
 )
 
 
+class NoUsableFrame(InputError):
+    """No frame of a plant can be learned from; `rejected` says why of each."""
+
+    rejected: Sequence[Rejected] = ()
+
+
 @dataclass(frozen=True)
 class Imported:
     """The label rows of one plant, what was refused, and what a person should know about the rest."""
@@ -83,8 +89,9 @@ def read_rows(
             limits and bit depth, was decoded then and is not read again.
 
     Raises:
-        InputError: when the folder or the table cannot be read or holds no usable row, or when several environments
-            are declared and nothing tells which one a frame is from.
+        InputError: when the folder or the table cannot be read, or when several environments are declared and nothing
+            tells which one a frame is from.
+        NoUsableFrame: when all rows are rejected.
     """
     listed, rejected = _listed(plant, files=files)
     table, refused, notes = raw_rows(plant, listed=listed, files=files)
@@ -101,7 +108,10 @@ def read_rows(
     rejected.sort()
     if not len(rows):
         first = f"; the first of {len(rejected)}: {rejected[0].frame}: {rejected[0].reason}" if rejected else ""
-        raise InputError(f"no usable frame in {plant.labels or plant.images}{first}", plant=plant.name, field="images")
+        text = f"no usable frame in {plant.labels or plant.images}{first}"
+        error = NoUsableFrame(text, plant=plant.name, field="images")
+        error.rejected = rejected
+        raise error
     found = set(rows["class"].unique())
     notes += [f"class {name!r} is declared but has no usable frame" for name in plant.annotated if name not in found]
     return Imported(from_table(_table(rows)), rejected, notes, num_frames=num_frames, num_read=frames.num_read)

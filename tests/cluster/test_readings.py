@@ -86,6 +86,14 @@ def test_every_reject_is_on_record_and_goes_when_its_cause_goes(fleet):
     assert Path(read(fleet).rejects).read_text(encoding="utf-8").splitlines() == ["frame,reason"]
 
 
+def test_where_every_frame_is_rejected_the_list_is_on_record_all_the_same(fleet):
+    for path in Path(fleet.plant("north").images).rglob("*.png"):
+        path.write_text("words")
+    with pytest.raises(InputError, match=r"no usable frame.* All rejects are listed in .*north\.csv"):
+        read(fleet)
+    assert len((Path(fleet.store) / "rejects/north.csv").read_text(encoding="utf-8").splitlines()) == 25
+
+
 def test_a_file_whose_name_is_not_utf8_is_rejected_by_a_name_that_can_be_printed(fleet):
     folder = os.fsencode(fleet.plant("north").images) + b"/good/"
     with open(folder + b"caf\xe9.png", "wb") as file:

@@ -146,6 +146,19 @@ def test_a_frame_that_could_not_be_read_is_read_again(root):
         assert [r.frame for r in found.rejected] == ["good/0.bmp"]
 
 
+def test_what_other_labels_do_not_name_stays_known_and_what_is_gone_does_not(root):
+    memory = Kept()
+    imported(root, files=Folder(), memory=memory)
+    table = root.parent / f"{root.name}.csv"
+    table.write_text("frame,class\ngood/1.bmp,good\n")
+    (root / "good/0.bmp").unlink()
+    imported(root, files=Folder(), memory=memory, labels=str(table))
+    assert sorted(memory.table["frame"]) == [f"bad/{i}.bmp" for i in range(6)] + [f"good/{i}.bmp" for i in range(1, 6)]
+    files = Folder()
+    imported(root, files=files, memory=memory)
+    assert files.read_paths == []
+
+
 def test_a_digest_in_the_table_is_held_against_what_is_remembered_too(root):
     memory = Kept()
     imported(root, files=Folder(), memory=memory)
