@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check said no, 2 the input is wrong (one line a fault, n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -63,10 +64,11 @@ def _checked(to: str | None, *, field: str = "--json") -> str | None:
 
 
 def _finish(document: dict[str, Any], *, to: str | None) -> None:
-    if to == "-":
-        print(json.dumps(document, indent=1, allow_nan=False, default=str), flush=True)
-    elif to:
-        Path(to).write_text(json.dumps(document, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    if not to:
+        return
+    with contextlib.nullcontext(sys.stdout) if to == "-" else Path(to).open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, allow_nan=False, default=str)  # piece by piece: rejects may be many
+        print(file=file, flush=True)
 
 
 @app.command("import")
@@ -75,6 +77,12 @@ def import_(
     plant: Plants = None,
     new_generation: Annotated[
         bool, typer.Option(help="Lots seen for the first time get a sealed test of their own, to be opened anew.")
+    ] = False,
+    copies: Annotated[
+        bool, typer.Option(help="Look for pictures that show the same, and keep them from playing two roles.")
+    ] = True,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="Read frames again that an earlier import has read.")
     ] = False,
     json_to: JsonFile = None,
 ) -> None:
@@ -87,7 +95,10 @@ def import_(
 
     loaded = _fleet(fleet)
     names = _names(loaded, plant)
-    document = verbs.import_fleet(loaded, names=names, show=console, is_new_generation=new_generation)
+    cache = _settings().cache if copies else None
+    document = verbs.import_fleet(
+        loaded, names=names, show=console, is_new_generation=new_generation, is_reread=reread, cache=cache
+    )
     _finish(document, to=json_to)
     if document["faults"]:
         raise ManyInputErrors(document["faults"])
@@ -445,12 +456,12 @@ def _called(loaded: Any, *, settings: Any) -> dict[str, Any]:
     from rich.table import Table
 
     from cluster.catalog import Catalog
-    from cluster.storage import PlantFiles, open_store
+    from cluster.storage import PlantFiles
     from serving.client import Client
     from serving.verbs import ensure_token, serve_fleet
 
     served = serve_fleet(loaded, settings=settings, host="127.0.0.1", port=0)
-    catalog, files = Catalog(open_store(loaded.store)), PlantFiles()
+    catalog, files = Catalog.of(loaded), PlantFiles()
     table = Table(title=f"Endpoints at {served['address']}, each called with its own token", title_justify="left")
     for column in ("endpoint", "environment", "frames", "verdict", "defect", "confidence", "ms"):
         table.add_column(column, overflow="fold")

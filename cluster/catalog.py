@@ -1,6 +1,7 @@
 """The recorded tables of a fleet in its store: label rows, split assignments, and the sealed labels of test rows.
 
-`sealed/` is written at import and read for the one job that evaluates, after its ledger has counted the opening.
+The seal is a store of its own, so that a credential can end before it. It is written at import, which also reads it to
+tell corrections, and opened for the one job that evaluates, after its ledger has counted the opening.
 """
 
 from __future__ import annotations
@@ -12,17 +13,29 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cluster.lock import locked
-from cluster.storage import Store
-from plants import splits
+from cluster.readings import Readings, write_rejects
+from cluster.storage import Store, open_store
+from plants import copies, seal, splits
+from plants.copies import Quarantined
+from plants.duplicates import SURE_SCORE, Pair, near_duplicates
 from plants.errors import InputError
 from plants.labels import from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
 from plants.tables import Files, Rejected
 
 ASSIGNMENTS = "assignments.parquet"
+CORRECTIONS = "corrections.jsonl"
+
+MAX_LOOKED = 20_000
+"""Frames of a fleet above which an import does not look for copies: that takes some ms each and grows by the square."""
+
+Look = Callable[[Plant, pd.DataFrame], npt.NDArray[np.uint8]]
+"""Signatures [len(rows), 64, 64] of the frames of a plant's label rows."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +50,25 @@ class Imported:
     rejected: list[Rejected]
     notes: list[str]
     lots_known: bool
+    quarantined: list[Quarantined]
+    rejects: str
+    """Where the list of rejects lies."""
+    num_frames: int
+    num_read: int
+    """Frames that were read; the others were remembered from an earlier import."""
 
 
 class Catalog:
     """Reads and writes the recorded tables of one fleet."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, seal: Store | None = None) -> None:
         self.store = store
+        self.seal = seal or open_store(store.at("sealed"))
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> Catalog:
+        """The catalog of a fleet; contacts nothing."""
+        return cls(open_store(fleet.store), seal=open_store(fleet.sealed) if fleet.sealed else None)
 
     def import_plant(
         self,
@@ -53,30 +78,62 @@ class Catalog:
         files: Files,
         now: datetime,
         is_new_generation: bool = False,
+        is_reread: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        look: Look | None = None,
     ) -> Imported:
         """The plant's rows are recorded; lots seen for the first time are dealt, all others stay where they are.
 
-        is_new_generation: the new lots are a generation of their own, whose sealed test has a budget of its own.
+        Args:
+            is_new_generation: The new lots are a generation of their own, whose sealed test has a budget of its own.
+            is_reread: Frames are read again that an earlier import has read and that are listed as they were.
+            look: What the frames of rows look like, as `plants.duplicates.signature`. With it pictures that show the
+                same share a lot where none is known, and where one is do not play two roles.
         """
-        found = read_rows(plant, files=files, progress=progress)
+        memory = Readings(self.store, plant.name, is_forgetful=is_reread)
+        found = read_rows(plant, files=files, memory=memory, progress=progress)
+        others = self._others(fleet, plant) if look else []
+        num_seen = len(found.rows) + sum(len(rows) for _, rows in others)
+        pairs: list[Pair] = []
+        if look and num_seen <= MAX_LOOKED:
+            thumbs = np.concatenate([look(at, rows) for at, rows in [(plant, found.rows), *others]])
+            pairs = near_duplicates(thumbs, num_asked=len(found.rows), min_score=SURE_SCORE)
+        elif look:
+            found.notes.append(f"among {num_seen:,} frames copies were not looked for, at most {MAX_LOOKED:,} are")
         with locked(self.store, "import") as claim:
-            before = self._known_frames(plant.name)
+            recorded = self._recorded(plant.name)
+            before = frozenset() if recorded is None else frozenset(recorded["frame"])
+            dealt = self.assignments()
+            known = frozenset() if dealt is None else frozenset(dealt["lot"])
+            rows = copies.with_recorded_lots(found.rows, recorded)
+            inside = [pair for pair in pairs if max(pair.i, pair.j) < len(rows)]
+            rows = copies.linked(rows, inside, recorded=known)
             assignments = splits.deal(
-                found.rows,
-                assignments=self.assignments(),
+                rows,
+                assignments=dealt,
                 shares=plant.shares or fleet.shares,
                 seed=fleet.seed,
                 now=now,
                 plant=plant.name,
                 is_new_generation=is_new_generation,
             )
-            rows = splits.with_roles(found.rows, assignments)
+            rows = splits.with_roles(rows, assignments)
             open_rows, sealed_rows = splits.seal(rows)
+            images = set(zip(rows["frame"], rows["sha256"], strict=True))
+            kept = {k: row for k, row in self._quarantined(plant.name).items() if (k, row.sha256) in images}
+            quarantined = kept | {
+                row.frame: row
+                for row in copies.quarantine(rows, pairs, others=_joined(others, assignments), known_frames=before)
+            }
+            corrected = self._corrected(plant.name, sealed_rows, now=now)
             claim.check()
+            if corrected:
+                self.seal.write(CORRECTIONS, (self.corrections() + "".join(corrected)).encode())
             self._write(ASSIGNMENTS, assignments)
-            self._write(f"sealed/{plant.name}.parquet", sealed_rows)
+            self._write(f"{plant.name}.parquet", sealed_rows, store=self.seal)
+            self.store.write_json(f"quarantine/{plant.name}.json", [row._asdict() for row in quarantined.values()])
             self.store.write(f"labels/{plant.name}.parquet", to_parquet(open_rows))
+        rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
         return Imported(
             plant=plant.name,
@@ -85,8 +142,12 @@ class Catalog:
             classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
             splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
             rejected=list(found.rejected),
-            notes=list(found.notes),
+            notes=[*found.notes, *self._told(len(corrected))],
             lots_known=bool(rows["lot_known"].all()),
+            quarantined=list(quarantined.values()),
+            rejects=write_rejects(self.store, plant.name, found.rejected),
+            num_frames=found.num_frames,
+            num_read=found.num_read,
         )
 
     def assignments(self) -> pd.DataFrame | None:
@@ -98,16 +159,33 @@ class Catalog:
         return table
 
     def rows(self, plant: str) -> pd.DataFrame:
-        """The plant's label rows with their role; the class of test rows is null. Raises InputError before import."""
+        """The plant's label rows with their role; the class of test rows is null. Raises InputError before import.
+
+        A row that plays no role because it shows what another one shows has `plants.copies.QUARANTINE` for one.
+        """
         key = f"labels/{plant}.parquet"
         assignments = self.assignments()
         if assignments is None or not self.store.exists(key):
             raise InputError("has not been imported", plant=plant, remedy="Run `crossplant import --fleet FILE` first")
-        return splits.with_roles(from_parquet(self.store.read(key)), assignments)
+        rows = splits.with_roles(from_parquet(self.store.read(key)), assignments)
+        return copies.apart(rows, self._quarantined(plant))
 
     def sealed(self, plant: str) -> pd.DataFrame:
-        """The answers of the plant's test rows. Only `jobs/evaluate.py` asks, after the ledger has counted it."""
-        return pd.read_parquet(io.BytesIO(self.store.read(f"sealed/{plant}.parquet")))
+        """The answers of the plant's test rows. Asked by import, and by `jobs/evaluate.py` once that is counted."""
+        return pd.read_parquet(io.BytesIO(self.seal.read(f"{plant}.parquet")))
+
+    def corrections(self) -> str:
+        """What was changed in the sealed answers since they were sealed, a JSON object a line; empty at first."""
+        return self.seal.read(CORRECTIONS).decode() if self.seal.exists(CORRECTIONS) else ""
+
+    def _corrected(self, plant: str, sealed_rows: pd.DataFrame, *, now: datetime) -> list[str]:
+        if not self.seal.exists(f"{plant}.parquet"):
+            return []
+        return seal.corrections(self.sealed(plant), sealed_rows, plant=plant, at=now)
+
+    def _told(self, num_corrected: int) -> list[str]:
+        where = self.seal.at(CORRECTIONS)
+        return [f"{num_corrected} answers of the sealed test changed; the trace is in {where}"] if num_corrected else []
 
     def data_digest(self, plants: Sequence[str]) -> str:
         """Names what can be learned from: frames, labels and roles of the train and select rows of these plants."""
@@ -120,14 +198,30 @@ class Catalog:
                 digest.update(f"{name}|{column}|{values}\n".encode())
         return digest.hexdigest()
 
-    def _known_frames(self, plant: str) -> set[str]:
+    def _recorded(self, plant: str) -> pd.DataFrame | None:
         key = f"labels/{plant}.parquet"
-        return set(from_parquet(self.store.read(key))["frame"]) if self.store.exists(key) else set()
+        return from_parquet(self.store.read(key)) if self.store.exists(key) else None
 
-    def _write(self, key: str, table: pd.DataFrame) -> None:
+    def _others(self, fleet: Fleet, plant: Plant) -> list[tuple[Plant, pd.DataFrame]]:
+        """The other plants that have been imported, and their rows."""
+        found = [(other, self._recorded(other.name)) for other in fleet.plants if other.name != plant.name]
+        return [(other, rows) for other, rows in found if rows is not None]
+
+    def _quarantined(self, plant: str) -> dict[str, Quarantined]:
+        key = f"quarantine/{plant}.json"
+        rows = self.store.read_json(key) if self.store.exists(key) else []
+        return {row["frame"]: Quarantined(**row) for row in rows}
+
+    def _write(self, key: str, table: pd.DataFrame, *, store: Store | None = None) -> None:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
-        self.store.write(key, buffer.getvalue())
+        (store or self.store).write(key, buffer.getvalue())
+
+
+def _joined(others: Sequence[tuple[Plant, pd.DataFrame]], assignments: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several plants with `plant` and `role`."""
+    tables = [splits.with_roles(rows, assignments).assign(plant=plant.name) for plant, rows in others]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"frame": [], "plant": [], "role": []})
 
 
 def _text(value: Any) -> str:

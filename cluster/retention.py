@@ -61,8 +61,8 @@ def enforce(fleet: Fleet, *, cache: Path, home: Path, now: datetime) -> list[str
         return []
     own = [plant.store for plant in fleet.plants if plant.store]
     caches = [cache_of(plant, cache=cache) for plant in fleet.plants]
-    places = {str(place) for place in (fleet.store, *own, cache, *caches, home)}
-    stores = {store.uri: store for store in map(open_store, sorted(places))}
+    places: list[str | Path] = [fleet.store, *own, cache, *caches, home]
+    stores = {store.uri: store for store in map(open_store, places)}
     return [
         store.at(stem)
         for store in stores.values()

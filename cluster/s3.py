@@ -78,7 +78,8 @@ class S3Store(Store):
         if not found:
             self._try(lambda fs: fs.call_s3("head_bucket", Bucket=self.bucket), "")
         cut = len(self.uri.removeprefix("s3://")) + 1
-        return sorted(Entry(name[cut:], int(info["size"] or 0)) for name, info in found.items() if name[-1] != "/")
+        objects = [(name[cut:], info) for name, info in found.items() if name[-1] != "/"]
+        return sorted(Entry(name, int(info["size"] or 0), str(info.get("ETag") or "")) for name, info in objects)
 
     def delete(self, key: str) -> None:
         name = self._object(key)

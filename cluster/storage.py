@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,11 @@ from typing import Any, NamedTuple
 
 from plants.errors import InputError
 from plants.hashing import sha256 as sha256_of
+from plants.tables import Listed
 
 _PART = ".part"
+SETTLED_S = 2.0
+"""A file that changed later than this before it was listed may change again without its times saying so (FAT: 2 s)."""
 
 
 class MissingFile(InputError, FileNotFoundError):
@@ -36,6 +40,8 @@ class Entry(NamedTuple):
 
     key: str
     size: int
+    version: str = ""
+    """An ETag, or a file's times; differs whenever the bytes may. Empty where the bytes may change and it would not."""
 
 
 class Store(ABC):
@@ -173,7 +179,7 @@ class LocalStore(Store):
                 with contextlib.suppress(FileNotFoundError):
                     if not name.endswith(_PART):
                         key = os.path.relpath(path, self.root).replace(os.sep, "/")
-                        entries.append(Entry(key, os.stat(path).st_size))
+                        entries.append(_entry(key, os.stat(path)))
         return sorted(entries)
 
     def delete(self, key: str) -> None:
@@ -209,12 +215,12 @@ class PlantFiles:
     def __init__(self) -> None:
         self._stores: dict[str, Store] = {}
 
-    def list(self, uri: str) -> list[tuple[str, int]]:
-        """Relative path and size of every file below a folder or prefix. Raises InputError when it is not there."""
+    def list(self, uri: str) -> list[Listed]:
+        """Every file below a folder or prefix. Raises InputError when it is not there."""
         store = self._store(uri)
         if isinstance(store, LocalStore) and not store.root.is_dir():
             raise MissingFile("there is no such folder", file=uri, remedy="Correct `images` in the fleet file")
-        return [(entry.key, entry.size) for entry in store.list()]
+        return [Listed(*entry) for entry in store.list()]
 
     def read(self, uri: str, relpath: str) -> bytes:
         """The bytes of one file. Raises MissingFile."""
@@ -270,6 +276,12 @@ def replaced(target: Path) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _entry(key: str, stat: os.stat_result) -> Entry:
+    """A file's entry. Its version holds the time of the last change of its inode too, which no copying tool can set."""
+    is_settled = max(stat.st_mtime, stat.st_ctime) < time.time() - SETTLED_S
+    return Entry(key, stat.st_size, f"{stat.st_mtime_ns}.{stat.st_ctime_ns}" if is_settled else "")
 
 
 def _compare(found: str, expected: str, *, where: str) -> None:

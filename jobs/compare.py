@@ -5,6 +5,9 @@ hangs on a few escapes, so that models whose money is not shown to differ are to
 cheaper to serve is taken only where the paired interval over lots shows that it is not worse by more than a margin;
 otherwise the best estimate is taken and what is not known is said: "no difference shown", "not enough lots". Costs are
 taken with thresholds solved out of fold, by lot.
+
+A plant with few labelled defects has one candidate more, the distance to its good parts; it is taken where `decide`
+holds no defect, because no other model can be judged there.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from jobs.material import Material
 from jobs.outside import cells, outside
 from jobs.plan import Plan
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
-from plants.costs import OutOfFold, Policy, out_of_fold, solve
+from plants.costs import OutOfFold, Policy, out_of_fold, solve, solve_by_novelty
 from plants.curves import cost_curve
 from plants.governance import may_hold
 from plants.metrics import paired, report
+from plants.normality import FEW_DEFECTS
 from plants.plant import Fleet, Plant
 from plants.scores import PartScores
 
@@ -96,6 +100,17 @@ def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: in
     return Decision(best.name, why, rival.name, interval)
 
 
+def decide_first(candidates: Sequence[Candidate], *, num_defects: int) -> Decision | None:
+    """The distance to good parts, where it is a candidate and there is no other, or no defect to judge another on."""
+    first = next((c for c in candidates if c.kind == "normality"), None)
+    if first is None or (len(candidates) > 1 and not first.scores.is_good.all()):
+        return None
+    lacking = "train" if len(candidates) == 1 else "decide"
+    labelled = f"of {num_defects} labelled defects none is in {lacking}" if num_defects else "no defect is labelled"
+    why = f"{labelled}, so no classifier can be judged: parts near the good ones pass, people look at the others"
+    return Decision(first.name, why, None, None)
+
+
 def _told_apart(order: Sequence[Candidate], *, seed: int) -> Candidate:
     """The cheapest in money, or one of higher macro-F1 whose money is not shown to differ from it."""
     cheapest = order[0]
@@ -145,13 +160,14 @@ def candidates_at(plant: Plant, *, inputs: RoleInputs, exports: Exports, run_ids
     """The runs, and the plain average of own, pooled and warm-started, at a plant; each with its policy."""
     leaf_sets = exports.material.fleet.leaf_sets(plant)
     members: dict[str, Member] = {run_id: inputs.probabilities(run_id) for run_id in run_ids}
-    words = {run_id: exports.branch(run_id)[0] for run_id in run_ids}
+    words = {run_id: exports.words(run_id) for run_id in run_ids}
 
     def candidate(name: str, kind: str, runs: tuple[str, ...]) -> Candidate:
         scores = inputs.scores([members[run] for run in runs], leaf_sets=leaf_sets)
-        policy = solve(scores, costs=plant.costs, plant=plant.name)
+        solver = solve_by_novelty if kind == "normality" else solve
+        policy = solver(scores, costs=plant.costs, plant=plant.name)
         price = sum(words[run]["cut"] > 0 for run in runs)
-        judged_by = out_of_fold(scores, costs=plant.costs, plant=plant.name) if plant.ok else policy
+        judged_by = out_of_fold(scores, costs=plant.costs, plant=plant.name, solver=solver) if plant.ok else policy
         return Candidate(name, kind, runs, price, scores, policy, judged_by)
 
     found = [candidate(run_id, words[run_id]["kind"], (run_id,)) for run_id in run_ids]
@@ -163,6 +179,26 @@ def candidates_at(plant: Plant, *, inputs: RoleInputs, exports: Exports, run_ids
     if len(mixed) > 1:
         found.append(candidate(f"ensemble-{plant.name}", "ensemble", mixed))
     return found
+
+
+def figures_of(scores: PartScores, *, kind: str, policy: OutOfFold | Policy, seed: int = 0) -> dict[str, Any]:
+    """The report of a model at a plant; nothing about classes of one that tells none apart."""
+    figures = report(scores, policy=policy, seed=seed)
+    if kind != "normality":
+        return figures
+    none = {"low": None, "high": None, "words": "it names no class"}
+    classes = {
+        name: {"precision": None, "recall": {"value": None, **none, "n": row["n"]}, "f1": None, "n": row["n"]}
+        for name, row in figures["per_class"].items()
+    }
+    return {
+        **figures,
+        "macro_f1": {"value": None, **none},
+        "per_class": classes,
+        "confusion": {"classes": [], "counts": []},
+        "by_environment": {name: {**row, "macro_f1": None, **none} for name, row in figures["by_environment"].items()},
+        "calibration": None,
+    }
 
 
 def cell(*, figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,8 +227,16 @@ def cell(*, figures: Mapping[str, Any]) -> dict[str, Any]:
 def runs_for(plan: Plan, *, fleet: Fleet, plant: Plant, done: Sequence[str], seed: int) -> list[str]:
     """The finished runs that can say something of a plant: theirs is the plant, or shares defect classes with it."""
     near = {plant.name, *(sister.name for sister in fleet.sisters(plant))}
-    runs = [run for run in plan.runs if run.run_id in done and run.seed == seed and near & set(run.plants)]
+    found = [run for run in plan.runs if run.run_id in done and run.seed == seed and run.kind != "normality"]
+    runs = [run for run in found if near & set(run.plants)]
     return [run.run_id for run in runs if not _is_part(plan, run.run_id) or run.plants == (plant.name,)]
+
+
+def first_model(plan: Plan, *, plant: Plant, done: Sequence[str], num_defects: int) -> list[str]:
+    """The plant's finished normality, where so few defects are labelled that it may be a candidate; else nothing."""
+    if not plant.ok or num_defects >= FEW_DEFECTS:
+        return []
+    return [r.run_id for r in plan.runs if r.kind == "normality" and r.target == plant.name and r.run_id in done]
 
 
 def compare_plant(
@@ -208,17 +252,22 @@ def compare_plant(
     if inputs is None:
         return "no labelled part in `decide`: not enough data"
     fleet = exports.material.fleet
+    rows = exports.material.rows(plant.name)
+    num_defects = int(rows.loc[rows["class"].isin(plant.defects), "part_id"].nunique())
+    first = first_model(plan, plant=plant, done=done, num_defects=num_defects)
     run_ids = runs_for(plan, fleet=fleet, plant=plant, done=done, seed=seed)
     whole = [run_id for run_id in run_ids if not _is_part(plan, run_id)]
-    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=whole)
-    figures = {c.name: report(c.scores, policy=c.judged_by, seed=seed) for c in candidates}
+    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=whole + first)
+    figures = {c.name: figures_of(c.scores, kind=c.kind, policy=c.judged_by, seed=seed) for c in candidates}
     column = {c.name: cell(figures=figures[c.name]) for c in candidates}
     eligible = [c for c in candidates if _may_serve(c, plant=plant, plan=plan, fleet=fleet)]
     if not eligible:
         return "no finished model may serve it: see `crossplant status` for runs that failed"
-    decision = decide(eligible, idle_cost=idle_cost(plant), seed=seed)
+    decision = decide_first(eligible, num_defects=num_defects) or decide(
+        eligible, idle_cost=idle_cost(plant), seed=seed
+    )
     chosen = next(c for c in candidates if c.name == decision.model)
-    for run_id in chosen.members:
+    for run_id in chosen.members if chosen.kind != "normality" else ():
         exports.check_parity(run_id, activations=inputs.activations)
     base = next((c for c in candidates if c.name == f"frozen-{plant.name}-s{seed}"), None)
     made = {
@@ -307,9 +356,10 @@ def compare_fleet(
     left_out = not_judged(plan, done=done, seed=seed)
     for why in sorted(set(left_out.values())):
         say(f"not judged, {why}: {', '.join(run_id for run_id, reason in left_out.items() if reason == why)}")
-    for run_id in done:
-        exports.branch(run_id)
-    matrix: dict[str, dict[str, Any]] = {run.run_id: {} for run in plan.runs if run.run_id in done and run.seed == seed}
+    trained = [run for run in plan.runs if run.run_id in done and run.kind != "normality"]
+    for run in trained:
+        exports.branch(run.run_id)
+    matrix: dict[str, dict[str, Any]] = {run.run_id: {} for run in trained if run.seed == seed}
     decisions: dict[str, Any] = {}
     details: dict[str, Any] = {}
     work = functools.partial(
@@ -329,7 +379,7 @@ def compare_fleet(
         if name.startswith("ensemble-"):
             kind, plants, cut = "ensemble", [name.removeprefix("ensemble-")], None
         else:
-            words = exports.branch(name)[0]
+            words = exports.words(name)
             kind, plants, cut = words["kind"], words["plants"], words["cut"]
         tier = "ensemble" if kind == "ensemble" else "branch" if cut else "head"
         models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": tier, "seed": seed}

@@ -11,7 +11,7 @@ import pandas as pd
 from cluster.catalog import Catalog
 from cluster.lock import locked
 from cluster.storage import Store
-from jobs.compare import cell
+from jobs.compare import cell, figures_of
 from jobs.scoring import Exports, role_inputs
 from plants import seal, splits
 from plants.costs import Policy
@@ -19,12 +19,12 @@ from plants.errors import InputError
 from plants.metrics import paired, report
 from plants.plant import Fleet
 
-LEDGER = "sealed/ledger.jsonl"
+LEDGER = "ledger.jsonl"
 
 
-def openings(store: Store) -> list[seal.Opening]:
-    """Every opening so far, oldest first."""
-    return seal.read_ledger(store.read(LEDGER).decode()) if store.exists(LEDGER) else []
+def openings(sealed: Store) -> list[seal.Opening]:
+    """Every opening so far, oldest first, from the store that holds the answers."""
+    return seal.read_ledger(sealed.read(LEDGER).decode()) if sealed.exists(LEDGER) else []
 
 
 def open_test(
@@ -34,12 +34,12 @@ def open_test(
 
     Raises SealError when the generation's budget is spent; nothing is read then.
     """
-    with locked(catalog.store, "ledger") as claim:
+    with locked(catalog.seal, "ledger") as claim:
         rows, generation = closed_test(name, catalog=catalog, budget=budget)
         record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now)
-        lines = [opening.line for opening in [*openings(catalog.store), record]]
+        lines = [opening.line for opening in [*openings(catalog.seal), record]]
         claim.check()
-        catalog.store.write(LEDGER, "".join(lines).encode())
+        catalog.seal.write(LEDGER, "".join(lines).encode())
     return splits.unseal(rows, catalog.sealed(name))
 
 
@@ -54,7 +54,7 @@ def closed_test(name: str, *, catalog: Catalog, budget: int) -> tuple[pd.DataFra
     rows = rows[rows["generation"] == generation]
     if not (rows["role"] == "test").any():
         raise InputError("has no test rows", plant=name, remedy="Import more lots")
-    seal.check_budget(openings(catalog.store), plant=name, generation=generation, budget=budget)
+    seal.check_budget(openings(catalog.seal), plant=name, generation=generation, budget=budget)
     return rows, generation
 
 
@@ -85,7 +85,7 @@ def evaluate_fleet(
         rows = open_test(name, catalog=catalog, who=who, bundles=[decision["bundle"]], now=now, budget=budget)
         plants[name] = _evaluate(name, rows=rows, decision=decision, document=document, exports=exports)
         keep(name, plants[name])
-    ledger = [opening.model_dump(mode="json") for opening in openings(catalog.store)]
+    ledger = [opening.model_dump(mode="json") for opening in openings(catalog.seal)]
     return {"fleet": fleet.fleet, "synthetic": fleet.synthetic, "plants": plants, "ledger": ledger}
 
 
@@ -99,7 +99,7 @@ def _evaluate(
     leaf_sets = exports.material.fleet.leaf_sets(plant)
     policy = Policy.model_validate(decision["policy"])
     scores = inputs.scores([inputs.probabilities(run) for run in decision["members"]], leaf_sets=leaf_sets)
-    figures = report(scores, policy=policy)
+    figures = figures_of(scores, kind=decision["kind"], policy=policy)
     row = {**cell(figures=figures), "model": decision["model"], "details": figures, "withdrawn": False}
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:

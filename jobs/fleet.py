@@ -126,10 +126,12 @@ def planned(
 ) -> Plan:
     """The plan for the fleet's data, and all else that a model is made from, as they are now."""
     names = [plant.name for plant in fleet.plants]
-    train_parts = {}
+    train_parts, train_defects = {}, {}
     for name in names:
         rows = material.rows(name)
-        train_parts[name] = int(rows.loc[rows["role"] == "train", "part_id"].nunique())
+        rows = rows[rows["role"] == "train"]
+        train_parts[name] = int(rows["part_id"].nunique())
+        train_defects[name] = int(rows.loc[rows["class"].isin(fleet.plant(name).defects), "part_id"].nunique())
     shapes = {p.name: p.model_dump(mode="json", include={"classes", "ok", "environments"}) for p in fleet.plants}
     learned = [material.trunk.model_dump(mode="json"), material.model.weights_digest, shapes, fleet.seed]
     words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
@@ -142,6 +144,7 @@ def planned(
         recipe=recipe,
         data_digest=digest,
         train_parts=train_parts,
+        train_defects=train_defects,
         seeds=seeds,
         leave_out=leave_out,
         trunk=trunk,

@@ -6,7 +6,9 @@ looked at for copies of what is learned from, and for faults of the camera.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -18,13 +20,19 @@ import pandas as pd
 from cluster.retention import enforce, record
 from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
+from jobs.domains import PRETRAINING, distances_html, pretraining_look
 from jobs.material import Material
 from jobs.page import page, table
 from jobs.pictures import Seen, camera_findings, copy_findings, look_at
 from jobs.recipe import Recipe
 from jobs.sheets import Sheets, draw_sheets, sheets_html
 from jobs.suspects import Suspicion, suspicion
-from plants.audit import LEVELS, Finding, audit
+from plants.agreement import Golden, agreement_findings, read_golden
+from plants.audit import audit
+from plants.balance import fleet_classes
+from plants.distance import Look, Table, distances, pretraining_findings, sister_findings
+from plants.errors import InputError
+from plants.findings import EVERY_PLANT, LEVELS, Finding
 from plants.governance import oldest
 from plants.plant import Fleet, Plant
 
@@ -34,23 +42,45 @@ Say = Callable[[str], None]
 
 
 def audit_tables(fleet: Fleet, *, names: Sequence[str], material: Material) -> list[Finding]:
-    """What the label rows of the plants say."""
+    """What the label rows and the golden sets of the plants say."""
     size_px = material.trunk.size_px
-    return [
+    rows = {name: material.rows(name) for name in names}
+    findings = [
         finding
         for name in names
-        for finding in audit(fleet.plant(name), material.catalog.rows(name), fleet=fleet, trunk_size_px=size_px)
+        for finding in audit(fleet.plant(name), rows[name], fleet=fleet, trunk_size_px=size_px)
     ]
+    golden = golden_sets(fleet, rows=rows, material=material)
+    return [*findings, *fleet_classes(fleet, rows), *agreement_findings(fleet, golden, names=names)]
 
 
-def audit_images(
-    fleet: Fleet, *, names: Sequence[str], material: Material, say: Say
-) -> tuple[list[Finding], dict[str, Sheets]]:
-    """What the images of the plants say, and their contact sheets."""
+def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Material) -> dict[str, Golden]:
+    """The golden sets of the plants that name one, without what is sealed at any plant of the fleet."""
+    plants = [plant for name in rows if (plant := fleet.plant(name)).golden]
+    sealed: set[str] = set()
+    for plant in fleet.plants if plants else ():
+        with contextlib.suppress(InputError):  # a plant that was not imported has sealed nothing
+            table = material.rows(plant.name)
+            sealed.update(table.loc[table["role"] == "test", "sha256"])
+    return {p.name: read_golden(p, files=PlantFiles(), rows=rows[p.name], sealed=sealed) for p in plants}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the images of the plants say, their contact sheets, and how far the plants lie from one another."""
+
+    findings: list[Finding]
+    sheets: dict[str, Sheets]
+    distances: Table
+
+
+def audit_images(fleet: Fleet, *, names: Sequence[str], material: Material, say: Say) -> Looked:
+    """Every image of these plants, looked at."""
     findings: list[Finding] = []
     sheets: dict[str, Sheets] = {}
     files = PlantFiles()
     seen: list[Seen] = []
+    looks: list[Look] = []
     for name in names:
         plant = fleet.plant(name)
         rows = material.rows(name)
@@ -59,8 +89,9 @@ def audit_images(
         rows = rows[(rows["role"] != "test") & rows["class"].isin(plant.annotated)]
         if rows.empty:
             continue
+        looks.append(Look(name, frame_features(material, plant=plant, rows=rows), rows["lot"].to_numpy(dtype=object)))
         found = suspicion(
-            frame_features(material, plant=plant, rows=rows),
+            looks[-1].features,
             frames=rows["frame"].tolist(),
             labels=rows["class"].tolist(),
             lots=rows["lot"].tolist(),
@@ -77,7 +108,12 @@ def audit_images(
         )
         say(f"{name}: {len(seen[-1].rows)} images looked at")
     findings += copy_findings(seen)
-    return findings, sheets
+    taught = pretraining_look(material)
+    away = distances([taught, *looks] if taught else looks, seed=fleet.seed)
+    findings += sister_findings(fleet, away, names=names)
+    from_taught = {look.name: away.get((PRETRAINING, look.name)) for look in looks}
+    findings += pretraining_findings(from_taught, weights=material.trunk.weights)
+    return Looked(findings, sheets, away)
 
 
 def frame_features(material: Material, *, plant: Plant, rows: pd.DataFrame) -> np.ndarray:
@@ -109,14 +145,15 @@ def label_findings(plant: str, found: Suspicion) -> list[Finding]:
     return [Finding("warning", "label_errors", plant, detail, remedy)]
 
 
-def audit_html(fleet: Fleet, *, findings: Sequence[Finding], sheets: Mapping[str, Sheets]) -> str:
-    """Findings and contact sheets as one page."""
+def audit_html(fleet: Fleet, *, findings: Sequence[Finding], sheets: Mapping[str, Sheets], away: Table) -> str:
+    """Findings, distances and contact sheets as one page."""
     cells = [[escape(f.level), escape(f.plant), escape(f.kind), escape(f.detail), escape(f.remedy)] for f in findings]
     counts = ", ".join(f"{sum(f.level == level for f in findings)} {level}" for level in LEVELS)
     body = [
         f'<p class="small">{counts}. The sealed test is not shown. A red frame: the label is likely wrong. A red box: '
         "the located defect. Each sheet shows a random hundred of its class, the least believed first.</p>",
         table(["level", "plant", "kind", "finding", "remedy"], cells, num_words=5, caption="Findings"),
+        distances_html(away),
     ]
     for name, of_plant in sheets.items():
         body.append(f"<h2>{escape(name)}</h2>{sheets_html(name, of_plant)}")
@@ -139,14 +176,13 @@ def audit_fleet(
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
     findings = audit_tables(fleet, names=names, material=material)
+    looked = audit_images(fleet, names=names, material=material, say=say) if is_looking else None
+    findings += looked.findings if looked else []
+    order = [EVERY_PLANT, *names]
+    findings.sort(key=lambda f: (LEVELS.index(f.level), order.index(f.plant)))
     report = None
-    sheets: dict[str, Sheets] = {}
-    if is_looking:
-        more, sheets = audit_images(fleet, names=names, material=material, say=say)
-        findings += more
-    findings.sort(key=lambda f: (LEVELS.index(f.level), names.index(f.plant)))
-    if is_looking:
-        since = {name: oldest(material.rows(name), now=datetime.now(UTC)) for name in sheets}
-        html = audit_html(fleet, findings=findings, sheets=sheets)
+    if looked:
+        since = {name: oldest(material.rows(name), now=datetime.now(UTC)) for name in looked.sheets}
+        html = audit_html(fleet, findings=findings, sheets=looked.sheets, away=looked.distances)
         report = str(write_page(html, fleet=fleet, settings=settings, since=since))
     return {"findings": [finding._asdict() for finding in findings], "report": report}

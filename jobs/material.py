@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,10 +29,12 @@ from jobs.activations import PlantData, RunData, prepare, training_rows
 from jobs.compress import Evaluator, export_trunk
 from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
+from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
 from plants.governance import kept, oldest
+from plants.normality import Normalities
 from plants.plant import Fleet, Plant
 
 LEARNING_ROLES = ("train", "select")
@@ -45,7 +48,7 @@ class Material:
         self.trunk = fleet.trunks[trunk]
         self.trunk_index = trunk
         self.store = open_store(fleet.store)
-        self.catalog = Catalog(self.store)
+        self.catalog = Catalog.of(fleet)
         self._data: dict[tuple[str, LeftOut | None], PlantData] = {}
 
     @classmethod
@@ -176,6 +179,24 @@ class Material:
         }
         self.store.write(f"{prefix}/model.json", json.dumps(words).encode())
 
+    def save_normality(self, found: Normalities, *, spec: RunSpec, plan: Plan) -> None:
+        """What the run found to be normal is in storage."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, FILE)
+            found.save(path)
+            self.store.write(f"runs/{plan.plan_id}/{spec.run_id}/{FILE}", path.read_bytes())
+
+    def normality(self, name: str, *, plan: Plan) -> Normalities:
+        """What is normal at a plant, by the plan's run that is done; nothing where there is none."""
+        for run in plan.runs:
+            prefix = f"runs/{plan.plan_id}/{run.run_id}"
+            if run.kind == "normality" and run.target == name and self.store.exists(f"{prefix}/model.json"):
+                with tempfile.TemporaryDirectory() as scratch:
+                    path = Path(scratch, FILE)
+                    path.write_bytes(self.store.read(f"{prefix}/{FILE}"))
+                    return Normalities.load(path)
+        return Normalities()
+
     def load(self, run_id: str, *, plan_id: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
         """A run's words and weights from storage, and the SHA-256 of the weights."""
         prefix = f"runs/{plan_id}/{run_id}"
@@ -224,6 +245,11 @@ def fit_run(
 ) -> Fitted:
     """The run is fitted, resumed from its last epoch when there is one, and its model saved."""
     world = world or World()
+    if spec.kind == "normality":
+        fitted, normality = fit_normality(spec, material=material)
+        material.save_normality(normality, spec=spec, plan=plan)
+        material.save(fitted, spec=spec, plan=plan)
+        return fitted
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     parent = None
     if spec.parent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
 from plants.governance import check_holds, flags
 from plants.images import tensor_digest
+from plants.normality import Normalities
 from plants.plant import Fleet
 
 PROBE_INPUTS = 32
@@ -54,8 +55,8 @@ def publish_decision(
 def _publish_run(
     run_id: str, *, plant: str, document: Mapping[str, Any], plan: Plan, exports: Exports, trunk: str, at: str | None
 ) -> str:
-    words, branch, path = exports.branch(run_id)
     spec = plan.run(run_id)
+    words = exports.words(run_id)
     fleet = exports.material.fleet
     serves = spec.serves(plant)
     check_holds([fleet.plant(name) for name in spec.plants], serves=serves)
@@ -80,11 +81,14 @@ def _publish_run(
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "branch.onnx").write_bytes(path.read_bytes())
-        save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
+        if spec.kind != "normality":
+            _, branch, path = exports.branch(run_id)
+            (folder / "branch.onnx").write_bytes(path.read_bytes())
+            save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
         np.savez(folder / "probe.npz", **probe(run_id, exports=exports))
         figures = dict(document["matrix"].get(run_id, {}))
-        _write_words(folder, run_id=run_id, manifest=manifest, figures=figures, document=document)
+        known = _normality(manifest.serves, exports=exports)
+        _write_words(folder, run_id=run_id, manifest=manifest, figures=figures, document=document, known=known)
         bundle.write(folder, manifest)
         return Bundles(exports.material.store).publish(folder)
 
@@ -123,7 +127,10 @@ def _publish_ensemble(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         figures = document["matrix"][decision["model"]]
-        _write_words(folder, run_id=decision["model"], manifest=manifest, figures=figures, document=document)
+        known = _normality(manifest.serves, exports=exports)
+        _write_words(
+            folder, run_id=decision["model"], manifest=manifest, figures=figures, document=document, known=known
+        )
         bundle.write(folder, manifest)
         return Bundles(exports.material.store).publish(folder)
 
@@ -131,16 +138,19 @@ def _publish_ensemble(
 def probe(run_id: str, *, exports: Exports) -> dict[str, np.ndarray]:
     """Inputs uint8 [n, S, S, 3] with the logits [n, L] that the exported files give for them.
 
-    The inputs are drawn, not photographed, so that no image leaves a plant with a bundle.
+    A normality has pooled features [n, F] in the logits' place. The inputs are drawn, not photographed, so that no
+    image leaves a plant with a bundle.
     """
-    words, _, path = exports.branch(run_id)
     size = exports.material.trunk.size_px
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, size=(PROBE_INPUTS, 8, 8, 3))
     images = np.repeat(np.repeat(coarse, -(-size // 8), axis=1), -(-size // 8), axis=2)[:, :size, :size]
     images = np.clip(images + rng.normal(0, 12, size=images.shape), 0, 255).astype(np.uint8)
     activations = exports.evaluator.activations(images)
-    logits, _ = exports.evaluator.branch(path, activations[words["cut"]])
+    logits = activations[0]
+    if exports.plan.run(run_id).kind != "normality":
+        words, _, path = exports.branch(run_id)
+        logits, _ = exports.evaluator.branch(path, activations[words["cut"]])
     return {"inputs": images, "logits": logits, "digest": np.array(tensor_digest(images))}
 
 
@@ -178,10 +188,34 @@ def code_version() -> str:
     return importlib.metadata.version("crossplant")
 
 
+def _normality(serves: Collection[str], *, exports: Exports) -> Normalities:
+    """What is normal at these plants, as far as the plan's runs know."""
+    return Normalities({at: one for name in serves for at, one in exports.normality(name).by_place.items()})
+
+
+def _novelty_words(manifest: Manifest, found: Normalities) -> list[str]:
+    """Where the bundle knows good parts, and which environments borrow their plant's."""
+    lines = []
+    for name, view in manifest.serves.items():
+        borrowed = ", ".join(found.borrowed(name, view.environments))
+        what = "distance to its good training parts" if view.ok else "distance to everything that is known there"
+        few = f"; too few views of their own, judged by the whole plant's: {borrowed}" if borrowed else ""
+        lines.append(f"Novelty at {name}: {what}{few}." if found.knows(name) else f"Novelty at {name}: not known.")
+    return lines
+
+
 def _write_words(
-    folder: Path, *, run_id: str, manifest: Manifest, figures: Mapping[str, Any], document: Mapping[str, Any]
+    folder: Path,
+    *,
+    run_id: str,
+    manifest: Manifest,
+    figures: Mapping[str, Any],
+    document: Mapping[str, Any],
+    known: Normalities,
 ) -> None:
-    """report.json and card.md: what it is, what it was judged at, where its limits lie."""
+    """report.json and card.md: what it is, what it was judged at, where its limits lie; normality.npz where known."""
+    if known.by_place:
+        known.save(folder / "normality.npz")
     frozen = {
         name: document["matrix"].get(f"frozen-{name}-s{document['seed']}", {}).get(name) for name in manifest.serves
     }
@@ -202,6 +236,8 @@ def _write_words(
         cells = [name, _span(row, "macro_f1"), _short(base), _span(row, "cost"), str(row["n"]), str(row["n_lots"])]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
+        "",
+        *_novelty_words(manifest, known),
         "",
         "Intervals are 95 %, by bootstrap over lots. Figures on `decide`, on which models were chosen and thresholds",
         "solved, flatter; the sealed test is in the fleet's reports. It knows only what it was shown: other products,",

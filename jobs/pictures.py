@@ -1,19 +1,23 @@
-"""What every frame of a plant looks like, in a few kilobytes each: for copies across splits and plants, for cameras."""
+"""What every frame looks like, in a few kilobytes each: for copies across splits and plants, and for cameras."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from plants.audit import Finding
+from cluster.storage import PlantFiles, replaced
 from plants.cameras import FrameSummary, faults, summary
+from plants.copies import QUARANTINE
 from plants.duplicates import near_duplicates, signature
+from plants.findings import Finding
+from plants.hashing import sha256
 from plants.images import decode
 from plants.plant import Plant
 
@@ -38,14 +42,49 @@ def look_at(plant: Plant, rows: pd.DataFrame, *, read: Callable[[str], bytes]) -
     rows = rows.sort_values(["captured_at", "frame"], na_position="first").reset_index(drop=True)
 
     def one(row: Mapping[str, Any]) -> tuple[npt.NDArray[np.uint8], FrameSummary]:
-        geometry = plant.environments[row["environment"]].geometry
-        frame = str(row["frame"])
-        pixels = decode(read(frame), bit_depth=geometry.bit_depth, window=geometry.window, source=frame)
+        pixels = _pixels(row, plant=plant, read=read)
         return signature(pixels), summary(pixels)
 
     with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="looks") as pool:
         found = list(pool.map(one, rows[["frame", "environment"]].to_dict("records")))
     return Seen(plant, rows, [signed for signed, _ in found], [summed for _, summed in found])
+
+
+def _pixels(row: Mapping[str, Any], *, plant: Plant, read: Callable[[str], bytes]) -> npt.NDArray[np.uint8]:
+    geometry, frame = plant.environments[row["environment"]].geometry, str(row["frame"])
+    return decode(read(frame), bit_depth=geometry.bit_depth, window=geometry.window, source=frame)
+
+
+class Looks:
+    """Signatures of plants' frames, kept in the cache by the SHA-256 of the image: `cluster.catalog.Look`."""
+
+    def __init__(self, cache: Path, *, say: Callable[[int, int], None] | None = None) -> None:
+        self.cache, self.say = cache / "looks", say
+
+    def __call__(self, plant: Plant, rows: pd.DataFrame) -> npt.NDArray[np.uint8]:
+        """Signatures uint8 [len(rows), 64, 64]; only frames not seen before are read."""
+        depths = [(e.geometry.bit_depth, e.geometry.window) for e in plant.environments.values()]
+        path = self.cache / f"{plant.name}-{sha256(repr(depths).encode())[:8]}.npz"
+        kept: dict[str, npt.NDArray[np.uint8]] = {}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                kept = dict(zip(file["sha256"].tolist(), file["signatures"], strict=True))
+        new = rows[~rows["sha256"].isin(list(kept))].drop_duplicates("sha256")
+        if len(new):
+            files = PlantFiles()
+
+            def one(row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+                return signature(_pixels(row, plant=plant, read=lambda frame: files.read(plant.images, frame)))
+
+            with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="looks") as pool:
+                found = pool.map(one, new[["frame", "environment"]].to_dict("records"))
+                for done, (sha, signed) in enumerate(zip(new["sha256"], found, strict=True), start=1):
+                    kept[str(sha)] = signed
+                    if self.say:
+                        self.say(done, len(new))
+            with replaced(path) as part, part.open("wb") as target:
+                np.savez(target, sha256=np.array(list(kept)), signatures=np.stack(list(kept.values())))
+        return np.stack([kept[str(sha)] for sha in rows["sha256"]])
 
 
 def camera_findings(seen: Seen) -> list[Finding]:
@@ -86,6 +125,8 @@ def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
         a, b = rows.loc[pair.i], rows.loc[pair.j]
         if a["sha256"] == b["sha256"] and a["plant"] == b["plant"]:
             continue  # exact copies are the tables' finding
+        if QUARANTINE in (a["role"], b["role"]):
+            continue  # known, and kept apart
         is_known = isinstance(a["class"], str) and isinstance(b["class"], str)
         if a["role"] != b["role"]:
             kind = "straddling_near_duplicates"

@@ -14,7 +14,7 @@ from plants.errors import InputError
 from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
 
-Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister"]
+Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "normality"]
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,15 @@ def make_plan(
     recipe: Recipe,
     data_digest: str,
     train_parts: Mapping[str, int],
+    train_defects: Mapping[str, int],
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     trunk: int = 0,
 ) -> Plan:
-    """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed.
+    """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed; one normality a plant.
 
     train_parts: training parts of each plant; a plant without any, or that may not train, learns nothing of its own.
+    train_defects: those of them that are not good; a plant without any has nothing but its normality.
     leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
     environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
     Raises InputError when a model without what is named cannot be fitted.
@@ -108,7 +110,8 @@ def make_plan(
     full = recipe.model_dump(mode="json")
     frozen = {**full, "stages": []}
     able = [p for p in fleet.plants if p.may_train and train_parts.get(p.name, 0) > 0]
-    groups = pooling_groups(fleet, plants=[p for p in able if p.may_leave])
+    taught = [p for p in able if train_defects.get(p.name, 0) > 0]
+    groups = pooling_groups(fleet, plants=[p for p in taught if p.may_leave])
     runs: list[RunSpec] = []
     for seed in seeds:
         tail = f"-s{seed}"
@@ -120,9 +123,9 @@ def make_plan(
                 if out.what == "plant" and out.plant in group and len(rest) > 1:
                     runs.append(RunSpec(f"without-{out.slug}{tail}", "without", rest, seed, full, target=str(out)))
         for out in outs:
-            if out.what != "plant" and out.plant in {p.name for p in able}:
+            if out.what != "plant" and out.plant in {p.name for p in taught}:
                 runs.append(RunSpec(f"without-{out.slug}{tail}", "without", (out.plant,), seed, full, target=str(out)))
-        for plant in able:
+        for plant in taught:
             name = plant.name
             group = next((g for g in groups if name in g), None)
             runs.append(RunSpec(f"frozen-{name}{tail}", "frozen", (name,), seed, frozen, target=name))
@@ -137,6 +140,11 @@ def make_plan(
                     f"sister-{name}{tail}", "sister", (name,), seed, full, parent=f"own-{sister}{tail}", target=name
                 )
             )
+    for plant in able:
+        normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
+        if normal > 1:
+            run_id = f"normality-{plant.name}-s{seeds[0]}"
+            runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
     for out in outs:
         if str(out) not in {run.target for run in runs if run.kind == "without"}:
             why = "it is not pooled with two others" if out.what == "plant" else "no part may be learned from"

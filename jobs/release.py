@@ -107,7 +107,7 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
         for plant in plants:
             value = row.get(plant, {}).get("macro_f1")
             star = "*" if document["decisions"][plant]["model"] == name else ""
-            cells.append("" if value is None else f"{100 * value:.1f}{star}")
+            cells.append(star if value is None else f"{100 * value:.1f}{star}")
         matrix.add_row(name, *cells)
     show.print(matrix)
     table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "why")

@@ -17,7 +17,7 @@ from jobs.page import inline_svg, page, table
 
 Document = Mapping[str, Any]
 
-KINDS = ("frozen", "own", "sister", "warm", "pooled", "without")
+KINDS = ("normality", "frozen", "own", "sister", "warm", "pooled", "without")
 """The order of models in the picture; any other kind follows."""
 SYNTHETIC = "These data are synthetic"
 NONE = '<span class="none">–</span>'
@@ -116,15 +116,27 @@ def _decision(decision: Mapping[str, Any]) -> str:
         words.append(f"Members: {_text(', '.join(decision['members']))}.")
     policy = decision.get("policy")
     if isinstance(policy, Mapping):
-        words.append(
-            f"It passes a part below a defect probability of {_number(policy['pass_below'])} % and rejects above "
-            f"{_number(policy['reject_above'])} %; between them a person looks."
-        )
+        words += _limits(policy, kind=decision.get("kind"))
         words += [f"{_text(note)}." for note in policy.get("note", ())]
     names = {"bundle": decision.get("bundle"), "policy": decision.get("policy_digest")}
     digests = ", ".join(f"{key} <code>{_text(name)}</code>" for key, name in names.items())
     words.append(f'<br><span class="small">{digests}</span></p>')
     return " ".join(words)
+
+
+def _limits(policy: Mapping[str, Any], *, kind: str | None) -> list[str]:
+    """Where the policy passes, rejects and asks a person."""
+    far = policy.get("novelty_above")
+    distance = "" if far is None else _number(far, show=lambda value: f"{value:.2f}")
+    if kind == "normality":
+        return [f"It passes a part up to a distance of {distance} from good parts; farther, a person looks."]
+    words = [
+        f"It passes a part below a defect probability of {_number(policy['pass_below'])} % and rejects above "
+        f"{_number(policy['reject_above'])} %; between them a person looks."
+    ]
+    if distance:
+        words.append(f"A person looks, too, at a part farther than {distance} from what is known here.")
+    return words
 
 
 def _models(name: str, document: Document) -> str:

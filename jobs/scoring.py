@@ -24,6 +24,7 @@ from jobs.model import Branch
 from jobs.plan import Plan
 from plants.errors import CheckFailed
 from plants.governance import kept
+from plants.normality import Normalities, evenly, goodness
 from plants.plant import Plant, projection
 from plants.scores import PartScores, pool_groups, softmax
 
@@ -39,11 +40,24 @@ class Exports:
         self.material, self.plan = material, plan
         self._exporters: dict[int, BranchExporter] = {}
         self._branches: dict[str, tuple[dict[str, Any], Branch, Path]] = {}
+        self._normality: dict[str, Normalities] = {}
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """Runs the exported files as serving does."""
         return Evaluator(self.material.trunk_path)
+
+    def words(self, run_id: str) -> dict[str, Any]:
+        """What a run says of itself."""
+        if self.plan.run(run_id).kind == "normality":
+            return self.material.load(run_id, plan_id=self.plan.plan_id)[0]
+        return self.branch(run_id)[0]
+
+    def normality(self, name: str) -> Normalities:
+        """What is normal at a plant; knows nothing where the plan has no such run, or it is not done."""
+        if name not in self._normality:
+            self._normality[name] = self.material.normality(name, plan=self.plan)
+        return self._normality[name]
 
     def branch(self, run_id: str) -> tuple[dict[str, Any], Branch, Path]:
         """A run's words, its branch in torch, and its branch as ONNX."""
@@ -90,8 +104,19 @@ class RoleInputs:
         """By cut, [N, ...]."""
         return self.exports.evaluator.activations(self.pixels[self.inputs], batch=8)
 
+    @cached_property
+    def novelty(self) -> np.ndarray | None:
+        """Distance of every input [N] to the good parts of its environment; None where those are not known."""
+        known = self.exports.normality(self.plant.name)
+        environments = self.frames["environment"].to_numpy(dtype=object)[self.frame_groups]
+        places = [(self.plant.name, str(name)) for name in environments]
+        return known.score(self.activations[0], places) if known.knows(self.plant.name) else None
+
     def probabilities(self, run_id: str) -> Member:
-        """Leaf probabilities [N, L] of the inputs by one run's exported branch."""
+        """Leaf probabilities [N, L] of the inputs by one run's exported branch; by a normality, their goodness."""
+        if self.exports.plan.run(run_id).kind == "normality":
+            assert self.novelty is not None
+            return evenly(goodness(self.novelty), leaves := tuple(self.exports.words(run_id)["leaves"])), leaves
         words, _, path = self.exports.branch(run_id)
         logits, _ = self.exports.evaluator.branch(path, self.activations[words["cut"]])
         return np.asarray(softmax(logits), dtype=np.float32), tuple(words["leaves"])
@@ -109,6 +134,10 @@ class RoleInputs:
             top_k = self.plant.environments[name].geometry.top_k
             vectors[here] = pool_groups(probs[at], groups, ok=ok, top_k=top_k)[0]
         parts, _ = pool_groups(vectors, self.part_groups, ok=ok)
+        novelty = None
+        if self.novelty is not None:
+            novelty = np.zeros(len(self.parts))
+            np.maximum.at(novelty, self.part_groups[self.frame_groups], self.novelty)
         classes = self.plant.annotated
         first = self.frames.drop_duplicates("part_id").set_index("part_id").loc[list(self.parts)]
         return PartScores(
@@ -119,6 +148,7 @@ class RoleInputs:
             probs=parts @ projection(leaves, leaf_sets, classes),
             classes=classes,
             ok=self.plant.ok,
+            novelty=novelty,
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,42 +17,56 @@ from rich.table import Table
 
 from cluster.catalog import Catalog, Imported
 from cluster.settings import Settings
-from cluster.storage import PlantFiles, open_store
+from cluster.storage import PlantFiles
 from plants.errors import InputError
 from plants.plant import Fleet
 
 
 def import_fleet(
-    fleet: Fleet, *, names: Sequence[str], show: Console, is_new_generation: bool = False
+    fleet: Fleet,
+    *,
+    names: Sequence[str],
+    show: Console,
+    is_new_generation: bool = False,
+    is_reread: bool = False,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store.
 
+    cache: Where what the frames look like is kept; with it pictures that show the same are kept out of different roles.
     A plant that cannot be imported does not stop the others: it stands under `faults`, a line each.
     """
-    catalog = Catalog(open_store(fleet.store))
+    from jobs.pictures import Looks
+
+    catalog = Catalog.of(fleet)
     catalog.assignments()  # a store that does not answer is one fault, not one a plant
     table = new_table("Imported", "plant", "rows", "new", "classes", "train / select / decide / test parts", "rejected")
     plants: list[dict[str, Any]] = []
     faults: list[str] = []
     for name in names:
+        began = time.monotonic()
         try:
-            with _bar(show, f"reading {name}") as tick:
+            with _Reading(show, f"reading {name}") as reading:
                 found = catalog.import_plant(
                     fleet,
                     fleet.plant(name),
                     files=PlantFiles(),
                     now=datetime.now(UTC),
                     is_new_generation=is_new_generation,
-                    progress=tick,
+                    is_reread=is_reread,
+                    progress=reading.tick,
+                    look=Looks(cache, say=reading.tick) if cache else None,
                 )
         except InputError as error:
             faults += error.at_plant(name)
             continue
-        plants.append(_imported(found))
+        seconds = time.monotonic() - began
+        plants.append({**_imported(found), "seconds": round(seconds, 1)})
         classes = ", ".join(f"{k} {v}" for k, v in found.classes.items())
         splits = " / ".join(str(v) for v in found.splits.values())
         table.add_row(name, str(found.rows), str(found.new_rows), classes, splits, str(len(found.rejected)))
         _show_what_to_know(found, show=show)
+        show.print(f"{name}: {_rate(found, seconds=seconds)}", markup=False, soft_wrap=True)
     if plants:
         show.print(table)
     first = plants[0] if len(plants) == 1 else {}
@@ -66,15 +81,28 @@ def _imported(found: Imported) -> dict[str, Any]:
         "classes": found.classes,
         "splits": found.splits,
         "rejected": [{"frame": r.frame, "reason": r.reason} for r in found.rejected],
+        "quarantined": [row._asdict() for row in found.quarantined],
+        "rejects": found.rejects,
+        "frames": found.num_frames,
+        "frames_read": found.num_read,
     }
 
 
 def _show_what_to_know(found: Imported, *, show: Console) -> None:
-    """The first rejects and all notes are shown, a line each."""
+    """The first rejects, how many there are of each reason, and all notes are shown, a line each."""
     name, rejected = found.plant, found.rejected
     lines = [f"rejected: plant {name}: file {row.frame}: {row.reason}" for row in rejected[:10]]
     if len(rejected) > 10:
-        lines.append(f"rejected: plant {name}: {len(rejected) - 10} more, all listed with --json")
+        reasons = Counter(re.sub(r"'.*'|\d+", "_", row.reason) for row in rejected)
+        lines += [f"rejected: plant {name}: {n:,} times: {reason}" for reason, n in reasons.most_common(10)]
+    if rejected:
+        lines.append(f"rejected: plant {name}: all {len(rejected):,} are listed in {found.rejects}")
+    lines += [
+        f"quarantined: plant {name}: file {row.frame} of {row.role}: a copy of {row.copy_of}"
+        for row in found.quarantined[:10]
+    ]
+    if len(found.quarantined) > 10:
+        lines.append(f"quarantined: plant {name}: {len(found.quarantined) - 10} more, all listed with --json")
     lines += [f"note: plant {name}: {note}" for note in found.notes]
     if not found.lots_known:
         lines.append(
@@ -144,6 +172,9 @@ def train(
     return document
 
 
+LINE_S = 30.0
+
+
 class _Progress:
     """A bar of finished runs, with what each lane is at; a line a finished run where there is no terminal."""
 
@@ -195,12 +226,45 @@ class _Progress:
         self.show.print(f"[{time.monotonic() - self.start:6.1f} s] {text}", markup=False, soft_wrap=True)
 
 
-@contextlib.contextmanager
-def _bar(show: Console, what: str) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=show, transient=True, disable=not show.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+class _Reading:
+    """A bar of frames with rate and time left; a line every `LINE_S` where there is no terminal."""
+
+    def __init__(self, show: Console, what: str) -> None:
+        self.show, self.what, self.next_at, self.line_at = show, what, 0.0, time.monotonic() + LINE_S
+        self.first: tuple[float, int] | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(
+            *columns, TextColumn("{task.fields[rate]}"), console=show, transient=True, disable=not show.is_terminal
+        )
+        self.task = self.bar.add_task(what, total=None, rate="")
+
+    def __enter__(self) -> _Reading:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def tick(self, done: int, total: int) -> None:
+        """So many frames are done, those remembered from an earlier import included."""
+        now = time.monotonic()
+        if now < self.next_at and done < total:
+            return
+        self.next_at = now + 0.1
+        began, num_before = self.first = self.first or (now, done)
+        rate = (done - num_before) / (now - began) if now > began else 0.0
+        said = f"{rate:,.0f} frames/s, {(total - done) / rate:,.0f} s left" if rate else ""
+        self.bar.update(self.task, completed=done, total=total, rate=said)
+        if not self.show.is_terminal and now > self.line_at:
+            self.line_at = now + LINE_S
+            self.show.print(f"{self.what}: {done:,} of {total:,} frames, {said}", markup=False, soft_wrap=True)
+
+
+def _rate(found: Imported, *, seconds: float) -> str:
+    """What was read and how fast, in words."""
+    known = found.num_frames - found.num_read
+    said = f"{found.num_read:,} frames read in {seconds:,.1f} s, {found.num_read / max(seconds, 1e-3):,.0f} frames/s"
+    return f"{said}; {known:,} were known from an earlier import" if known else said
 
 
 def new_table(title: str, *columns: str) -> Table:

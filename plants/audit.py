@@ -6,59 +6,40 @@ plan; a warning is for people to weigh; info is written down for auditors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from plants.balance import classes
+from plants.findings import LEVELS, Finding, Found, Level
 from plants.images import scale
-from plants.plant import Environment, Fleet, Geometry, Plant
-from plants.shortcuts import shortcuts
+from plants.plant import Environment, Fleet, Geometry, Plant, Shares
+from plants.representation import unrepresented
+from plants.shortcuts import class_in_path, shortcuts
 from plants.splits import ROLES
-
-Level = Literal["error", "warning", "info"]
-LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 
 MIN_DEFECT_PX = 8.0
 """The longer side of a defect at the model's input below which nothing can be learned. Source: PRACTICE.md, G2."""
 MAX_SMALL_SHARE = 0.1
 """Share of a class's located defects that may be smaller; above it, and with two or more, the finding is an error."""
 MIN_LOTS = 10
-RARE_RATIO = 0.1
-"""A class with fewer rows than this share of the largest class is called rare."""
 MAX_SHARE_ERROR = 0.1
-STRATEGIES = (
-    (20, "normality only"),
-    (200, "frozen features"),
-    (1_000, "gradual unfreezing or LoRA"),
-    (None, "full fine-tuning"),
-)
-"""Labelled images of a defect class below which a strategy is recommended. Source: PRACTICE.md, D3."""
-
-
-class Finding(NamedTuple):
-    """One thing that somebody should know, and what to do about it."""
-
-    level: Level
-    kind: str
-    plant: str
-    detail: str
-    remedy: str
+PATHS_TELL = 0.9
+"""Share of frames whose path names their class, from which it is said."""
 
 
 def audit(plant: Plant, rows: pd.DataFrame, *, fleet: Fleet, trunk_size_px: int) -> list[Finding]:
     """Every finding about one plant's label rows (with `role` where they were dealt), errors first."""
+    shares = plant.shares or fleet.shares
     found = [
         Finding(level, kind, plant.name, detail, remedy)
         for check in (
             _sizes(plant, rows, size_px=trunk_size_px),
-            _classes(plant, rows),
-            _environments(plant, rows),
+            classes(plant, rows),
+            unrepresented(plant, rows, is_by_time=shares.order == "time"),
             _lots(rows),
             _duplicates(rows),
-            _roles(rows, fleet=fleet),
+            _roles(rows, shares=shares),
             _shortcuts(rows),
             _sisters(plant, fleet=fleet),
         )
@@ -67,13 +48,10 @@ def audit(plant: Plant, rows: pd.DataFrame, *, fleet: Fleet, trunk_size_px: int)
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
-_Found = Iterator[tuple[Level, str, str, str]]
-
-
 # --- geometry --------------------------------------------------------------------------------------------------------
 
 
-def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> _Found:
+def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> Found:
     for name, environment in plant.environments.items():
         here = rows[rows["environment"] == name]
         if len(here):
@@ -82,7 +60,7 @@ def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> _Found:
             yield from _located_sizes(name, environment, located, size_px=size_px)
 
 
-def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> _Found:
+def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> Found:
     geometry = environment.geometry
     if geometry.min_defect_px is None:
         return
@@ -99,7 +77,7 @@ def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, s
         )
 
 
-def _located_sizes(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> _Found:
+def _located_sizes(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> Found:
     level: Level = "warning"
     words, smallest_px = [], np.inf
     for defect, group in rows.groupby("class", sort=True):
@@ -145,87 +123,10 @@ def _tiles_remedy(geometry: Geometry, *, smallest_px: float, size_px: int) -> st
     return f"Set {change} tile_px: {tile}, overlap_px: {overlap}"
 
 
-# --- classes and environments ----------------------------------------------------------------------------------------
-
-
-def _classes(plant: Plant, rows: pd.DataFrame) -> _Found:
-    counts = {name: int((rows["class"] == name).sum()) for name in plant.annotated}
-    for name, n in counts.items():
-        if n == 0:
-            yield (
-                "warning",
-                "empty_class",
-                f"class {name!r} is declared but has no image outside the sealed test",
-                "Label some, or set its state to absent or unannotated",
-            )
-        elif n == 1:
-            yield (
-                "warning",
-                "single_image_class",
-                f"class {name!r} has one image outside the sealed test: nothing about it can be measured",
-                "Label more of it, or merge it with a related class",
-            )
-    yield from _balance(counts)
-    yield from _enough(plant, counts)
-
-
-def _balance(counts: dict[str, int]) -> _Found:
-    largest = max(counts.values(), default=0)
-    rare = [f"{name!r} ({n})" for name, n in counts.items() if 0 < n < RARE_RATIO * largest]
-    if rare:
-        yield (
-            "warning",
-            "rare_classes",
-            f"rare beside the largest class ({largest} images): {', '.join(rare)}",
-            "Label more of them first; class weights are used meanwhile",
-        )
-
-
-def _enough(plant: Plant, counts: dict[str, int]) -> _Found:
-    by_strategy: dict[str, list[str]] = {}
-    for name, n in counts.items():
-        if name in plant.defects:
-            by_strategy.setdefault(strategy(n), []).append(f"{name!r} ({n})")
-    for words, names in by_strategy.items():
-        is_thin = words == STRATEGIES[0][1]
-        yield (
-            "warning" if is_thin else "info",
-            "few_labels" if is_thin else "strategy",
-            f"labelled images allow {words} for: {', '.join(names)}",
-            f"Label at least {STRATEGIES[0][0]} of each" if is_thin else "None; the plan starts there",
-        )
-
-
-def strategy(num_labelled: int) -> str:
-    """What this many labelled images of a defect class are enough for."""
-    return next(words for limit, words in STRATEGIES if limit is None or num_labelled < limit)
-
-
-def _environments(plant: Plant, rows: pd.DataFrame) -> _Found:
-    seen = set(rows["environment"])
-    for name in plant.environments:
-        if name not in seen:
-            yield (
-                "warning",
-                "empty_environment",
-                f"environment {name} is declared but has no image",
-                "Import images of it, or remove it",
-            )
-    if "role" in rows.columns:
-        tested = set(rows.loc[rows["role"] == "test", "environment"])
-        for name in sorted(seen - tested):
-            yield (
-                "warning",
-                "environment_not_tested",
-                f"environment {name} is missing from the test split: no figure will hold there",
-                "Import more lots of it",
-            )
-
-
 # --- lots, duplicates and roles --------------------------------------------------------------------------------------
 
 
-def _lots(rows: pd.DataFrame) -> _Found:
+def _lots(rows: pd.DataFrame) -> Found:
     num_unknown = int((~rows["lot_known"].astype(bool)).sum())
     if not num_unknown:
         return
@@ -241,7 +142,7 @@ def _lots(rows: pd.DataFrame) -> _Found:
     )
 
 
-def _duplicates(rows: pd.DataFrame) -> _Found:
+def _duplicates(rows: pd.DataFrame) -> Found:
     copies = rows[rows["sha256"].duplicated(keep=False)]
     if not len(copies):
         return
@@ -266,13 +167,13 @@ def _duplicates(rows: pd.DataFrame) -> _Found:
     yield "info", "duplicates", f"{extra} images are exact copies of others", "Remove the copies"
 
 
-def _roles(rows: pd.DataFrame, *, fleet: Fleet) -> _Found:
+def _roles(rows: pd.DataFrame, *, shares: Shares) -> Found:
     if "role" not in rows.columns:
         yield "warning", "not_dealt", "the lots have no roles yet", "Run import"
         return
     num_lots = rows.groupby("role")["lot"].nunique().reindex(ROLES, fill_value=0)
-    shares = rows["role"].value_counts(normalize=True).reindex(ROLES, fill_value=0.0)
-    words = ", ".join(f"{role} {shares[role]:.1%} ({num_lots[role]} lots)" for role in ROLES)
+    held = rows["role"].value_counts(normalize=True).reindex(ROLES, fill_value=0.0)
+    words = ", ".join(f"{role} {held[role]:.1%} ({num_lots[role]} lots)" for role in ROLES)
     yield "info", "shares", f"realised shares of {len(rows)} images: {words}", "None; for the record"
     few = [f"{role} ({num_lots[role]})" for role in ROLES if num_lots[role] < MIN_LOTS]
     if few:
@@ -282,7 +183,7 @@ def _roles(rows: pd.DataFrame, *, fleet: Fleet) -> _Found:
             f"not enough lots for an interval (under {MIN_LOTS}) in: {', '.join(few)}",
             "Import more lots; until then decide is scored out-of-fold by lot",
         )
-    off = [role for role in ROLES if abs(shares[role] - getattr(fleet.shares, role)) > MAX_SHARE_ERROR]
+    off = [role for role in ROLES if abs(held[role] - getattr(shares, role)) > MAX_SHARE_ERROR]
     if off:
         yield (
             "warning",
@@ -292,19 +193,28 @@ def _roles(rows: pd.DataFrame, *, fleet: Fleet) -> _Found:
         )
 
 
-def _shortcuts(rows: pd.DataFrame) -> _Found:
+def _shortcuts(rows: pd.DataFrame) -> Found:
     for one in shortcuts(rows):
         yield (
             "warning",
             "shortcut",
-            f"{one.column} alone goes {one.strength:.0%} of the way from guessing the class to knowing it "
+            f"{one.column} alone goes {one.strength:.0%} of the way from guessing {one.what} to knowing it "
             f"({one.words}): "
             "a model may learn it instead of the defect",
             "Take images of every class under every value, or say why the two belong together",
         )
+    named, known = class_in_path(rows)
+    if named >= PATHS_TELL * max(known, 1):
+        yield (
+            "info",
+            "paths_tell_class",
+            f"the path of {named} of {known} frames names their class, so the paths of the sealed test may tell its "
+            "answers: the seal keeps honest people honest, and no others",
+            "Where it must hold against people: a table with neutral file names, and sealed/ under its own credentials",
+        )
 
 
-def _sisters(plant: Plant, *, fleet: Fleet) -> _Found:
+def _sisters(plant: Plant, *, fleet: Fleet) -> Found:
     if len(fleet.plants) > 1 and not fleet.sisters(plant):
         yield (
             "info",

@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Kind = Literal["frozen", "own", "pooled", "warm", "sister", "ensemble"]
+Kind = Literal["frozen", "own", "pooled", "warm", "sister", "ensemble", "normality"]
 
 
 class TrunkRef(Config):
@@ -126,8 +126,9 @@ def write(folder: str | Path, manifest: Manifest) -> Bundle:
     if odd:
         raise InputError("a bundle holds plain files only, no folders or hidden files", file=str(root / odd[0]))
     files = {name: sha256((root / name).read_bytes()) for name in names if name != MANIFEST}
-    if manifest.kind != "ensemble" and "branch.onnx" not in files:
-        raise InputError("a bundle that is no ensemble needs branch.onnx", file=str(root))
+    needed = {"ensemble": None, "normality": "normality.npz"}.get(manifest.kind, "branch.onnx")
+    if needed and needed not in files:
+        raise InputError(f"a bundle of kind {manifest.kind} needs {needed}", file=str(root))
     complete = Manifest.model_validate({**manifest.model_dump(), "files": files})
     data = canonical(complete)
     part.write_bytes(data)

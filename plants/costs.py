@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +53,7 @@ __all__ = [
     "review_capacity",
     "review_load",
     "solve",
+    "solve_by_novelty",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -96,15 +99,25 @@ class OutOfFold(Config):
 
 
 def out_of_fold(
-    scores: PartScores, *, costs: Costs, plant: str, bundle: str = "", folds: int = NUM_FOLDS, seed: int = 0
+    scores: PartScores,
+    *,
+    costs: Costs,
+    plant: str,
+    bundle: str = "",
+    folds: int = NUM_FOLDS,
+    seed: int = 0,
+    solver: Callable[..., Policy] | None = None,
 ) -> OutOfFold:
-    """Each lot is judged by a policy solved on other lots. The folds depend on lots and seed only, not on the model."""
+    """Each lot is judged by a policy solved on other lots, by `solve` unless told otherwise.
+
+    The folds depend on lots and seed only, not on the model.
+    """
     lots = sorted(set(scores.lots), key=lambda lot: unit_hash("fold", seed, lot))
     folds = max(1, min(folds, len(lots)))
     fold = {str(lot): i % folds for i, lot in enumerate(lots)}
     at = np.array([fold[str(lot)] for lot in scores.lots], dtype=np.intp)
     policies = tuple(
-        solve(scores.take(at != k) if folds > 1 else scores, costs=costs, plant=plant, bundle=bundle)
+        (solver or solve)(scores.take(at != k) if folds > 1 else scores, costs=costs, plant=plant, bundle=bundle)
         for k in range(folds)
     )
     return OutOfFold(folds=fold, policies=policies)
@@ -179,11 +192,11 @@ def solve(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> 
         "costs": costs,
         "impossible_above": _impossible_above(scores, note=note),
     }
+    cap = review_capacity(costs)
+    common["novelty_above"] = _novelty_above(scores, cap=cap, note=note)
     if not scores.ok:
         note.append("no class is good here: nothing passes and there is no cost")
         return Policy(pass_below=0.0, reject_above=0.0, note=tuple(note), **common)
-    cap = review_capacity(costs)
-    common["novelty_above"] = _novelty_above(scores, cap=cap, note=note)
     common["floors"] = floors = _floors(scores, costs=costs)
     if line_shares(scores, rate=costs.defect_rate[2]) is None:
         low, high = bayes_cuts(miss=costs.miss, false_alarm=costs.false_alarm, review=costs.review, may_review=cap > 0)
@@ -198,6 +211,37 @@ def solve(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> 
     if num_lots < MIN_LOTS:
         note.append(f"solved on {num_lots} lots: not enough lots")
     return cuts.model_copy(update={"note": tuple(note)})
+
+
+def solve_by_novelty(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> Policy:
+    """The policy of a model that knows good parts only: near ones pass, far ones are reviewed, none is rejected.
+
+    The threshold is what a share of `costs.novel_share` of good parts, or of the review capacity where that is less,
+    will exceed: an order statistic of the n good parts here, so that the share holds on the mean over new ones. No
+    defect is needed. Raises ValueError without novelty.
+    """
+    if scores.novelty is None:
+        raise ValueError("a policy by novelty needs the parts' novelty")
+    share = min(costs.novel_share, review_capacity(costs))
+    good = np.sort(scores.novelty[scores.is_good])
+    rank = math.ceil((len(good) + 1) * (1 - share))
+    note = [f"passes what is near the good parts, has the rest reviewed and rejects nothing: {share:.2%} of good parts"]
+    if not len(good):
+        note.append("no good part to solve on: everything is reviewed")
+    elif rank > len(good):
+        note.append(f"{len(good)} good parts cannot show {share:.2%}: one in {len(good) + 1} of them is reviewed")
+    return Policy(
+        plant=plant,
+        bundle=bundle,
+        classes=scores.classes,
+        ok=scores.ok,
+        pass_below=1.0,
+        reject_above=1.0,
+        impossible_above=1.0,
+        novelty_above=float(good[min(rank, len(good)) - 1]) if len(good) else 0.0,
+        costs=costs,
+        note=tuple(note),
+    )
 
 
 def fit_temperature(scores: PartScores) -> float:
@@ -326,12 +370,15 @@ def _impossible_above(scores: PartScores, *, note: list[str]) -> float:
 
 
 def _novelty_above(scores: PartScores, *, cap: float, note: list[str]) -> float | None:
-    """The distance that at most 1 in 200 good parts exceeds, as far as those seen can tell."""
+    """The distance that at most 1 in 200 good parts exceeds, as far as those seen can tell.
+
+    Where no class is good, of all parts: what is farther is unlike everything that is known here.
+    """
     if scores.novelty is None:
         return None
-    good = scores.novelty[scores.is_good]
+    good = scores.novelty[scores.is_good] if scores.ok else scores.novelty
     if len(good) < MIN_GOOD_FOR_NOVELTY:
-        note.append(f"{len(good)} good parts are too few for a novelty threshold")
+        note.append(f"{len(good)} {'good ' if scores.ok else ''}parts are too few for a novelty threshold")
         return None
     if cap < NOVEL_SHARE:
         note.append("the review capacity leaves no room for novelty")

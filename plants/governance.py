@@ -88,8 +88,8 @@ def kept(plant: Plant, rows: pd.DataFrame, *, now: datetime) -> pd.DataFrame:
 
 def oldest(rows: pd.DataFrame, *, now: datetime) -> datetime:
     """Since when the oldest of these frames is held: when it was taken, or now, where no frame's time is known."""
-    first = rows["captured_at"].min() if "captured_at" in rows else pd.NaT
-    return now if pd.isna(first) else min(pd.Timestamp(first).to_pydatetime(), now)
+    times = rows["captured_at"].dropna() if "captured_at" in rows else rows.index[:0]
+    return min(times.min().to_pydatetime(), now) if len(times) else now
 
 
 def is_due(plant: Plant, *, since: datetime, now: datetime) -> bool:

@@ -119,6 +119,8 @@ class Costs(Config):
     parts_per_hour: float | None = Field(default=None, gt=0)
     defect_rate: tuple[float, float, float] = (0.02, 0.005, 0.05)
     """Prevalence on the line: estimate, low, high. Thresholds are solved at the unfavourable end."""
+    novel_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of good parts that people look at where the only model is the distance to good parts."""
     recall_floor: float = Field(default=0.0, ge=0, le=1)
     recall_floor_by_class: dict[str, float] = {}
     on_timeout: Literal["reject", "divert"] = "reject"
@@ -172,6 +174,8 @@ class Plant(Config):
     """Folder or s3:// prefix of the frames: class folders, unless `labels` names a table."""
     labels: str | None = None
     """CSV or Parquet with at least `frame` and `class`; other columns as in `plants.labels`."""
+    golden: str | None = None
+    """CSV or Parquet of what several annotators said about the same frames, as in `plants.agreement`."""
     classes: dict[str, Annotated[PlantClass, BeforeValidator(_as_class)]] = Field(min_length=1)
     ok: tuple[str, ...] = ()
     """The plant classes that mean a good part."""
@@ -281,6 +285,9 @@ class Fleet(Config):
     fleet: Name
     store: str
     """Folder or s3:// prefix for labels, packs, runs, bundles and reports."""
+    sealed: str | None = None
+    """Folder or s3:// prefix of the test's answers and their ledger, which only `import` and `evaluate` need to reach;
+    `sealed` below the store when absent."""
     trunks: tuple[Annotated[Trunk, AfterValidator(_can_be_trained)], ...] = (Trunk(),)
     shares: Shares = Shares()
     seed: int = 0
@@ -400,14 +407,17 @@ def _with_absolute_paths(fleet: Fleet, *, base: Path) -> Fleet:
         return value if "://" in value else str((base / value).resolve())
 
     plants = tuple(
-        p.model_copy(update={key: absolute(uri) for key in ("images", "labels", "store") if (uri := getattr(p, key))})
+        p.model_copy(
+            update={key: absolute(uri) for key in ("images", "labels", "golden", "store") if (uri := getattr(p, key))}
+        )
         for p in fleet.plants
     )
     trunks = tuple(
         t if t.weights in ("embedded", "hub", "none") else t.model_copy(update={"weights": absolute(t.weights)})
         for t in fleet.trunks
     )
-    return fleet.model_copy(update={"store": absolute(fleet.store), "plants": plants, "trunks": trunks})
+    stores = {"store": absolute(fleet.store), "sealed": fleet.sealed and absolute(fleet.sealed)}
+    return fleet.model_copy(update={**stores, "plants": plants, "trunks": trunks})
 
 
 def _fault(file: Path, raw: dict[str, Any], error: Any) -> str:

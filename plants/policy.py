@@ -116,9 +116,9 @@ class Decision(NamedTuple):
 
     verdict: Verdict
     defect: str | None
-    """The most probable defect class; None for a part that passes."""
+    """The most probable defect class; None for a part that passes, and where no class has any probability."""
     confidence: float
-    """Calibrated probability of what is said: of being good for ok, of the named defect otherwise."""
+    """Calibrated probability of what is said: of being good for ok, of the named defect otherwise, 0 without one."""
     why: str
 
 
@@ -174,7 +174,8 @@ def _decide(probs: Floats, *, policy: Policy, impossible: Floats | None, novelty
     ok = policy.ok_mask
     strange, novel = is_strange(impossible, policy), is_novel(novelty, policy, n=len(probs))
     defect = np.where(ok, -1.0, calibrated).argmax(axis=1) if not ok.all() else np.full(len(probs), -1)
-    confidence = np.where(defect >= 0, calibrated[np.arange(len(probs)), defect], 1.0)
+    confidence = np.where(defect >= 0, calibrated[np.arange(len(probs)), defect], 0.0)
+    defect = np.where(confidence > 0, defect, -1)
     if not policy.has_money:
         is_sure = confidence >= policy.sure_above
         verdict, why = np.where(is_sure, REJECT, REVIEW), np.where(is_sure, 5, 6)

@@ -1,21 +1,24 @@
-"""How often the sealed test may be opened. Pure: the ledger is text, the caller keeps it in storage.
+"""How often the sealed test may be opened, and what was corrected in it. Pure: the caller keeps the records.
 
 A test that is looked at often enough becomes a validation set. A generation of test lots may be opened five times at a
-plant; then new lots are needed, dealt as the next generation.
+plant; then new lots are needed, dealt as the next generation. A sealed answer may be corrected, never unseen.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
+import pandas as pd
 from pydantic import AwareDatetime, Field, ValidationError
 
 from plants.errors import InputError, SealError
 from plants.plant import Config
 
 BUDGET = 5
+ANSWERS = ["class", "severity", "box"]
 
 
 class Opening(Config):
@@ -87,3 +90,31 @@ def opened(*, plant: str, generation: int, who: str, bundles: Sequence[str], at:
             plant=plant,
             field=".".join(str(part) for part in fault["loc"]),
         ) from None
+
+
+def corrections(before: pd.DataFrame, after: pd.DataFrame, *, plant: str, at: datetime) -> list[str]:
+    """A JSON line for every sealed answer that a new import changes, with what it was and what it is.
+
+    before, after: Sealed rows (`frame`, `sha256` and the answers). A frame that is sealed no more is `removed`; one
+    that is sealed for the first time is no correction.
+    """
+    new = after.set_index("frame")
+    lines = []
+    for old in before.to_dict("records"):
+        frame = old["frame"]
+        changes = {"removed": (False, True)} if frame not in new.index else _changes(old, new.loc[frame].to_dict())
+        for what, (was, now) in changes.items():
+            record = {"plant": plant, "frame": frame, "what": what, "before": was, "after": now, "at": at.isoformat()}
+            lines.append(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _changes(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {what: (_plain(old[what]), _plain(new[what])) for what in (*ANSWERS, "sha256")}
+    return {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    return value if isinstance(value, str | float) else [int(number) for number in value]

@@ -6,6 +6,7 @@ have defects of its own. It is named so that somebody says which.
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from typing import NamedTuple
 
@@ -19,6 +20,13 @@ MIN_LOTS = 10
 NUM_FOLDS = 5
 NOTABLE = 0.3
 """Share of the way from guessing to certainty that a column alone must go to be named."""
+NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 20
+"""The same for a single class against all others, of at least so many rows: there are many classes to be lucky with."""
+
+
+ALL = "the class"
+
+Folds = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
 
 class Shortcut(NamedTuple):
@@ -27,6 +35,8 @@ class Shortcut(NamedTuple):
     column: str
     strength: float
     """0: no better than guessing. 1: it tells every class. Balanced over classes, on lots that were not seen."""
+    what: str
+    """What is told: the class, or which frames are of one."""
     words: str
     """The value that tells most, and what it tells."""
 
@@ -38,14 +48,35 @@ def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
     known = known[known["class"].isin(counts.index[counts >= NUM_FOLDS])]
     if known["class"].nunique() < 2 or len(known) < MIN_ROWS or known["lot"].nunique() < MIN_LOTS:
         return []
+    truth = known["class"].to_numpy(dtype=object)
+    folds = _folds(truth, lots=known["lot"].to_numpy())
     found = []
     for name in COLUMNS:
         column = _column(known, name)
         if column is not None and column.nunique(dropna=False) > 1:
-            strength = _strength(column, known=known)
-            if strength >= NOTABLE:
-                found.append(Shortcut(name, round(strength, 3), _told(column, known["class"])))
+            strength, what = _strength(column, truth=truth, folds=folds)
+            if strength >= (NOTABLE if what == ALL else NOTABLE_OF_ONE):
+                found.append(Shortcut(name, round(strength, 3), what, _told(column, known["class"])))
     return sorted(found, key=lambda one: -one.strength)
+
+
+def class_in_path(rows: pd.DataFrame) -> tuple[int, int]:
+    """How many frames with a class have a folder or a file name that is that class, but for digits, and of how many."""
+    known = rows[rows["class"].notna()]
+    pairs = zip(known["frame"].astype(str), known["class"].astype(str), strict=True)
+    return sum(_word(name) in {_word(part) for part in _parts(path)} for path, name in pairs), len(known)
+
+
+def _parts(path: str) -> list[str]:
+    """Folders and the file's name without its ending."""
+    *folders, file = path.split("/")
+    return [*folders, file.rpartition(".")[0]]
+
+
+def _word(text: str) -> str:
+    """What is the same in `Scratch 12` and `scratch_12-3`; a text without letters stays as it is."""
+    composed = unicodedata.normalize("NFC", text).casefold()
+    return "".join(letter for letter in composed if letter.isalpha()) or composed
 
 
 def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
@@ -59,20 +90,37 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
     return rows.get(name)
 
 
-def _strength(column: pd.Series, *, known: pd.DataFrame) -> float:
+def _folds(truth: npt.NDArray[np.object_], *, lots: npt.NDArray[np.object_]) -> Folds:
+    """Rows to fit and rows to judge, lots whole; the same for every column."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class of fewer lots than folds
+        return list(StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0).split(truth, truth, lots))
+
+
+def _strength(column: pd.Series, *, truth: npt.NDArray[np.object_], folds: Folds) -> tuple[float, str]:
+    """How far the column goes, and towards what: all classes, or the one it tells best where that is notable."""
     from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
-    truth = known["class"].to_numpy(dtype=object)
     tree = DecisionTreeClassifier(max_leaf_nodes=16, min_samples_leaf=3, class_weight="balanced", random_state=0)
-    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class of a single lot is missing from a fold
-        said = cross_val_predict(tree, _coded(column), truth, groups=known["lot"].to_numpy(), cv=folds)
+        said = cross_val_predict(tree, _coded(column), truth, cv=folds)
         score = float(balanced_accuracy_score(truth, said))
-    chance = 1 / known["class"].nunique()
-    return (score - chance) / (1 - chance)
+    names, counts = np.unique(truth.astype(str), return_counts=True)
+    strength = (score - 1 / len(names)) / (1 - 1 / len(names))
+    if strength >= NOTABLE:
+        return strength, ALL
+    of_one = {
+        f"which frames are {name!r}": float((said[truth == name] == name).mean() - (said[truth != name] == name).mean())
+        for name, n in zip(names.tolist(), counts, strict=True)
+        if n >= MIN_OF_ONE
+    }
+    best = max(of_one, key=of_one.__getitem__, default=ALL)
+    return (of_one[best], best) if best != ALL and of_one[best] >= NOTABLE_OF_ONE else (strength, ALL)
 
 
 def _coded(column: pd.Series) -> npt.NDArray[np.float64]:

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from plants.errors import InputError
 from plants.hashing import unit_hash
 from plants.plant import Shares
+from plants.seal import ANSWERS
 from plants.tables import to_arrow
 
 ROLES = ("train", "select", "decide", "test")
 REACHED_FIRST = ("train", "test", "decide", "select")
 """The order in which the first lots of a class reach the roles: with one lot it is learned, with two also tested."""
-SEALED_COLUMNS = ["frame", "sha256", "class", "severity", "box"]
-ANSWERS = ["class", "severity", "box"]
+SEALED_COLUMNS = ["frame", "sha256", *ANSWERS]
 GENESIS = "0" * 64
 ASSIGNMENT_SCHEMA = pa.schema(
     [

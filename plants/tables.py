@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -19,15 +19,25 @@ from plants.errors import InputError
 from plants.plant import Plant
 
 BOXES_FILE = "boxes.csv"
+CORNERS = ["x0", "y0", "x1", "y1"]
 
-Box = tuple[int, int, int, int]
+
+class Listed(NamedTuple):
+    """One file of a listing."""
+
+    path: str
+    """Relative to what was listed, with `/`."""
+    size: int
+    """In bytes."""
+    version: str = ""
+    """Differs whenever the bytes may: an ETag, or the times of a file. Empty where nothing says so."""
 
 
 class Files(Protocol):
     """Where a plant's frames lie: a folder, or a prefix in a bucket."""
 
-    def list(self, uri: str) -> Sequence[tuple[str, int]]:
-        """Relative path and size in bytes of every file below `uri`."""
+    def list(self, uri: str) -> Sequence[Listed]:
+        """Every file below `uri`."""
         ...
 
     def read(self, uri: str, relpath: str) -> bytes:
@@ -42,61 +52,53 @@ class Rejected(NamedTuple):
     reason: str
 
 
-class Refused(Exception):
-    """One row cannot be taken; the text is the reason."""
-
-
 class RawRows(NamedTuple):
-    """Rows as written: `frame`, `class` and any other named cell that is not blank."""
+    """Rows as written: a table with `frame`, `class` and whatever other columns there are."""
 
-    rows: list[dict[str, Any]]
+    table: pd.DataFrame
     rejected: list[Rejected]
     notes: list[str]
 
 
-def raw_rows(plant: Plant, *, sizes: Mapping[str, int], files: Files) -> RawRows:
-    """One dict a row as the customer wrote it. `sizes` holds every file of the plant's folder.
+def raw_rows(plant: Plant, *, listed: Mapping[str, Listed], files: Files) -> RawRows:
+    """One row each as the customer wrote it. `listed` holds every file of the plant's folder by its path.
 
     Raises:
         InputError: when the table cannot be read or lacks a column.
     """
-    return _from_table(plant, sizes=sizes, files=files) if plant.labels else _from_folders(plant, sizes, files=files)
+    return _from_table(plant, listed, files=files) if plant.labels else _from_folders(plant, listed, files=files)
 
 
-def _from_folders(plant: Plant, sizes: Mapping[str, int], *, files: Files) -> RawRows:
-    raw = RawRows([], [], [])
-    boxes = _boxes(plant, sizes=sizes, files=files, rejected=raw.rejected)
-    for path in sorted(sizes):
-        folder, slash, _ = path.partition("/")
-        if slash:
-            raw.rows.extend({"frame": path, "class": folder, **box} for box in boxes.get(path, [{}]))
-        elif path != BOXES_FILE:
-            raw.rejected.append(Rejected(path, "lies in no class folder; put frames into <class>/"))
-    return raw
+def _from_folders(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -> RawRows:
+    rejected: list[Rejected] = []
+    boxes = _boxes(plant, listed, files=files, rejected=rejected)
+    paths = [path for path in sorted(listed) if "/" in path]
+    stray = [path for path in sorted(listed) if "/" not in path and path != BOXES_FILE]
+    rejected += [Rejected(path, "lies in no class folder; put frames into <class>/") for path in stray]
+    table = pd.DataFrame({"frame": paths, "class": [path.partition("/")[0] for path in paths]}, dtype=str)
+    return RawRows(table.merge(boxes, on="frame", how="left"), rejected, [])
 
 
-def _boxes(
-    plant: Plant, *, sizes: Mapping[str, int], files: Files, rejected: list[Rejected]
-) -> dict[str, list[dict[str, Any]]]:
-    if BOXES_FILE not in sizes:
-        return {}
+def _boxes(plant: Plant, listed: Mapping[str, Listed], *, files: Files, rejected: list[Rejected]) -> pd.DataFrame:
+    """Frame and `box`, a list of what stands in the four columns."""
+    none = pd.DataFrame({"frame": pd.Series(dtype=str), "box": pd.Series(dtype=object)})
+    if BOXES_FILE not in listed:
+        return none
     table = _parsed(plant, data=files.read(plant.images, BOXES_FILE), address=f"{plant.images}/{BOXES_FILE}")
     table = table.rename(columns={"image": "frame"})
-    columns = ["x0", "y0", "x1", "y1"]
-    if not {"frame", *columns} <= set(table.columns):
-        rejected.append(Rejected(BOXES_FILE, f"lacks one of the columns frame, {', '.join(columns)}"))
-        return {}
-    boxes: dict[str, list[dict[str, Any]]] = {}
-    for record in table.to_dict("records"):
-        frame = _path(record["frame"])
-        if frame in sizes:
-            boxes.setdefault(frame, []).append({"box": [record[column] for column in columns]})
-        else:
-            rejected.append(Rejected(f"{BOXES_FILE}: {frame}", "no such file in the plant's folder"))
-    return boxes
+    if not {"frame", *CORNERS} <= set(table.columns):
+        rejected.append(Rejected(BOXES_FILE, f"lacks one of the columns frame, {', '.join(CORNERS)}"))
+        return none
+    frames = _paths(table["frame"])
+    is_there = frames.isin(listed)
+    rejected += [
+        Rejected(f"{BOXES_FILE}: {frame}", "no such file in the plant's folder") for frame in frames[~is_there]
+    ]
+    boxes = pd.Series(table[CORNERS].to_numpy(dtype=object).tolist(), index=table.index, dtype=object)
+    return pd.DataFrame({"frame": frames, "box": boxes})[is_there]
 
 
-def _from_table(plant: Plant, *, sizes: Mapping[str, int], files: Files) -> RawRows:
+def _from_table(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -> RawRows:
     address = str(plant.labels)
     folder, _, name = address.rpartition("/")
     try:
@@ -113,13 +115,10 @@ def _from_table(plant: Plant, *, sizes: Mapping[str, int], files: Files) -> RawR
             field="labels",
             remedy="Rename the columns; `frame` is a path relative to `images`",
         )
-    rows = []
-    for record in table.to_dict("records"):
-        row = {str(key): value for key, value in record.items() if not _is_blank(value)}
-        rows.append({**row, "frame": _path(row.get("frame", ""))})
-    unnamed = len(set(sizes) - {row["frame"] for row in rows} - {address.removeprefix(f"{plant.images}/")})
+    table["frame"] = _paths(table["frame"])
+    unnamed = len(listed.keys() - set(table["frame"].unique()) - {address.removeprefix(f"{plant.images}/")})
     notes = [f"{unnamed} files in {plant.images} are not named in {address}"] if unnamed else []
-    return RawRows(rows, [], notes)
+    return RawRows(table, [], notes)
 
 
 def _unread(error: InputError | OSError, *, plant: Plant, address: str) -> InputError:
@@ -140,72 +139,22 @@ def _parsed(plant: Plant, *, data: bytes, address: str) -> pd.DataFrame:
         if address.lower().endswith((".parquet", ".pq")):
             table: pd.DataFrame = pq.read_table(io.BytesIO(data)).to_pandas()
         else:
-            text = data.decode("utf-8-sig")
-            separator = max(",;\t", key=text.partition("\n")[0].count)
-            table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+            head = data.partition(b"\n")[0]
+            separator = max(",;\t", key=lambda sign: head.count(sign.encode()))
+            table = pd.read_csv(io.BytesIO(data), sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError("is not UTF-8", plant=plant.name, file=address, remedy="Save it as CSV UTF-8") from None
     except (pa.ArrowInvalid, ValueError) as error:
         words = str(error).strip().split("\n")[0]
         raise InputError(f"is not a readable table ({words})", plant=plant.name, file=address) from None
-    return table.rename(columns=lambda name: re.sub(r"^([xy][01])_px$", r"\1", str(name).strip()))
+    table = table.rename(columns=lambda name: re.sub(r"^([xy][01])_px$", r"\1", str(name).strip()))
+    return table.loc[:, ~table.columns.duplicated(keep="last")]
 
 
-def _path(value: Any) -> str:
-    """A frame's path as the plant's folder is listed: forward slashes, no leading `./`."""
-    return str(value).replace("\\", "/").removeprefix("./")
-
-
-def _is_blank(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return bool(value is None or (pd.api.types.is_scalar(value) and pd.isna(value)))
-
-
-def text_cell(raw: Mapping[str, Any], key: str) -> str | None:
-    """The cell as text, None where it is blank."""
-    value = raw.get(key)
-    return None if value is None or not str(value).strip() else str(value)
-
-
-def number_cell(raw: Mapping[str, Any], key: str, *, default: float | None) -> float | None:
-    """The cell as a number. Raises Refused when it is none."""
-    text = text_cell(raw, key)
-    if text is None:
-        return default
-    try:
-        return float(text)
-    except ValueError:
-        raise Refused(f"{key} {text!r} is not a number") from None
-
-
-def time_cell(raw: Mapping[str, Any]) -> pd.Timestamp | None:
-    """The cell `captured_at` in UTC; without a zone it is taken as UTC. Raises Refused when it is no time."""
-    value = raw.get("captured_at")
-    if value is None:
-        return None
-    try:
-        stamp = pd.Timestamp(value)
-    except (TypeError, ValueError):
-        raise Refused(f"captured_at {value!r} is not a time; write it like 2026-03-31T14:05:00Z") from None
-    return stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp.tz_convert("UTC")
-
-
-def box_cell(raw: Mapping[str, Any]) -> Box | None:
-    """x0, y0, x1, y1 from a cell `box` or from four cells. Raises Refused when they are no box."""
-    value = raw.get("box")
-    if value is None:
-        value = [raw.get(key) for key in ("x0", "y0", "x1", "y1")]
-        if all(number is None for number in value):
-            return None
-    numbers = re.split(r"[\s,;]+", value.strip(" []()")) if isinstance(value, str) else list(value)
-    try:
-        x0, y0, x1, y1 = (round(float(number)) for number in numbers)
-    except (TypeError, ValueError, OverflowError):
-        raise Refused(f"the box {value!r} is not four numbers x0, y0, x1, y1") from None
-    if not (0 <= x0 < x1 and 0 <= y0 < y1):
-        raise Refused(f"the box {x0}, {y0}, {x1}, {y1} is empty or inverted; it is x0, y0, x1, y1")
-    return x0, y0, x1, y1
+def _paths(values: pd.Series[str]) -> pd.Series[str]:
+    """Frames' paths as the plant's folder is listed: forward slashes, no leading `./`; empty where blank."""
+    text = values.astype(str).where(values.notna(), "").str.replace("\\", "/", regex=False)
+    return text.where(text.str.strip() != "", "").str.removeprefix("./")
 
 
 def to_arrow(frame: pd.DataFrame, *, schema: pa.Schema) -> pa.Table:

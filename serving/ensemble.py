@@ -7,15 +7,16 @@ never learned count as probability 0 there; its weight is not handed to the othe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from plants.bundle import Manifest
 from plants.errors import InputError
+from plants.normality import Normalities, Place
 from plants.plant import is_ok
-from serving.scoring import Floats, Model, Scored, Trunk
+from serving.scoring import Floats, Model, Scored, Trunk, novelty
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Ensemble:
     manifest: Manifest
     members: tuple[Model, ...]
     weights: tuple[float, ...]
+    normality: Normalities = field(default_factory=Normalities)
 
     def __post_init__(self) -> None:
         if not self.members or len(self.members) != len(self.weights):
@@ -50,20 +52,16 @@ class Ensemble:
 
     @cached_property
     def cuts(self) -> frozenset[int]:
-        """All the members' cuts: one trunk pass gives them all."""
-        return frozenset(cut for member in self.members for cut in member.cuts)
+        """All the members' cuts, and the pooled features where good parts are known: one trunk pass gives them all."""
+        known = [0] if self.normality.by_place else []
+        return frozenset([*known, *(cut for member in self.members for cut in member.cuts)])
 
-    def score(self, activations: Mapping[int, Floats], /) -> Scored:
-        """The weighted mean of the members' probabilities, and of the distances of those that know normality."""
-        scored = [member.score(activations) for member in self.members]
+    def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
+        """The weighted mean of the members' probabilities, and the distance to good parts where they are known."""
+        scored = [member.probabilities(activations) for member in self.members]
         shares = np.asarray(self.weights, dtype=np.float64) / sum(self.weights)
         index = {leaf: i for i, leaf in enumerate(self.leaves)}
-        total = np.zeros((len(scored[0].probabilities), len(index)))
+        total = np.zeros((len(scored[0]), len(index)))
         for member, one, share in zip(self.members, scored, shares, strict=True):
-            total[:, [index[leaf] for leaf in member.leaves]] += share * one.probabilities
-        return Scored(total.astype(np.float32), _mean_novelty(scored))
-
-
-def _mean_novelty(scored: Sequence[Scored]) -> Floats | None:
-    known = [one.novelty for one in scored if one.novelty is not None]
-    return np.stack(known).mean(axis=0).astype(np.float32) if known else None
+            total[:, [index[leaf] for leaf in member.leaves]] += share * one
+        return Scored(total.astype(np.float32), novelty(self.normality, activations, places))

@@ -16,9 +16,9 @@ import numpy as np
 from plants import bundle
 from plants.bundle import Manifest
 from plants.errors import InputError
-from plants.normality import Normality
+from plants.normality import Normalities
 from serving.ensemble import Ensemble
-from serving.scoring import Model, Scorer, Sessions, Trunk
+from serving.scoring import GoodParts, Model, Scorer, Sessions, Trunk
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of a logit from the recorded one; float32 kernels of two machines differ by less."""
@@ -49,27 +49,28 @@ class Loader:
             return found
 
     def _opened(self, folder: Path, *, manifest: Manifest, digest: str) -> Scorer:
+        known = "normality.npz" in manifest.files
+        normality = Normalities.load(folder / "normality.npz") if known else Normalities()
         if manifest.kind == "ensemble":
             members = [self.scorer(member) for member in manifest.members]
             models = tuple(member for member in members if isinstance(member, Model))
             if len(models) != len(members):
                 raise InputError("an ensemble's members must be single models", file=str(folder), field="members")
-            return Ensemble(digest, manifest, models, tuple(manifest.weights))
-        trunk = manifest.trunk
-        model = Model(
-            digest=digest,
-            manifest=manifest,
-            trunk=Trunk(
-                trunk.sha256, trunk.size_px, self._sessions.get(self._trunk_of(trunk.sha256), digest=trunk.sha256)
-            ),
-            branch=self._sessions.get(folder / "branch.onnx", digest=manifest.files["branch.onnx"]),
-            normality=Normality.load(folder / "normality.npz") if "normality.npz" in manifest.files else None,
-        )
+            return Ensemble(digest, manifest, models, tuple(manifest.weights), normality)
+        ref = manifest.trunk
+        session = self._sessions.get(self._trunk_of(ref.sha256), digest=ref.sha256)
+        trunk = Trunk(ref.sha256, ref.size_px, session)
+        model: Model | GoodParts
+        if manifest.kind == "normality":
+            model = GoodParts(digest, manifest, trunk, normality)
+        else:
+            branch = self._sessions.get(folder / "branch.onnx", digest=manifest.files["branch.onnx"])
+            model = Model(digest, manifest, trunk, branch, normality)
         check_probe(model, folder=folder)
         return model
 
 
-def check_probe(model: Model, *, folder: Path) -> None:
+def check_probe(model: Model | GoodParts, *, folder: Path) -> None:
     """Raises InputError unless the model gives the outputs recorded at export for the first probe inputs."""
     if "probe.npz" not in model.manifest.files:
         return

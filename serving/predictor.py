@@ -131,7 +131,8 @@ class Predictor:
         vector, at = pool(vectors, ok=self._ok)
         probabilities = vector @ self._projection
         impossible = float(max(0.0, 1.0 - probabilities.sum()))
-        novelty = None if scored.novelty is None else float(scored.novelty.max())
+        is_known = scored.novelty is not None and self.scorer.normality.knows(self.plant)
+        novelty = float(scored.novelty.max()) if scored.novelty is not None and is_known else None
         decision = decide_part(probabilities, policy=self.policy, impossible=impossible, novelty=novelty)
         is_found = decision.verdict != "ok" and geometry.fit == "tiles"
         return Judgement(
@@ -238,6 +239,7 @@ def _scored(items: Sequence[_Ready]) -> Iterator[Scored]:
     """Scores of each item's views, in order. All items share a trunk, and those of one scorer follow one another."""
     pixels = np.concatenate([one.prepared.pixels for one in items])
     scorers = [one.scorer for one in items for _ in range(one.num_views)]
+    places = [(one.predictor.plant, one.prepared.environment) for one in items for _ in range(one.num_views)]
     found: dict[int, list[Scored]] = {}
     for start in range(0, len(pixels), CHUNK_VIEWS):
         here = scorers[start : start + CHUNK_VIEWS]
@@ -247,7 +249,7 @@ def _scored(items: Sequence[_Ready]) -> Iterator[Scored]:
         for key, same in groupby(here, key=id):
             run = list(same)
             rows = {cut: value[at : at + len(run)] for cut, value in activations.items()}
-            found.setdefault(key, []).append(run[0].score(rows))
+            found.setdefault(key, []).append(run[0].score(rows, places[start + at : start + at + len(run)]))
             at += len(run)
     for key, group in groupby(items, key=lambda one: id(one.scorer)):
         whole = _joined(found[key])

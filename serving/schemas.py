@@ -69,7 +69,8 @@ class Answer(Wire):
     defect: str | None
     confidence: float
     """Calibrated probability of what is said: the sum of the good classes in `probabilities` for ok, that of `defect`
-    otherwise. 0 where no verdict was reached in time."""
+    otherwise. 0 where no defect is named or no verdict was reached in time. Where the model is of kind `normality` it
+    says how near the part is to good ones, and is no probability."""
     why: str
     probabilities: dict[str, float]
     """Of the plant's classes, calibrated by the policy's temperature as `confidence` is; with `impossible` they sum
@@ -77,6 +78,8 @@ class Answer(Wire):
     impossible: float
     """Probability mass on classes that cannot occur at this plant: evidence of something new."""
     novelty: float | None
+    """Distance of the part's farthest view to the good parts of its environment: one in twenty good views is farther
+    than 1. Null where good parts are not known."""
     location: Location | None
     severity: float | None
     frames: list[FrameAnswer]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from plants.bundle import Manifest
 from plants.errors import InputError
 from plants.hashing import sha256
-from plants.normality import Normality
+from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
 
 Floats = npt.NDArray[np.float32]
@@ -76,7 +76,7 @@ class Scored:
     probabilities: Floats
     """[N, L] over the scorer's leaves."""
     novelty: Floats | None
-    """[N] distance to good parts, None where the model brings no notion of normality."""
+    """[N] distance to good parts, NaN at a plant whose good parts are not known; None where no plant's are."""
 
     def rows(self, start: int, stop: int) -> Scored:
         """The views from `start` up to `stop`."""
@@ -103,11 +103,15 @@ class Scorer(Protocol):
         """The trunk whose outputs `score` takes."""
 
     @property
+    def normality(self) -> Normalities:
+        """What good parts look like at the plants it serves, as far as the bundle knows."""
+
+    @property
     def cuts(self) -> frozenset[int]:
         """The trunk's outputs that `score` needs."""
 
-    def score(self, activations: Mapping[int, Floats], /) -> Scored:
-        """Probabilities of the views whose activations these are."""
+    def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
+        """Probabilities and novelty of the views [N] whose activations these are, each taken at its place."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Model:
     manifest: Manifest
     trunk: Trunk
     branch: Session
-    normality: Normality | None
+    normality: Normalities = field(default_factory=Normalities)
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -142,18 +146,55 @@ class Model:
 
     @cached_property
     def cuts(self) -> frozenset[int]:
-        """The one cut this branch sits on."""
-        return frozenset([self.manifest.cut])
+        """The cut this branch sits on, and the pooled features where good parts are known."""
+        return frozenset([self.manifest.cut, *([0] if self.normality.by_place else [])])
 
     def logits(self, activations: Mapping[int, Floats]) -> tuple[Floats, Floats]:
         """Logits [N, L] and features [N, F]."""
         logits, features = self.branch.run(["logits", "features"], {"activation": activations[self.manifest.cut]})
         return logits, features
 
-    def score(self, activations: Mapping[int, Floats], /) -> Scored:
+    def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
         """Probabilities over leaves, and the distance to good parts where the bundle knows them."""
-        logits, features = self.logits(activations)
-        novelty = None
-        if self.normality is not None:
-            novelty = np.asarray(self.normality.score(features), dtype=np.float32)
-        return Scored(np.asarray(softmax(logits), dtype=np.float32), novelty)
+        return Scored(self.probabilities(activations), novelty(self.normality, activations, places))
+
+    def probabilities(self, activations: Mapping[int, Floats]) -> Floats:
+        """Over leaves [N, L]."""
+        return np.asarray(softmax(self.logits(activations)[0]), dtype=np.float32)
+
+
+def novelty(normality: Normalities, activations: Mapping[int, Floats], places: Sequence[Place]) -> Floats | None:
+    """Distances [N] to the good parts of each view's place, in the trunk's pooled features; None where none is known.
+
+    The trunk's, not a branch's: a part keeps its novelty when its plant's model changes.
+    """
+    return normality.score(activations[0], places) if normality.by_place else None
+
+
+@dataclass(frozen=True)
+class GoodParts:
+    """A bundle of kind `normality`: it knows good parts only, so that its one output is how near a view is to them."""
+
+    digest: str
+    manifest: Manifest
+    trunk: Trunk
+    normality: Normalities
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The plant's good leaves; what is far is on none of them."""
+        return tuple(self.manifest.leaves)
+
+    @cached_property
+    def cuts(self) -> frozenset[int]:
+        """The pooled features."""
+        return frozenset([0])
+
+    def logits(self, activations: Mapping[int, Floats]) -> tuple[Floats, Floats]:
+        """Pooled features [N, F], twice: there are no logits, and the probe of such a bundle records features."""
+        return activations[0], activations[0]
+
+    def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
+        """The goodness of each view, evenly over the good leaves, and its novelty."""
+        far = self.normality.score(activations[0], places)
+        return Scored(evenly(goodness(far), self.leaves), far)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -21,6 +22,7 @@ from plants.plant import Fleet, load_fleet
 from plants.synthetic import make_fleet
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
+KINDS = ("frozen", "own", "pooled", "warm", "sister", "normality")
 SHARES = {"train": 0.4, "select": 0.2, "decide": 0.2, "test": 0.2}
 
 
@@ -38,14 +40,47 @@ def small_fleet(
     return path
 
 
-def into_bucket(path: Path, *, bucket: str) -> Path:
-    """Frames and label tables lie in the bucket, the store will too, and a `fleet.yaml` beside `path` says so."""
+def textured(rng: np.random.Generator, *, blot: bool = False) -> bytes:
+    """A grey frame of noise as PNG, with a black blot or without."""
+    pixels = rng.normal(140, 12, (64, 64)).clip(0, 255).astype(np.uint8)
+    if blot:
+        pixels[20:44, 16:40] = 5
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def with_new_plant(path: Path, name: str, *, num_lots: int = 20) -> Path:
+    """The fleet has one plant more, of which only good parts are known, two a lot."""
+    raw, rng = yaml.safe_load(path.read_text(encoding="utf-8")), np.random.default_rng(0)
+    folder = path.parent / name
+    folder.mkdir()
+    lines = ["frame,class,lot,part_id"]
+    for number in range(2 * num_lots):
+        (folder / f"{number:03d}.png").write_bytes(textured(rng))
+        lines.append(f"{number:03d}.png,good,{name}-{number // 2},{name}-{number}")
+    (folder / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    plant = {"name": name, "images": name, "labels": f"{name}/labels.csv", "classes": {"good": "ok"}, "ok": ["good"]}
+    raw["plants"].append(plant)
+    path.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def into_bucket(path: Path, *, bucket: str, seal: str | None = None) -> Path:
+    """Frames lie in the bucket, the store will too, and a `fleet.yaml` beside `path` says so.
+
+    The label tables, which hold every answer, lie with the seal where that has a bucket of its own.
+    """
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     root = open_store(f"{bucket}/plants")
     for plant in raw["plants"]:
-        root.upload_folder(path.parent / plant["images"], plant["name"])
-        plant |= {"images": f"{root.uri}/{plant['name']}", "labels": f"{root.uri}/{plant['name']}/labels.csv"}
-    raw["store"] = f"{bucket}/store"
+        folder = path.parent / plant["images"]
+        labels = open_store(f"{seal or bucket}/labels/{plant['name']}")
+        labels.upload(folder / "labels.csv", "labels.csv")
+        (folder / "labels.csv").unlink()
+        root.upload_folder(folder, plant["name"])
+        plant |= {"images": f"{root.uri}/{plant['name']}", "labels": f"{labels.uri}/labels.csv"}
+    raw |= {"store": f"{bucket}/store", **({"sealed": f"{seal}/sealed"} if seal else {})}
     remote = path.with_name("bucket.yaml")
     remote.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return remote
@@ -60,7 +95,7 @@ def console() -> tuple[Console, Callable[[], str]]:
 def imported(path: Path) -> Fleet:
     """The fleet after `import`."""
     fleet = load_fleet(path)
-    catalog = Catalog(open_store(fleet.store))
+    catalog = Catalog.of(fleet)
     for plant in fleet.plants:
         catalog.import_plant(fleet, plant, files=PlantFiles(), now=NOW)
     return fleet
@@ -91,7 +126,7 @@ class Works:
         return Exports(Material(self.fleet, cache=self.settings.cache, recipe=recipe), plan=plan)
 
 
-def trained(path: Path, *, home: Path, kinds: Sequence[str] = ("frozen", "own", "pooled", "warm", "sister")) -> Works:
+def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:
     """The fleet imported, and its runs of these kinds done, two epochs each."""
     import torch
 

@@ -22,6 +22,8 @@ SWIFT = "2.38.3"
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 """Looked up at import: tests that start Ray have a home of their own."""
 KEY_ID, SECRET = "fleet:operator", "operator-secret"
+TRAINER_ID, TRAINER_SECRET = "fleet:trainer", "trainer-secret"
+"""A second user of the account, who reaches the buckets that were opened for it and no others."""
 
 _BASE = """\
 [DEFAULT]
@@ -42,13 +44,39 @@ pipeline = {kind}-server
 use = egg:swift#{kind}
 """
 _FILTERS = ("s3api", "tempauth", "catch_errors", "proxy_logging", "listing_formats", "copy", "slo", "dlo")
-_OPTIONS = {"s3api": "location = us-east-1\n", "tempauth": f"user_fleet_operator = {SECRET} .admin\n"}
+_OPTIONS = {
+    "s3api": "location = us-east-1\n",
+    "tempauth": f"user_fleet_operator = {SECRET} .admin\nuser_fleet_trainer = {TRAINER_SECRET}\n",
+}
 _PROXY = """\
 [pipeline:main]
 pipeline = catch_errors proxy_logging listing_formats s3api tempauth copy slo dlo proxy_logging proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+"""
+_INTERNAL = """\
+[DEFAULT]
+swift_dir = {conf}
+[pipeline:main]
+pipeline = catch_errors proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+swift_owner_headers = none
+[filter:catch_errors]
+use = egg:swift#catch_errors
+"""
+_RIGHTS = """\
+import sys
+from swift.common.internal_client import InternalClient
+from swift.common.utils import set_swift_dir
+folder, account, container, user = sys.argv[1:]
+set_swift_dir(folder)
+rights = {"X-Container-Read": user, "X-Container-Write": user}
+client = InternalClient(f"{folder}/internal.conf", "tests", 1)
+for name in (container, f"{container}+segments"):  # where Swift keeps the parts of multipart uploads
+    client.create_container(account, name)
+    client.set_container_metadata(account, name, rights)
 """
 _RINGS = """\
 import sys
@@ -145,6 +173,16 @@ class ObjectStore:
         s3fs.S3FileSystem(key=KEY_ID, secret=SECRET, client_kwargs={"endpoint_url": self.endpoint}).mkdir(name)
         return f"s3://{name}"
 
+    @property
+    def trainer_env(self) -> dict[str, str]:
+        """The same for the second user."""
+        return {**self.env, "AWS_ACCESS_KEY_ID": TRAINER_ID, "AWS_SECRET_ACCESS_KEY": TRAINER_SECRET}
+
+    def open_to_trainer(self, bucket: str) -> None:
+        """Afterwards the second user may read and write a bucket."""
+        words = [str(self.conf), f"AUTH_{KEY_ID.partition(':')[0]}", bucket.removeprefix("s3://")]
+        subprocess.run([str(self.bin / "python"), "-c", _RIGHTS, *words, TRAINER_ID], check=True, capture_output=True)
+
     def configure(self) -> None:
         """Write configuration and rings."""
         devices = self.folder / "devices"
@@ -158,6 +196,7 @@ class ObjectStore:
             else:
                 text += _SERVER.format(devices=devices, kind=kind)
             (self.conf / f"{kind}.conf").write_text(text)
+        (self.conf / "internal.conf").write_text(_INTERNAL.format(conf=self.conf))
         ports = [f"{kind}:{port}" for kind, port in self.ports.items() if kind != "proxy"]
         subprocess.run([str(self.bin / "python"), "-c", _RINGS, *ports], cwd=self.conf, check=True, capture_output=True)
 

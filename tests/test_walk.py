@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from object_store import KEY_ID, SECRET, ObjectStore
+from object_store import KEY_ID, SECRET, TRAINER_SECRET, ObjectStore
 
 from cluster.catalog import Catalog
+from cluster.kuberay import SEALED_VERBS
 from cluster.registry import Bundles, Journal
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, Store, open_store
@@ -42,11 +43,14 @@ from serving.client import Client
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor, predict_local
 from serving.verbs import ensure_token, serve_fleet
-from tests.fleets import NOW, console, into_bucket, small_fleet
+from tests.fleets import NOW, console, into_bucket, small_fleet, textured, with_new_plant
 
 pytestmark = pytest.mark.slow
 PLANTS = ("essen", "fargo")
 """Two frames a part, and tiles."""
+NEW = "gies"
+"""Nobody has labelled a defect here."""
+EVERY = (*PLANTS, NEW)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -69,6 +73,15 @@ def everything_printed(into: Path) -> Iterator[None]:
                 os.close(copy)
 
 
+@contextlib.contextmanager
+def keys_of(user: Mapping[str, str]) -> Iterator[None]:
+    """Inside the block this process, and what it starts, has the keys of a user of the object store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in user.items():
+            patch.setenv(name, value)
+        yield
+
+
 @dataclass
 class Walk:
     """A walked fleet: what every verb returned, and what was printed on the way."""
@@ -86,6 +99,10 @@ class Walk:
         return open_store(self.fleet.store)
 
     @property
+    def catalog(self) -> Catalog:
+        return Catalog.of(self.fleet)
+
+    @property
     def address(self) -> str:
         return str(self.documents["serve"]["address"])
 
@@ -94,7 +111,7 @@ class Walk:
 
     def part(self, plant: str, *, role: str) -> pd.DataFrame:
         """The rows of the first part of a role that shows most frames."""
-        rows = Catalog(self.store).rows(plant)
+        rows = self.catalog.rows(plant)
         return rows[(rows["role"] == role) & (rows["part_id"] == rows[rows["role"] == role]["part_id"].iloc[0])]
 
     def frames(self, plant: str, *, part: pd.DataFrame) -> list[tuple[str, bytes]]:
@@ -128,9 +145,20 @@ def fetched(store: Store, *, digest: str, into: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def walk(object_store: ObjectStore, ray_local: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+def trainer(object_store: ObjectStore) -> Iterator[ObjectStore]:
+    """The keys of this module, and so of Ray's processes and the replicas, are those that training has."""
+    with keys_of(object_store.trainer_env):
+        yield object_store
+
+
+@pytest.fixture(scope="module")
+def walk(trainer: ObjectStore, ray_local: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     folder = tmp_path_factory.mktemp("walk")
-    path = into_bucket(small_fleet(folder, *PLANTS, scale=0.08), bucket=object_store.new_bucket())
+    bucket, seal = trainer.new_bucket(), trainer.new_bucket()
+    trainer.open_to_trainer(bucket)
+    path = with_new_plant(small_fleet(folder, *PLANTS, scale=0.08), NEW)
+    with keys_of(trainer.env):
+        path = into_bucket(path, bucket=bucket, seal=seal)
     recipe, printed = folder / "recipe.yaml", folder / "printed.txt"
     save_recipe(Recipe(stages=(Stage(cut=1, epochs=2),), views=2), recipe)
     settings, (show, said) = ray_local, console()
@@ -138,16 +166,17 @@ def walk(object_store: ObjectStore, ray_local: Settings, tmp_path_factory: pytes
     documents: dict[str, dict[str, Any]] = {}
     with everything_printed(printed):
         for name, step in {
-            "import": lambda: verbs.import_fleet(fleet, names=PLANTS, show=show),
-            "audit": lambda: verbs.audit_fleet(fleet, settings=settings, names=PLANTS, show=show),
+            "import": lambda: verbs.import_fleet(fleet, names=EVERY, show=show),
+            "audit": lambda: verbs.audit_fleet(fleet, settings=settings, names=EVERY, show=show),
             "train": lambda: train(fleet, settings=settings, recipe=recipe, show=show),
             "compare": lambda: release.compare(fleet, settings=settings, show=show),
-            "evaluate": lambda: release.evaluate(fleet, settings=settings, names=PLANTS, show=show),
-            "publish": lambda: release.publish(fleet, settings=settings, names=PLANTS, show=show),
+            "evaluate": lambda: release.evaluate(fleet, settings=settings, names=EVERY, show=show),
+            "publish": lambda: release.publish(fleet, settings=settings, names=EVERY, show=show),
             "serve": lambda: serve_fleet(fleet, settings=settings, host="127.0.0.1", port=0),
         }.items():
             begun = time.monotonic()
-            documents[name] = step()
+            with keys_of(trainer.env if name in SEALED_VERBS else {}):
+                documents[name] = step()
             print(f"{name}: {time.monotonic() - begun:.1f} s")
     yield Walk(path, fleet, settings, recipe, documents, printed, said)
     app.stop(fleet.fleet)
@@ -172,10 +201,11 @@ def command(walk: Walk, *words: str) -> subprocess.CompletedProcess[str]:
 def test_every_run_is_done_and_every_plant_has_a_column_a_decision_and_a_route(walk: Walk):
     runs = walk.documents["train"]["runs"]
     assert {run["state"] for run in runs} == {"done"}
-    assert {run["kind"] for run in runs} == {"frozen", "own", "pooled", "warm", "sister"}
+    assert {run["kind"] for run in runs} == {"frozen", "own", "pooled", "warm", "sister", "normality"}
     compared = walk.documents["compare"]
-    assert all(set(PLANTS) <= set(row) for name, row in compared["matrix"].items() if not name.startswith("ensemble"))
-    assert set(compared["decisions"]) == set(PLANTS)
+    trained = [run["name"] for run in runs if run["kind"] != "normality"]
+    assert all(set(PLANTS) <= set(compared["matrix"][name]) for name in trained)
+    assert set(compared["decisions"]) == set(EVERY)
     assert walk.store.read("reports/compare.html").startswith(b"<!DOCTYPE html")
     routes = {row["plant"]: row["bundle"] for row in walk.documents["publish"]["plants"]}
     assert routes == {name: decision["bundle"] for name, decision in compared["decisions"].items()}
@@ -198,7 +228,7 @@ def test_a_policy_is_solved_again_on_the_scores_that_the_comparison_kept_of_the_
     assert b"<h3>What a part costs" in walk.store.read("reports/compare.html")
 
 
-@pytest.mark.parametrize(("plant", "num_frames", "num_views"), [("essen", 2, 1), ("fargo", 1, 66)])
+@pytest.mark.parametrize(("plant", "num_frames", "num_views"), [("essen", 2, 1), ("fargo", 1, 66), (NEW, 1, 1)])
 def test_training_a_bundle_on_disk_and_http_give_one_tensor_and_one_answer(walk, plant, num_frames, num_views):
     part = walk.part(plant, role="decide")
     frames, environment, part_id = walk.frames(plant, part=part), part["environment"].iloc[0], part["part_id"].iloc[0]
@@ -210,17 +240,18 @@ def test_training_a_bundle_on_disk_and_http_give_one_tensor_and_one_answer(walk,
     (answer,) = predict_local(predictor, [request])
     assert not isinstance(answer, InputError)
     on_disk = answer.model_dump(mode="json")
-    for key in ("verdict", "defect", "confidence", "probabilities", "frames", "location", "why"):
+    for key in ("verdict", "defect", "confidence", "probabilities", "novelty", "frames", "location", "why"):
         assert on_disk[key] == over_http[key]
-    tensors, probabilities, verdict = in_training(walk, plant=plant, part_id=part_id)
+    tensors, probabilities, novelty, verdict = in_training(walk, plant=plant, part_id=part_id)
     assert [frame["tensor_digest"] for frame in over_http["frames"]] == tensors
     assert [frame["num_views"] for frame in over_http["frames"]] == [num_views] * num_frames
     assert over_http["probabilities"] == pytest.approx(probabilities, abs=1e-5)
+    assert over_http["novelty"] == pytest.approx(novelty, abs=1e-4)
     assert over_http["verdict"] == verdict
 
 
-def in_training(walk: Walk, *, plant: str, part_id: str) -> tuple[list[str], dict[str, float], str]:
-    """Tensor digests of the part's frames, its class probabilities and its verdict as `compare` finds them."""
+def in_training(walk: Walk, *, plant: str, part_id: str) -> tuple[list[str], dict[str, float], float, str]:
+    """Tensor digests of the part's frames, its class probabilities, novelty and verdict as `compare` finds them."""
     document = walk.documents["compare"]
     decision = document["decisions"][plant]
     plan = Plan.from_json(walk.store.read_json(f"runs/{document['plan']}/plan.json"))
@@ -237,7 +268,25 @@ def in_training(walk: Walk, *, plant: str, part_id: str) -> tuple[list[str], dic
     verdict = VERDICTS[int(decide_many(scores, policy).verdict[row])]
     calibrated = calibrate(scores.probs, policy.temperature)
     digests = [tensor_digest(np.ascontiguousarray(inputs.pixels[rows])) for rows in at]
-    return digests, dict(zip(scores.classes, calibrated[row], strict=True)), verdict
+    assert scores.novelty is not None
+    return digests, dict(zip(scores.classes, calibrated[row], strict=True)), float(scores.novelty[row]), verdict
+
+
+def test_a_plant_without_a_labelled_defect_is_served_and_what_is_unlike_its_good_parts_is_looked_at(walk: Walk):
+    decision = walk.documents["compare"]["decisions"][NEW]
+    assert (decision["kind"], decision["model"]) == ("normality", f"normality-{NEW}-s0")
+    assert decision["why"].startswith("no defect is labelled, so no classifier can be judged")
+    assert walk.documents["compare"]["plants"][0] == NEW, "a plant without a figure comes first"
+    assert walk.documents["evaluate"]["plants"][NEW]["macro_f1"] is None
+    rng = np.random.default_rng(1)
+    with Client(walk.address, token=walk.token(NEW)) as client:
+        good = [client.predict(NEW, [("good.png", textured(rng))]) for _ in range(8)]
+        bad = client.predict(NEW, [("bad.png", textured(rng, blot=True))])
+    assert {answer["verdict"] for answer in good} <= {"ok", "review"}
+    assert sum(answer["verdict"] == "ok" for answer in good) >= 4
+    assert (bad["verdict"], bad["defect"], bad["confidence"]) == ("review", None, 0.0)
+    assert bad["why"] == "far from the good parts of this plant"
+    assert bad["novelty"] > 2 * max(answer["novelty"] for answer in good)
 
 
 def test_parts_are_counted_by_environment_and_every_answer_reaches_the_log_in_the_bucket(walk: Walk):
@@ -321,7 +370,7 @@ def test_status_shows_runs_and_routes_from_another_shell(walk: Walk):
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert {run["state"] for run in document["runs"]} == {"done"}
-    assert {route["plant"] for route in document["routes"]} == set(PLANTS)
+    assert {route["plant"] for route in document["routes"]} == set(EVERY)
     assert document["alarms"] == []
 
 
@@ -340,27 +389,45 @@ def test_a_bundle_with_one_byte_changed_is_refused_by_the_command_in_one_line(wa
     assert "Traceback" not in done.stderr
 
 
-def test_the_seal_was_opened_once_for_what_was_chosen_and_a_sixth_opening_is_refused(walk: Walk):
+def test_the_keys_that_train_compare_publish_and_serve_do_not_open_the_seal(walk: Walk):
+    """Every verb but `import` and `evaluate` has gone its way with them."""
+    catalog = walk.catalog
+    for read in (lambda: catalog.sealed("essen"), lambda: openings(catalog.seal), catalog.seal.list):
+        with pytest.raises(InputError, match=r"the object store denied access"):
+            read()
+    assert any(catalog.store.read(entry.key) for entry in catalog.store.list("labels"))
+    for verb in ("import", "evaluate"):
+        done = command(walk, verb, "--fleet", str(walk.path))
+        assert done.returncode == 2, done.stderr
+        assert "denied access" in done.stderr
+        assert "Traceback" not in done.stderr
+    rows = catalog.rows("essen")
+    assert rows.loc[rows["role"] == "test", ["class", "box", "severity"]].isna().all(axis=None)
+
+
+def test_the_seal_was_opened_once_for_what_was_chosen_and_a_sixth_opening_is_refused(walk, monkeypatch):
     decisions = walk.documents["compare"]["decisions"]
-    first = [(o.plant, o.generation, o.bundles) for o in openings(walk.store)]
-    assert first == [(name, 1, (decisions[name]["bundle"],)) for name in PLANTS]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    first = [(o.plant, o.generation, o.bundles) for o in openings(walk.catalog.seal)]
+    assert first == [(name, 1, (decisions[name]["bundle"],)) for name in EVERY]
     evaluated = walk.documents["evaluate"]["plants"]
     assert all(evaluated[name]["n"] > 0 for name in PLANTS)
-    rows = Catalog(walk.store).rows("essen")
+    rows = walk.catalog.rows("essen")
     assert rows.loc[rows["role"] == "test", "class"].isna().all()
     for _ in range(4):
-        open_test("essen", catalog=Catalog(walk.store), who="t", bundles=["b"], now=NOW, budget=5)
-    before = walk.store.read(LEDGER)
+        open_test("essen", catalog=walk.catalog, who="t", bundles=["b"], now=NOW, budget=5)
+    before = walk.catalog.seal.read(LEDGER)
     show, _ = console()
     with pytest.raises(SealError, match="opened 5 times of 5"):
         release.evaluate(walk.fleet, settings=walk.settings, names=["essen"], show=show)
-    assert walk.store.read(LEDGER) == before
+    assert walk.catalog.seal.read(LEDGER) == before
 
 
 def test_no_credential_stands_in_anything_printed_logged_or_kept(walk: Walk):
     """The last test: it looks at what all others left behind."""
-    tokens = {name: walk.token(name) for name in PLANTS}
-    secrets = [SECRET.encode(), *(token.encode() for token in tokens.values())]
+    tokens = {name: walk.token(name) for name in EVERY}
+    secrets = [SECRET.encode(), TRAINER_SECRET.encode(), *(token.encode() for token in tokens.values())]
     assert KEY_ID.encode() not in walk.printed.read_bytes()
     for text in (walk.printed.read_bytes(), walk.said().encode()):
         assert not any(secret in text for secret in secrets)

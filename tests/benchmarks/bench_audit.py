@@ -1,69 +1,94 @@
-"""How many planted near duplicates and camera faults are found in real plants, and what the untouched plants hold.
+"""How much of what is planted in copies of a plant the audit finds, and what the untouched plants hold.
 
-Reads the three real plants (CROSSPLANT_REAL_DATA, default ../shared/data), plants faults in copies in memory and prints
-one JSON object last. Limits were chosen on neu and on the embedded plants; xsdd and magnetic were only measured.
+Planted in memory, at known rates: 1 % of near duplicates of each kind, a run of each camera fault (3 % of the frames),
+2 % of wrong labels, and columns that tell the class. In the three real plants (CROSSPLANT_REAL_DATA, default
+../shared/data) and in five plants of the embedded fleet, which are synthetic; fargo's frames of 2048 px are left out.
+Limits were chosen on neu and on the embedded plants; xsdd and magnetic were only measured. Prints one JSON object last.
 
     python tests/benchmarks/bench_audit.py            # 3 seeds, some minutes
-    python tests/benchmarks/bench_audit.py --quick    # one seed, a fifth of the frames
+    python tests/benchmarks/bench_audit.py --quick    # one seed, a fifth of the frames, three embedded plants
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import pandas as pd
 from measuring import ROOT, machine, note
-from PIL import Image, ImageFilter
+from PIL import Image
+from planted import (
+    Picture,
+    Rng,
+    black,
+    clean,
+    cropped,
+    defocused,
+    dimmed,
+    each_class,
+    mislabelled,
+    one_class,
+    recompressed,
+    saturated,
+    stuck,
+    turned,
+    written,
+)
 
 from plants.cameras import FrameSummary, faults, summary
 from plants.duplicates import Pair, near_duplicates, signature
+from plants.shortcuts import COLUMNS, shortcuts
 
-Rng = np.random.Generator
-Picture = Image.Image
-PLANTS = {"neu": "steel/neu", "xsdd": "steel/xsdd", "magnetic": "magnetic"}
-DUPLICATE_SHARE, FAULT_SHARE = 0.01, 0.03
-
-
-# --- planted duplicates ----------------------------------------------------------------------------------------------
-
-
-def cropped(image: Picture, rng: Rng) -> Picture:
-    """85-95 % of each side, anywhere."""
-    width, height = (round(side * rng.uniform(0.85, 0.95)) for side in image.size)
-    x, y = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
-    return image.crop((x, y, x + width, y + height))
-
-
-def turned(image: Picture, rng: Rng) -> Picture:
-    """Turned by 2 degrees either way, with black corners or cut to what is left without them."""
-    done = image.rotate(2.0 * rng.choice([-1, 1]), Image.Resampling.BICUBIC)
-    if rng.random() < 0.5:
-        return done
-    margin = int(np.ceil(max(image.size) * np.tan(np.radians(2)) / 2))
-    return done.crop((margin, margin, image.width - margin, image.height - margin))
-
-
-def recompressed(image: Picture, rng: Rng) -> Picture:
-    """JPEG of quality 40-70, up to a tenth brighter or darker."""
-    gain = rng.uniform(0.9, 1.1)
-    data = io.BytesIO()
-    image.point(lambda v: min(255, int(v * gain + 0.5))).save(data, "JPEG", quality=int(rng.integers(40, 71)))
-    return Image.open(data).convert("L")
-
-
+REAL = {"neu": "steel/neu", "xsdd": "steel/xsdd", "magnetic": "magnetic"}
+EMBEDDED = ("arden", "brno", "cadiz", "delft", "essen")
+DUPLICATE_SHARE, FAULT_SHARE, WRONG_SHARE = 0.01, 0.03, 0.02
+SIZE_PX = 128
+"""Of the images whose features tell wrong labels."""
+TELLING = {"each_95": (each_class, 0.95), "each_60": (each_class, 0.6), "one_95": (one_class, 0.95)}
+PLANTED_COLUMNS = ("environment", "product", "annotator", "suffix", "hour")
 CHANGES: dict[str, Sequence[Callable[[Picture, Rng], Picture]]] = {
     "crop": (cropped,),
     "rotation": (turned,),
     "recompression": (recompressed,),
     "all_three": (turned, cropped, recompressed),
 }
+FAULTS = {one.__name__: one for one in (dimmed, stuck, defocused, saturated, black)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A plant whose audit is measured."""
+
+    root: Path
+    table: pd.DataFrame
+    """`frame`, `class`, `lot` and, where known, what else the label row holds."""
+    is_ordered: bool
+    """Whether the times are known; otherwise frames are shuffled before a camera fault is planted."""
+
+
+def real(folder: Path) -> Subject:
+    """A plant in class folders, each image its own lot."""
+    frames = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".bmp"))
+    classes = [frame.partition("/")[0] for frame in frames]
+    return Subject(folder, pd.DataFrame({"frame": frames, "class": classes, "lot": frames}), is_ordered=False)
+
+
+def embedded(folder: Path) -> Subject:
+    """A plant of the embedded fleet, in the order of its times."""
+    table = pd.read_csv(folder / "labels.csv").sort_values(["captured_at", "frame"], ignore_index=True)
+    return Subject(folder, table, is_ordered=True)
+
+
+# --- what is planted -------------------------------------------------------------------------------------------------
 
 
 def duplicates(images: list[Picture], signatures: list[Any], *, untouched: list[Pair], rng: Rng) -> dict[str, Any]:
@@ -91,64 +116,14 @@ def duplicates(images: list[Picture], signatures: list[Any], *, untouched: list[
     return found
 
 
-# --- planted camera faults -------------------------------------------------------------------------------------------
-
-
-def _grey(image: Picture) -> np.ndarray:
-    return np.asarray(image, dtype=np.float64)
-
-
-def _as_image(values: np.ndarray) -> np.ndarray:
-    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
-
-
-def dimmed(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
-    """Half the light."""
-    return [_as_image(_grey(frame) * 0.5) for frame in frames]
-
-
-def stuck(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
-    """The first frame again and again, with new sensor noise of sigma 1."""
-    first = _grey(frames[0])
-    return [_as_image(first + rng.normal(0, 1, first.shape)) for _ in frames]
-
-
-def defocused(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
-    """Blurred by a Gaussian of sigma 2 px."""
-    return [np.asarray(frame.filter(ImageFilter.GaussianBlur(2))) for frame in frames]
-
-
-def saturated(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
-    """Twice the light that would bring the mean to white."""
-    return [_as_image(_grey(frame) * 510 / _grey(frame).mean()) for frame in frames]
-
-
-def black(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
-    """A covered lens: level 3, noise of sigma 1."""
-    return [_as_image(rng.normal(3, 1, _grey(frame).shape)) for frame in frames]
-
-
-FAULTS = {one.__name__: one for one in (dimmed, stuck, defocused, saturated, black)}
-
-
-def orders(names: list[str], *, rng: Rng | None) -> dict[str, list[int]]:
-    """The frames of each environment, in the order of their names or shuffled: no times are recorded."""
-    groups: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        key = Path(name).name[:4] if Path(name).name.startswith("exp") else "default"
-        groups.setdefault(key, []).append(number)
-    return {key: (rng.permutation(ids).tolist() if rng else ids) for key, ids in groups.items()}
-
-
 def camera_faults(
-    images: list[Picture], summaries: list[FrameSummary], *, names: list[str], rng: Rng
+    images: list[Picture], summaries: list[FrameSummary], *, order: list[int], rng: Rng
 ) -> dict[str, Any]:
-    """One run of each fault, 3 % of the plant's frames, in its largest environment, shuffled.
+    """One run of each fault, 3 % of the plant's frames, among the frames of one camera in this order.
 
     A frame is right if a fault of the planted kind names it; every other naming of a frame, of any kind, is wrong,
     unless the same order without the planted run has it too.
     """
-    order = max(orders(names, rng=rng).values(), key=len)
     num = max(5, round(FAULT_SHARE * len(images)))
     before = {(one.kind, k) for one in faults([summaries[i] for i in order]) for k in one.frames}
     found: dict[str, Any] = {"before": len(before)}
@@ -169,6 +144,59 @@ def camera_faults(
     return found
 
 
+def wrong_labels(features: np.ndarray, *, table: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """2 % of the labels made wrong; features [N, F] of the embedded backbone."""
+    from jobs.suspects import suspicion
+
+    rng = np.random.default_rng(seed)
+    said, wrong = mislabelled(table["class"].to_numpy(dtype=object), share=WRONG_SHARE, rng=rng)
+    frames = table["frame"].tolist()
+    found = suspicion(features, frames=frames, labels=said.tolist(), lots=table["lot"].tolist(), seed=seed)
+    named = {one.frame for one in found.suspects}
+    hits = len(named & {frames[row] for row in wrong})
+    return {"wrong_labels": {"planted": len(wrong), "found": hits, "wrong": len(named) - hits}}
+
+
+def pooled_features(subject: Subject) -> np.ndarray:
+    """Pooled features of the embedded backbone [N, F], mean and maximum side by side."""
+    import torch
+
+    from jobs.backbone import load_backbone
+    from plants.plant import Trunk
+
+    torch.set_num_threads(1)
+    loaded = load_backbone(Trunk(size_px=SIZE_PX, options={"global_pool": "catavgmax"}))
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (loaded.mean, loaded.std))
+    blocks = []
+    for frames in np.array_split(subject.table["frame"].to_numpy(dtype=object), len(subject.table) // 64 + 1):
+        images = [Image.open(subject.root / frame).convert("RGB").resize((SIZE_PX, SIZE_PX)) for frame in frames]
+        batch = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 255
+        with torch.inference_mode():
+            blocks.append(loaded.net((batch - mean) / std).numpy())
+    return np.concatenate(blocks)
+
+
+def telling_columns(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
+    """One column at a time made to tell the class, others in turn with each seed; every other one named is wrong."""
+    rng = np.random.default_rng(seed)
+    filled = clean(table, rng=rng)
+    before = {one.column for one in shortcuts(filled)}
+    found: dict[str, Any] = {"before": sorted(before)}
+    for number, (kind, (tell, faith)) in enumerate(TELLING.items()):
+        free = [name for name in PLANTED_COLUMNS if name not in before]
+        column = free[(3 * seed + number) % len(free)]
+        values = tell(filled["class"].to_numpy(dtype=object), faith=faith, rng=rng)
+        named = {one.column for one in shortcuts(written(filled, column, values=values))} - before
+        others = set(COLUMNS) & {*filled.columns, "suffix", "day", "hour"} - before - {column}
+        found[kind] = {
+            "planted": 1,
+            "found": int(column in named),
+            "wrong": len(named - {column}),
+            "clean": len(others),
+        }
+    return found
+
+
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
@@ -183,15 +211,24 @@ def rates(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             "planted": planted,
             "wrong": wrong,
         }
+        if "clean" in rounds[0][kind]:
+            table[kind]["clean"] = sum(one[kind]["clean"] for one in rounds)
     return table
 
 
-def measure(name: str, *, data: Path, seeds: Sequence[int], every: int) -> dict[str, Any]:
+def camera_order(table: pd.DataFrame, *, is_ordered: bool, rng: Rng) -> list[int]:
+    """The frames of the camera and product with most frames, in the order taken, or shuffled where that is unknown."""
+    number = table["frame"].str.extract(r"/(exp[0-9])_", expand=False).fillna("")
+    keys = [table[name] for name in ("environment", "product") if name in table.columns] or [number]
+    order = max((group.index.tolist() for _, group in table.groupby(keys)), key=len)
+    return order if is_ordered else rng.permutation(order).tolist()
+
+
+def measure(name: str, subject: Subject, *, seeds: Sequence[int], every: int) -> dict[str, Any]:
     """Everything about one plant."""
-    root = data / PLANTS[name]
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".png", ".bmp"))[::every]
-    names = [path.relative_to(root).as_posix() for path in paths]
-    images = [Image.open(path).convert("L") for path in paths]
+    table = subject.table.iloc[::every].reset_index(drop=True)
+    subject = Subject(subject.root, table, is_ordered=subject.is_ordered)
+    images = [Image.open(subject.root / frame).convert("L") for frame in table["frame"]]
     clock = [time.perf_counter()]
     signatures = [signature(np.asarray(image)) for image in images]
     clock.append(time.perf_counter())
@@ -199,27 +236,27 @@ def measure(name: str, *, data: Path, seeds: Sequence[int], every: int) -> dict[
     clock.append(time.perf_counter())
     summaries = [summary(np.asarray(image)) for image in images]
     clock.append(time.perf_counter())
-    in_order = {
-        key: [[one.kind, names[ids[one.frames[0]]], len(one.frames), one.detail] for one in told]
-        for key, ids in orders(names, rng=None).items()
-        if (told := faults([summaries[i] for i in ids]))
-    }
+    features = pooled_features(subject)
     clock.append(time.perf_counter())
     note(f"{name}: {len(images)} frames, {len(untouched)} pairs untouched")
-    rngs = [np.random.default_rng(seed) for seed in seeds]
-    cameras = [camera_faults(images, summaries, names=names, rng=rng) for rng in rngs]
-    copies = [duplicates(images, signatures, untouched=untouched, rng=rng) for rng in rngs]
-    spent = dict(zip(("signature", "near_duplicates", "summary", "faults"), np.diff(clock).tolist(), strict=True))
+    rounds: dict[str, list[dict[str, Any]]] = {"duplicates": [], "camera_faults": [], "labels": [], "shortcuts": []}
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        order = camera_order(table, is_ordered=subject.is_ordered, rng=rng)
+        rounds["camera_faults"].append(camera_faults(images, summaries, order=order, rng=rng))
+        rounds["duplicates"].append(duplicates(images, signatures, untouched=untouched, rng=rng))
+        rounds["labels"].append(wrong_labels(features, table=table, seed=seed))
+        rounds["shortcuts"].append(telling_columns(table, seed=seed))
+    spent = dict(zip(("signature", "near_duplicates", "summary", "features"), np.diff(clock).tolist(), strict=True))
     return {
         "num_frames": len(images),
         "seconds_per_1000": {key: round(1000 * value / len(images), 2) for key, value in spent.items()},
-        "duplicates": rates(copies),
-        "camera_faults": rates(cameras),
+        **{what: rates(found) for what, found in rounds.items()},
         "untouched": {
             "num_pairs": len(untouched),
-            "pairs": [[names[pair.i], names[pair.j], pair.score] for pair in untouched],
-            "fault_frames_when_shuffled": [one["before"] for one in cameras],
-            "faults_in_order_of_names": in_order,
+            "pairs": [[table["frame"][pair.i], table["frame"][pair.j], pair.score] for pair in untouched],
+            "fault_frames": [one["before"] for one in rounds["camera_faults"]],
+            "telling_columns": rounds["shortcuts"][0]["before"],
         },
     }
 
@@ -227,25 +264,43 @@ def measure(name: str, *, data: Path, seeds: Sequence[int], every: int) -> dict[
 def main() -> None:
     """Measure, then print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, every fifth frame")
-    parser.add_argument("--plant", action="append", choices=sorted(PLANTS), help="only this plant; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="one seed, every fifth real frame, three embedded plants")
+    parser.add_argument("--plant", action="append", choices=[*REAL, *EMBEDDED], help="only this plant; may be repeated")
     given = parser.parse_args()
     data = Path(os.environ.get("CROSSPLANT_REAL_DATA", ROOT.parent / "shared" / "data"))
-    if not data.is_dir():
+    names = given.plant or [*REAL, *EMBEDDED[: 3 if given.quick else 5]]
+    if not data.is_dir() and set(names) & set(REAL):
         raise SystemExit(f"{data} is missing: set CROSSPLANT_REAL_DATA to the folder of the three real plants")
     seeds, every = ((0,), 5) if given.quick else ((0, 1, 2), 1)
-    plants = {name: measure(name, data=data, seeds=seeds, every=every) for name in given.plant or PLANTS}
-    worst = {
-        key: min(one[rate] or 0.0 for plant in plants.values() for one in plant[what].values())
-        for what in ("duplicates", "camera_faults")
-        for rate in ("precision", "recall")
-        for key in [f"{what}_{rate}"]
-    }
+    plants = {name: measure(name, real(data / REAL[name]), seeds=seeds, every=every) for name in names if name in REAL}
+    with tempfile.TemporaryDirectory() as folder:
+        if set(names) & set(EMBEDDED):
+            make_small_plants(Path(folder))
+        for name in (name for name in names if name in EMBEDDED):
+            plants[name] = measure(name, embedded(Path(folder) / name), seeds=seeds, every=1)
     print(
         json.dumps(
-            {"name": "audit", "worst": worst, "seeds": list(seeds), "plants": plants, "machine": machine(threads={})}
+            {"name": "audit", "worst": worst(plants), "seeds": list(seeds), "plants": plants}
+            | {"machine": machine(threads={})}
         )
     )
+
+
+def make_small_plants(folder: Path) -> None:
+    """The embedded plants but fargo lie in the folder."""
+    from plants import synthetic
+
+    with mock.patch.object(synthetic, "FACTORIES", synthetic.FACTORIES[: len(EMBEDDED)]):
+        synthetic.make_fleet(folder, seed=0, processes=1)
+
+
+def worst(plants: dict[str, Any]) -> dict[str, float]:
+    """The lowest precision and recall of each thing planted, over plants and kinds."""
+    return {
+        f"{what}_{rate}": min(one[rate] or 0.0 for plant in plants.values() for one in plant[what].values())
+        for what in ("duplicates", "camera_faults", "labels", "shortcuts")
+        for rate in ("precision", "recall")
+    }
 
 
 if __name__ == "__main__":

@@ -95,10 +95,9 @@ def _squeezed(plant: Any) -> Any:
 def _errors(fleet: Any, *, plant: Any) -> list[str]:
     """The kinds of what `crossplant audit` finds at level error."""
     from cluster.catalog import Catalog
-    from cluster.storage import open_store
     from plants.audit import audit
 
-    rows = Catalog(open_store(fleet.store)).rows(plant.name)
+    rows = Catalog.of(fleet).rows(plant.name)
     found = audit(plant, rows, fleet=fleet, trunk_size_px=fleet.trunks[0].size_px)
     return sorted({finding.kind for finding in found if finding.level == "error"})
 

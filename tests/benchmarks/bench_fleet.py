@@ -54,7 +54,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 def made(folder: Path, *, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The fleet is generated, imported and dealt; its task for every side."""
     from cluster.catalog import Catalog
-    from cluster.storage import PlantFiles, open_store
+    from cluster.storage import PlantFiles
     from jobs.recipe import Recipe, Stage
     from plants.plant import Fleet, Trunk, load_fleet
     from plants.synthetic import make_fleet
@@ -67,7 +67,7 @@ def made(folder: Path, *, seed: int, given: argparse.Namespace) -> dict[str, Any
         trunk = Trunk(backbone=given.backbone, weights=given.weights, size_px=given.size_px, cuts=(0, 1))
     plants = tuple(loaded.plant(name) for name in wanted)
     fleet = Fleet.model_validate(loaded.model_copy(update={"plants": plants, "trunks": (trunk,)}).model_dump())
-    catalog = Catalog(open_store(fleet.store))
+    catalog = Catalog.of(fleet)
     for plant in fleet.plants:
         catalog.import_plant(fleet, plant, files=PlantFiles(), now=datetime.now(UTC))
     recipe = Recipe(stages=(Stage(cut=1, epochs=given.epochs),), patience=given.patience or given.epochs)

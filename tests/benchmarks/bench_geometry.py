@@ -154,7 +154,7 @@ def large(folder: Path, *, num: int, num_fresh: int, show: Console) -> dict[str,
     plant = loaded.plant("large")
     boxed = Geometry(fit="letterbox", min_defect_px=SCRATCH_PX)
     squeezed = {k: e.model_copy(update={"geometry": boxed}) for k, e in plant.environments.items()}
-    rows = Catalog(open_store(loaded.store)).rows("large")
+    rows = Catalog.of(loaded).rows("large")
     size_px = loaded.trunks[0].size_px
     findings = audit(plant.model_copy(update={"environments": squeezed}), rows, fleet=loaded, trunk_size_px=size_px)
     decision = document["decisions"]["large"]

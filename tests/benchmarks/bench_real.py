@@ -80,7 +80,9 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
     return path
 
 
-def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, show: Console) -> dict[str, Any]:
+def walk(
+    backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, show: Console, copies: bool = True
+) -> dict[str, Any]:
     """import, audit, train, compare, evaluate, publish, serve, predict; the sealed figures of every plant."""
     from cluster.settings import Settings
     from jobs import release, verbs
@@ -91,7 +93,7 @@ def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, s
     loaded = loaded.model_copy(update={"seed": seed})
     names = [plant.name for plant in loaded.plants]
     settings = Settings(home=folder / "home")
-    verbs.import_fleet(loaded, names=names, show=show)
+    imported = verbs.import_fleet(loaded, names=names, show=show, cache=settings.cache if copies else None)
     audited = verbs.audit_fleet(loaded, settings=settings, names=names, show=Console(quiet=True), is_looking=False)
     findings = audited["findings"]
     verbs.train(loaded, settings=settings, recipe_file=None, seeds=(seed,), leave_out=(), retry_failed=False, show=show)
@@ -110,6 +112,7 @@ def walk(backbone: str, *, folder: Path, seed: int, data: Path, weights: Path, s
         "pooled_minus_own": {name: pooled[name]["macro_f1"] - own[name] for name in MILLS if name in pooled},
         "pooled_minus_own_sealed": pooled_sealed,
         "endpoints_answer_as_bundles": answered,
+        "quarantined": {row["plant"]: len(row["quarantined"]) for row in imported["plants"]},
         "errors_of_audit": [f["kind"] for f in findings if f["level"] == "error"],
     }
 
@@ -145,14 +148,13 @@ def _answers(fleet: Any, *, settings: Any) -> dict[str, str]:
     from cluster import session
     from cluster.catalog import Catalog
     from cluster.registry import Journal
-    from cluster.storage import open_store
     from serving import app
     from serving.verbs import predict_files, serve_fleet
 
     served = serve_fleet(fleet, settings=settings, host="127.0.0.1", port=0)
     found = {}
     for name in served["plants"]:
-        rows = Catalog(open_store(fleet.store)).rows(name)
+        rows = Catalog.of(fleet).rows(name)
         row = rows[rows["role"] == "test"].iloc[0]
         same = rows[(rows["role"] == "test") & (rows["environment"] == row["environment"])]["frame"][:5]
         files = [Path(fleet.plant(name).images) / frame for frame in same]
@@ -179,6 +181,7 @@ def main() -> None:
     parser.add_argument("--backbone", action="append", choices=["embedded", "mobilenetv2_035", "mobilenetv2_100"])
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--quick", action="store_true", help="the embedded backbone, one seed")
+    parser.add_argument("--no-copies", action="store_true", help="import --no-copies: each image is a lot of its own")
     asked = parser.parse_args()
     data = Path(os.environ.get("CROSSPLANT_REAL_DATA", "../shared/data")).resolve()
     weights = Path(os.environ.get("CROSSPLANT_WEIGHTS", "../shared/weights")).resolve()
@@ -190,8 +193,9 @@ def main() -> None:
     for backbone in asked.backbone or every:
         for seed in asked.seed or ([0] if asked.quick else [0, 1, 2]):
             with tempfile.TemporaryDirectory() as folder:
+                given: dict[str, Any] = {"seed": seed, "data": data, "weights": weights, "show": show}
                 figures[f"{backbone}-s{seed}"] = walk(
-                    backbone, folder=Path(folder), seed=seed, data=data, weights=weights, show=show
+                    backbone, folder=Path(folder), copies=not asked.no_copies, **given
                 )
     print(json.dumps({"name": "real", "cpus": os.cpu_count(), "figures": figures}))
 

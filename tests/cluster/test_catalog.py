@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
-from cluster.catalog import ASSIGNMENTS, Catalog, Imported
-from cluster.storage import PlantFiles, open_store
+from cluster.catalog import ASSIGNMENTS, Catalog, Imported, Look
+from cluster.storage import PlantFiles
+from plants.copies import Quarantined
 from plants.errors import InputError
-from plants.plant import Fleet, load_fleet
+from plants.plant import Fleet, Plant, load_fleet
 from tests.fleets import NOW, drawn_fleet
 
 
@@ -23,7 +27,7 @@ def fleet(tmp_path: Path) -> Fleet:
 
 @pytest.fixture
 def catalog(fleet: Fleet) -> Catalog:
-    return Catalog(open_store(fleet.store))
+    return Catalog.of(fleet)
 
 
 def read(catalog: Catalog, fleet: Fleet, name: str = "north") -> Imported:
@@ -80,6 +84,21 @@ def test_a_lot_that_passes_through_two_plants_has_one_role(catalog, fleet):
     assert roles[0].equals(roles[1])
 
 
+def test_a_corrected_answer_of_the_test_leaves_a_trace_and_nothing_else_does(catalog, fleet):
+    read(catalog, fleet)
+    sealed = catalog.sealed("north")
+    frame = next(f for f in sealed["frame"] if f.startswith("crack/"))
+    assert read(catalog, fleet).notes == []
+    images = Path(fleet.plant("north").images)
+    (images / frame).unlink()
+    (found,) = read(catalog, fleet).notes
+    assert found.startswith("1 answers of the sealed test changed")
+    (line,) = catalog.corrections().splitlines()
+    assert json.loads(line) == {
+        "plant": "north", "frame": frame, "what": "removed", "before": False, "after": True, "at": NOW.isoformat()
+    }  # fmt: skip
+
+
 def test_before_an_import_there_are_no_rows_and_the_remedy_is_named(catalog, fleet):
     assert catalog.assignments() is None
     with pytest.raises(InputError, match=r"plant north.*has not been imported.*crossplant import"):
@@ -118,3 +137,74 @@ def test_the_digest_does_not_depend_on_the_order_of_plants(catalog, fleet):
         read(catalog, fleet, name)
     assert catalog.data_digest(["north", "south"]) == catalog.data_digest(["south", "north"])
     assert catalog.data_digest(["north"]) != catalog.data_digest(["south"])
+
+
+def looks(marks: dict[str, int]) -> Look:
+    """Frames of one mark are copies of one picture, all others show grain of their own."""
+
+    def look(plant: Plant, rows: pd.DataFrame) -> np.ndarray:
+        seeds = [marks.get(f"{plant.name}:{frame}", 1000 + int(sha[:6], 16)) for frame, sha in rows_of(rows)]
+        grain = [gaussian_filter(np.random.default_rng(seed).normal(0, 1, (64, 64)), 1.5) for seed in seeds]
+        return np.stack([np.clip(128 + 40 * one / one.std(), 0, 255).astype(np.uint8) for one in grain])
+
+    return look
+
+
+def rows_of(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(rows["frame"], rows["sha256"], strict=True))
+
+
+def read_with(catalog: Catalog, fleet: Fleet, look: Look, name: str = "north") -> Imported:
+    return catalog.import_plant(fleet, fleet.plant(name), files=PlantFiles(), now=NOW, look=look)
+
+
+def frames_of(catalog: Catalog, role: str, plant: str = "north") -> list[str]:
+    rows = catalog.rows(plant)
+    return rows.loc[rows["role"] == role, "frame"].tolist()
+
+
+def test_a_copy_that_straddles_a_split_is_quarantined_for_good_and_told(catalog, fleet):
+    read(catalog, fleet)
+    learned, tested = frames_of(catalog, "train")[0], frames_of(catalog, "test")[0]
+    found = read_with(catalog, fleet, looks({f"north:{learned}": 1, f"north:{tested}": 1}))
+    rows = catalog.rows("north").set_index("frame")
+    assert found.quarantined == [Quarantined(tested, rows.loc[tested, "sha256"], "test", learned)]
+    assert rows.loc[tested, "role"] == "quarantine"
+    assert pd.isna(rows.loc[tested, "class"])
+    assert len(rows) == 60
+    assert [row.frame for row in read(catalog, fleet).quarantined] == [tested], "also without another look"
+    assert catalog.rows("north").set_index("frame").loc[tested, "role"] == "quarantine"
+    add_frame(fleet, tested, shade=231)
+    assert read(catalog, fleet).quarantined == [], "the file shows something else now"
+    assert catalog.rows("north").set_index("frame").loc[tested, "role"] == "test"
+
+
+def test_a_copy_of_another_plants_picture_is_quarantined(catalog, fleet):
+    read(catalog, fleet)
+    learned = frames_of(catalog, "train")[0]
+    read(catalog, fleet, "south")
+    tested = frames_of(catalog, "test", "south")[0]
+    found = read_with(catalog, fleet, looks({f"north:{learned}": 1, f"south:{tested}": 1}), "south")
+    (one,) = found.quarantined
+    assert (one.frame, one.role, one.copy_of) == (tested, "test", f"north:{learned}")
+
+
+@pytest.mark.slow
+def test_pictures_of_unknown_lots_that_show_the_same_lie_in_one_role_also_when_they_come_later(catalog, fleet):
+    plant = fleet.plant("north").model_copy(update={"lot_pattern": None})
+    fleet = fleet.model_copy(update={"plants": (plant, fleet.plant("south"))})
+    names = [f"good/L{lot:02d}-0.png" for lot in range(12)]
+    found = read_with(catalog, fleet, looks({f"north:{name}": 1 for name in names}))
+    rows = catalog.rows("north").set_index("frame")
+    assert rows.loc[names, "lot"].nunique() == rows.loc[names, "role"].nunique() == 1
+    assert rows["lot"].nunique() == 60 - 11
+    assert found.quarantined == []
+    add_frame(fleet, "good/late.png", shade=210)
+    marks = {f"north:{name}": 1 for name in [*names, "good/late.png"]}
+    assert read_with(catalog, fleet, looks(marks)).quarantined == []
+    later = catalog.rows("north").set_index("frame")
+    assert later.loc["good/late.png", "lot"] == rows.loc[names[0], "lot"]
+    assert later.loc[rows.index, "lot"].equals(rows["lot"])
+    again = read(catalog, fleet)
+    assert again.new_rows == 0
+    assert catalog.rows("north").set_index("frame")["lot"].equals(later["lot"]), "also without another look"

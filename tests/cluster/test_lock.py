@@ -77,6 +77,7 @@ def test_what_a_killed_writer_left_lapses(tmp_path):
         assert time.monotonic() - begun > 0.3
 
 
+@pytest.mark.slow
 def test_a_claim_is_renewed_while_the_block_lasts_and_one_that_could_not_be_is_said(tmp_path, monkeypatch):
     store = LocalStore(tmp_path)
     with locked(store, "x", ttl_s=0.4) as claim:

@@ -134,7 +134,7 @@ def test_large_files_go_in_parts_and_come_back_whole(bucket, tmp_path):
     store = open_store(bucket)
     digest = store.upload(source, "large")
     store.download("large", tmp_path / "back", sha256=digest)
-    assert store.list() == [("large", 110 << 20)]
+    assert [e[:2] for e in store.list()] == [("large", 110 << 20)]
 
 
 def _read_in_child(store, queue):

@@ -5,9 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.compare import Candidate, Decision, _may_serve, cell, decide, idle_cost, runs_for, worst_first
+from jobs.compare import (
+    Candidate,
+    Decision,
+    _may_serve,
+    cell,
+    decide,
+    decide_first,
+    figures_of,
+    first_model,
+    idle_cost,
+    runs_for,
+    worst_first,
+)
 from jobs.plan import Plan, RunSpec
-from plants.costs import out_of_fold, solve
+from plants.costs import out_of_fold, solve, solve_by_novelty
 from plants.metrics import report
 from plants.plant import Costs, Fleet
 from plants.scores import PartScores
@@ -108,6 +120,56 @@ def test_few_lots_give_the_best_estimate_and_say_so():
     assert found.model == "branch"
     assert found.why == "not enough lots for an interval; best estimate, before head"
     assert found.interval["low"] is None
+
+
+def near_good(*, good_only: bool) -> Candidate:
+    """The distance to good parts, which tells cracks apart well, at a plant with or without cracks on decide."""
+    scores = candidate("n", skill=2).scores
+    novelty = np.where(scores.is_good, 0.8, 2.0) + np.random.default_rng(0).normal(0, 0.1, len(scores))
+    probs = np.stack([1 / (1 + novelty**4), np.zeros(len(scores))], axis=1)
+    scores = PartScores(**{**{k: getattr(scores, k) for k in FIELDS}, "probs": probs, "novelty": novelty})
+    scores = scores.take(scores.is_good) if good_only else scores
+    policy = solve_by_novelty(scores, costs=COSTS, plant="north")
+    judged_by = out_of_fold(scores, costs=COSTS, plant="north", solver=solve_by_novelty)
+    return Candidate("normality-north-s0", "normality", ("n",), 0, scores, policy, judged_by)
+
+
+FIELDS = ("part_ids", "lots", "environments", "truth", "classes", "ok")
+
+
+def test_the_distance_to_good_parts_is_taken_where_no_other_model_can_be_judged_and_only_there():
+    first, other = near_good(good_only=True), candidate("own", skill=2)
+    found = decide_first([other, first], num_defects=0)
+    assert found == Decision(first.name, found.why, None, None)
+    assert found.why.startswith("no defect is labelled, so no classifier can be judged")
+    assert "of 7 labelled defects none is in decide" in decide_first([other, first], num_defects=7).why
+    judged = near_good(good_only=False)
+    assert "of 7 labelled defects none is in train" in decide_first([judged], num_defects=7).why
+    assert decide_first([other, judged], num_defects=7) is None
+    assert decide_first([other], num_defects=7) is None
+
+
+def test_the_distance_to_good_parts_is_judged_by_what_it_finds_and_not_by_classes_it_does_not_name():
+    model = near_good(good_only=False)
+    figures = figures_of(model.scores, kind=model.kind, policy=model.judged_by)
+    found = cell(figures=figures)
+    assert (found["macro_f1"], found["recall"]) == (None, None)
+    assert found["auc"] > 0.99
+    assert figures["verdicts"]["caught"]["crack"]["value"] > 0.95
+    assert figures["verdicts"]["false_alarms"]["value"] == 0
+    assert figures["verdicts"]["reviews_of_good"]["value"] == pytest.approx(0.05, abs=0.04)
+
+
+def test_a_plant_with_few_labelled_defects_has_its_normality_as_a_candidate():
+    plant = toy_fleet("north").plant("north")
+    runs = [RunSpec("n", "normality", ("north",), 1, {}, target="north"), RunSpec("o", "own", ("north",), 0, {})]
+    plan = Plan("toys", "d", tuple(runs))
+    given = {"plan": plan, "plant": plant, "done": ["n", "o"]}
+    assert first_model(**given, num_defects=19) == ["n"]
+    assert first_model(**given, num_defects=20) == []
+    assert first_model(**{**given, "done": ["o"]}, num_defects=0) == []
+    assert first_model(**{**given, "plant": plant.model_copy(update={"ok": ()})}, num_defects=0) == []
+    assert runs_for(plan, fleet=toy_fleet("north"), plant=plant, done=["n", "o"], seed=0) == ["o"]
 
 
 def test_the_only_candidate_is_taken_without_an_interval():

@@ -41,13 +41,14 @@ class Diary(LocalStore):
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    return Catalog(Diary(imported(drawn_fleet(tmp_path, "north", "south")).store))
+    fleet = imported(drawn_fleet(tmp_path, "north", "south"))
+    return Catalog(LocalStore(fleet.store), seal=Diary(f"{fleet.store}/sealed"))
 
 
 def test_the_answers_are_read_after_the_ledger_has_counted_the_opening(catalog):
     rows = open_test("north", catalog=catalog, budget=5, **WHO)
-    acts = catalog.store.acts
-    assert acts.index(("write", LEDGER)) < acts.index(("read", "sealed/north.parquet"))
+    acts = catalog.seal.acts
+    assert acts.index(("write", LEDGER)) < acts.index(("read", "north.parquet"))
     answered = rows[rows["role"] == "test"]
     assert len(answered) > 0
     assert answered["class"].isin(["good", "crack"]).all()
@@ -55,54 +56,54 @@ def test_the_answers_are_read_after_the_ledger_has_counted_the_opening(catalog):
 
 def test_every_opening_says_who_looked_when_and_at_what(catalog):
     open_test("north", catalog=catalog, budget=5, **WHO)
-    (opening,) = openings(catalog.store)
+    (opening,) = openings(catalog.seal)
     assert (opening.plant, opening.generation, opening.who, opening.bundles) == ("north", 1, "ada", ("b" * 64,))
     assert opening.at == NOW
 
 
 def test_where_the_ledger_cannot_be_written_nothing_is_read(catalog):
-    (catalog.store.root / LEDGER).mkdir()
+    (catalog.seal.root / LEDGER).mkdir()
     with pytest.raises(InputError):
         open_test("north", catalog=catalog, budget=5, **WHO)
-    assert ("read", "sealed/north.parquet") not in catalog.store.acts
+    assert ("read", "north.parquet") not in catalog.seal.acts
 
 
 def test_a_spent_budget_refuses_before_anything_is_read_and_counts_each_plant_alone(catalog):
     for _ in range(5):
         open_test("north", catalog=catalog, budget=5, **WHO)
-    catalog.store.acts.clear()
+    catalog.seal.acts.clear()
     with pytest.raises(SealError, match=r"plant north.*opened 5 times of 5"):
         open_test("north", catalog=catalog, budget=5, **WHO)
-    assert not {("write", LEDGER), ("read", "sealed/north.parquet")} & set(catalog.store.acts)
-    assert len(openings(catalog.store)) == 5
+    assert not {("write", LEDGER), ("read", "north.parquet")} & set(catalog.seal.acts)
+    assert len(openings(catalog.seal)) == 5
     open_test("south", catalog=catalog, budget=5, **WHO)
 
 
 def test_a_new_generation_may_be_opened_again_and_shows_only_its_own_lots(tmp_path):
     fleet = imported(drawn_fleet(tmp_path, "north", num_lots=20))
-    catalog = Catalog(LocalStore(fleet.store))
+    catalog = Catalog.of(fleet)
     first = open_test("north", catalog=catalog, budget=1, **WHO)
     drawn_fleet(tmp_path, "north", num_lots=40)
     catalog.import_plant(fleet, fleet.plant("north"), files=PlantFiles(), now=NOW, is_new_generation=True)
     second = open_test("north", catalog=catalog, budget=1, **WHO)
     assert set(second["lot"]).isdisjoint(first["lot"])
     assert set(second["lot"]) <= {f"L{n}" for n in range(20, 40)}
-    assert [opening.generation for opening in openings(catalog.store)] == [1, 2]
+    assert [opening.generation for opening in openings(catalog.seal)] == [1, 2]
     with pytest.raises(SealError, match="generation 2 was opened 1 times of 1"):
         open_test("north", catalog=catalog, budget=1, **WHO)
 
 
 def test_a_ledger_that_cannot_be_understood_opens_nothing(catalog):
-    catalog.store.write(LEDGER, b"not an opening\n")
+    catalog.seal.write(LEDGER, b"not an opening\n")
     with pytest.raises(InputError, match="line 1 is not an opening"):
         open_test("north", catalog=catalog, budget=5, **WHO)
-    assert ("read", "sealed/north.parquet") not in catalog.store.acts
+    assert ("read", "north.parquet") not in catalog.seal.acts
 
 
 def test_a_plant_without_test_rows_opens_nothing(catalog):
     with pytest.raises(InputError, match="plant west"):
         open_test("west", catalog=catalog, budget=5, **WHO)
-    assert openings(catalog.store) == []
+    assert openings(catalog.seal) == []
 
 
 def choose(works: Works, *, model: str) -> dict:
@@ -120,7 +121,7 @@ def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(wo
     given = {"document": document, "exports": works.exports(), "who": "ada", "now": NOW, "budget": 5}
     found = evaluate_fleet(works.fleet, names=["arden"], **given)
     row = found["plants"]["arden"]
-    rows = Catalog(works.store).rows("arden")
+    rows = Catalog.of(works.fleet).rows("arden")
     assert row["n"] == rows.loc[rows["role"] == "test", "part_id"].nunique()
     assert row["model"] == "own-arden-s0"
     assert row["frozen"]["n"] == row["n"]
@@ -135,7 +136,7 @@ def test_a_plant_is_refused_by_the_budget_and_its_model_is_not_judged(works):
     given = {"document": choose(works, model="own-arden-s0"), "exports": works.exports(), "who": "ada", "now": NOW}
     with pytest.raises(SealError):
         evaluate_fleet(works.fleet, names=["arden"], budget=0, **given)
-    assert openings(works.store) == []
+    assert openings(Catalog.of(works.fleet).seal) == []
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_every_step_but_evaluation_goes_on_where_the_answers_cannot_be_read(work
     assert release.status(works.fleet, settings=works.settings, show=show)["routes"]
     with pytest.raises(ArrowInvalid):
         release.evaluate(works.fleet, settings=works.settings, names=["arden"], show=show)
-    assert len(openings(works.store)) == 1
+    assert len(openings(Catalog.of(works.fleet).seal)) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from jobs.head import Head, fit_head
@@ -46,6 +47,7 @@ def test_with_no_evidence_the_head_stays_at_its_prior():
     assert near.value > alone.value
 
 
+@pytest.mark.slow
 def test_a_constant_feature_does_no_harm():
     x, targets = problem(100)
     x[:, 3] = 7.0

@@ -8,15 +8,19 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
+import yaml
 
 from cluster.catalog import Catalog
 from cluster.retention import enforce
+from cluster.storage import open_store
 from jobs import verbs
-from jobs.look import audit_fleet, label_findings
+from jobs.look import audit_fleet, audit_tables, label_findings
+from jobs.material import Material
+from jobs.recipe import Recipe
 from jobs.suspects import Suspect, Suspicion
 from plants.labels import from_parquet, to_parquet
 from tests.browser import BrowserUnavailable, opened
-from tests.fleets import console
+from tests.fleets import console, drawn_fleet, imported
 
 NAMES = ["arden", "essen"]
 
@@ -26,15 +30,35 @@ def test_the_page_shows_every_finding_and_every_class_but_nothing_of_the_sealed_
     document = audit_fleet(works.fleet, settings=works.settings, names=NAMES, is_looking=True)
     html = (works.settings.home / "reports" / works.fleet.fleet / "audit.html").read_text(encoding="utf-8")
     assert document["report"].endswith("audit.html")
-    assert html.count("<tr>") == len(document["findings"]) + 1
+    assert html.count("<tr>") == len(document["findings"]) + 1 + len(["head", "(pretraining)", *NAMES])
+    kinds = {f["kind"] for f in document["findings"]}
+    assert kinds & {"near_sisters", "far_from_sisters"}
+    assert "near_pretraining" in kinds
     for name in NAMES:
-        rows = Catalog(works.store).rows(name)
+        rows = Catalog.of(works.fleet).rows(name)
         shown = set(re.findall(r'alt="([^"]+)"', html))
         open_frames = set(rows.loc[rows["role"] != "test", "frame"])
         assert set(rows.loc[rows["role"] == "test", "frame"]).isdisjoint(shown)
         assert open_frames & shown
         for label in rows["class"].dropna().unique():
             assert f"<h3>{name}: {label} (" in html
+
+
+def test_golden_sets_are_read_without_what_is_sealed_at_any_plant(tmp_path):
+    path = drawn_fleet(tmp_path, "mill", "werk", num_lots=8)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw["plants"][0]["golden"] = "golden.csv"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    fleet = imported(path)
+    rows = {name: Catalog(open_store(fleet.store)).rows(name) for name in ("mill", "werk")}
+    lines = [f"{frame},good,{who}," for frame in rows["mill"]["frame"] for who in ("ada", "bob")]
+    lines += [f"lent/{i}.png,good,ada,{digest}" for i, digest in enumerate(rows["werk"]["sha256"])]
+    (tmp_path / "golden.csv").write_text("\n".join(["frame,class,annotator,sha256", *lines]), encoding="utf-8")
+    material = Material(fleet, cache=tmp_path / "cache", recipe=Recipe(stages=(), views=1))
+    num_sealed = {name: int((table["role"] == "test").sum()) for name, table in rows.items()}
+    found = {f.kind: f for f in audit_tables(fleet, names=["mill"], material=material)}
+    assert f"on {len(rows['mill']) - num_sealed['mill']} images" in found["annotators_agree"].detail
+    assert f"; {2 * num_sealed['mill'] + num_sealed['werk']} judgements of sealed" in found["annotators_agree"].detail
 
 
 @pytest.mark.slow
@@ -84,7 +108,7 @@ def test_the_page_opens_in_a_browser_with_all_its_pictures_and_the_findings_of_t
     document = json.loads(json.dumps(audit_fleet(works.fleet, settings=works.settings, names=NAMES, is_looking=True)))
     try:
         with opened(f"file://{document['report']}") as page:
-            cells = page.locator("tbody tr td:nth-child(4)").all_inner_texts()
+            cells = page.locator("table:has(caption:text-is('Findings')) tbody tr td:nth-child(4)").all_inner_texts()
             assert cells == [" ".join(f["detail"].split()) for f in document["findings"]]
             page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
             page.wait_for_function("[...document.images].every(image => image.complete)")

@@ -17,9 +17,11 @@ from plants import bundle
 from plants.costs import Policy
 from plants.errors import InputError
 from plants.images import tensor_digest
+from plants.normality import Normalities
 from tests.fleets import Works
 
 pytestmark = pytest.mark.slow
+PROOF = ("card.md", "normality.npz", "probe.npz", "report.json")
 FINISHED = "2026-03-01T00:00:00+00:00"
 
 
@@ -50,7 +52,7 @@ def test_a_bundle_is_whole_and_says_what_it_is_and_where_its_limits_lie(works, t
     assert manifest.tier == ("branch" if manifest.cut else "head")
     assert manifest.created_at == FINISHED
     assert {name: flag.may_leave for name, flag in manifest.governance.items()} == {"arden": True, "essen": True}
-    assert set(manifest.files) == {"branch.onnx", "card.md", "probe.npz", "report.json", "weights.safetensors"}
+    assert set(manifest.files) == {*PROOF, "branch.onnx", "weights.safetensors"}
     assert works.store.exists(f"trunks/{manifest.trunk.sha256}.onnx")
     card = (tmp_path / digest / "card.md").read_text()
     assert "The data were generated" in card
@@ -107,6 +109,25 @@ def test_an_ensemble_names_its_members_by_digest_and_weighs_them_alike(works, tm
     assert len(set(manifest.members)) == 3
     runs = [bundle.read(Bundles(works.store).fetch(m, tmp_path)).manifest.run_id for m in manifest.members]
     assert runs == members
-    assert "branch.onnx" not in manifest.files
+    assert set(manifest.files) == {"card.md", "normality.npz", "report.json"}
     alone, _ = published(works, model="own-essen-s0", members=["own-essen-s0"])
     assert alone == manifest.members[0]
+
+
+def test_a_bundle_that_knows_good_parts_only_has_no_branch_and_every_bundle_of_the_plant_knows_the_same(
+    works, tmp_path
+):
+    exports = works.exports()
+    views = np.random.default_rng(0).normal(size=(9, exports.material.model.feature_dim))
+    places = [("essen", name) for name in ("ofen 1", "ofen 2", "never seen")] * 3
+    expected = exports.normality("essen").score(views, places)
+    for model in ("normality-essen-s0", "own-essen-s0", "pooled-s0"):
+        digest, _ = published(works, model=model, members=[model], exports=exports)
+        folder = Bundles(works.store).fetch(digest, tmp_path)
+        manifest, _ = bundle.read(folder)
+        found = Normalities.load(folder / "normality.npz")
+        assert found.score(views, places) == pytest.approx(expected, rel=1e-6)
+        assert [name for name in ("arden", "essen") if found.knows(name)] == sorted(manifest.serves)
+        card = (folder / "card.md").read_text()
+        assert "Novelty at essen: distance to its good training parts; too few views of their own" in card
+        assert (manifest.kind == "normality") is (set(manifest.files) == set(PROOF))

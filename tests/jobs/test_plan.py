@@ -25,14 +25,24 @@ PARTS = {"neu": 10, "xsdd": 20, "tiles": 30}
 
 
 def plan_of(f: Fleet, **more) -> Plan:
-    return make_plan(f, recipe=Recipe(), data_digest="d", train_parts=PARTS, **more)
+    given = {"train_parts": PARTS, "train_defects": {**PARTS, "tiles": 5}} | more
+    return make_plan(f, recipe=Recipe(), data_digest="d", **given)
 
 
 def test_plants_that_share_no_defect_are_not_pooled():
     groups = pooling_groups(fleet(), plants=fleet().plants)
     assert groups == [("neu", "xsdd")]
     kinds = {run.run_id: run.kind for run in plan_of(fleet()).runs}
-    assert [k for k in kinds if "tiles" in k] == ["frozen-tiles-s0", "own-tiles-s0"]
+    assert [k for k in kinds if "tiles" in k] == ["frozen-tiles-s0", "own-tiles-s0", "normality-tiles-s0"]
+
+
+def test_every_plant_has_one_normality_whatever_the_seeds_and_one_without_defects_has_nothing_else():
+    plan = plan_of(fleet(), seeds=(3, 1), train_defects={"neu": 10, "xsdd": 0, "tiles": 0})
+    normal = [run for run in plan.runs if run.kind == "normality"]
+    assert [(run.plants, run.target, run.seed) for run in normal] == [((n,), n, 3) for n in ("neu", "xsdd", "tiles")]
+    assert {run.kind for run in plan.runs if "tiles" in run.plants} == {"normality"}
+    bad_only = plan_of(fleet(), train_defects={**PARTS})
+    assert {run.target for run in bad_only.runs if run.kind == "normality"} == {"neu", "xsdd"}
 
 
 def test_every_parent_comes_with_the_plan():
@@ -71,9 +81,9 @@ def test_the_plan_is_named_by_its_content():
     base = plan_of(fleet()).plan_id
     assert plan_of(fleet()).plan_id == base
     assert plan_of(fleet(), seeds=(1,)).plan_id != base
-    other = make_plan(fleet(), recipe=Recipe(dropout=0.1), data_digest="d", train_parts=PARTS)
-    assert other.plan_id != base
-    assert make_plan(fleet(), recipe=Recipe(), data_digest="e", train_parts=PARTS).plan_id != base
+    counts = {"train_parts": PARTS, "train_defects": {**PARTS, "tiles": 5}}
+    assert make_plan(fleet(), recipe=Recipe(dropout=0.1), data_digest="d", **counts).plan_id != base
+    assert make_plan(fleet(), recipe=Recipe(), data_digest="e", **counts).plan_id != base
 
 
 def test_a_plan_survives_storage():

@@ -53,7 +53,7 @@ def inputs(works: Works) -> RoleInputs:
 
 @pytest.mark.slow
 def test_the_inputs_of_a_role_are_its_labelled_frames_and_no_others(works, inputs):
-    rows = Catalog(works.store).rows("essen")
+    rows = Catalog.of(works.fleet).rows("essen")
     rows = rows[rows["role"] == "decide"]
     assert set(inputs.frames.index) == set(rows["frame"])
     assert set(inputs.parts) == set(rows["part_id"])
@@ -75,6 +75,22 @@ def test_a_part_has_the_probabilities_of_its_most_suspicious_frame(works, inputs
         assert scores.probs[i] == pytest.approx(vector @ matrix, abs=1e-6)
         assert scores.truth[i] == inputs.frames.loc[inputs.frames["part_id"] == part, "class"].iloc[0]
     assert (scores.impossible > 0).any(), "a pooled model knows classes that do not occur at this plant"
+
+
+@pytest.mark.slow
+def test_a_part_is_as_far_from_good_parts_as_its_farthest_view_whatever_model_judges_it(works, inputs):
+    leaf_sets = works.fleet.leaf_sets(works.fleet.plant("essen"))
+    own, normality = (
+        inputs.scores([inputs.probabilities(run)], leaf_sets=leaf_sets)
+        for run in ("own-essen-s0", "normality-essen-s0")
+    )
+    assert inputs.novelty is not None
+    part_of = inputs.frames["part_id"].to_numpy()[inputs.frame_groups]
+    expected = [inputs.novelty[part_of == part].max() for part in own.part_ids]
+    assert own.novelty == pytest.approx(expected)
+    assert normality.novelty == pytest.approx(expected)
+    by_distance, by_goodness = np.argsort(expected), np.argsort(normality.p_defect)
+    assert by_distance.tolist() == by_goodness.tolist()
 
 
 @pytest.mark.slow
@@ -103,7 +119,7 @@ def test_frames_of_other_roles_in_the_pack_are_left_alone(works):
     """A pack may hold more frames than the rows that are judged."""
     exports = works.exports()
     plant = works.fleet.plant("essen")
-    rows = Catalog(works.store).rows("essen")
+    rows = Catalog.of(works.fleet).rows("essen")
     pack: Pack = exports.material.pack(plant, rows=rows)
     few = rows[rows["role"] == "decide"]
     found = RoleInputs(plant, rows=few, pack=pack, exports=exports)

@@ -20,6 +20,7 @@ class Killed(Exception):
     """Stands for a kill -9 between two epochs."""
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_keeps_a_stage_only_if_it_wins_on_select(tmp_path):
     run = toy_run(tmp_path)
     frozen = fit(ToyModel(), **run, recipe=RECIPE.model_copy(update={"stages": ()}), seed=0)
@@ -30,6 +31,7 @@ def test_a_run_learns_and_keeps_a_stage_only_if_it_wins_on_select(tmp_path):
     assert tuned.score.value >= frozen.score.value
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     run = toy_run(tmp_path)
     a, b, c = (fit(ToyModel(), **run, recipe=RECIPE, seed=seed) for seed in (1, 1, 2))

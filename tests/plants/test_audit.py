@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plants.audit import Finding, audit, strategy
+from plants.audit import audit
+from plants.balance import fleet_classes, strategy
+from plants.findings import EVERY_PLANT, Finding
 from plants.plant import Fleet, Geometry, Plant
 from plants.splits import ROLES, seal
 
@@ -167,6 +169,20 @@ def test_rare_classes_are_named_with_their_counts():
     assert "'Delle' (5)" in the(found, "few_labels").detail
 
 
+def test_classes_that_are_rare_in_all_plants_together_are_named_by_the_fleets_word():
+    rows = sound_rows()
+    few = rows["class"].eq("Delle").cumsum().le(5) | rows["class"].ne("Delle")
+    sister = Plant(name="werk-2", images="y", classes={"ding": "dent", "good": "ok"}, ok=("good",))
+    fleet = Fleet(fleet="f", store="s", plants=(plant(), sister))
+    theirs = pd.DataFrame({"class": ["ding"] * 4 + ["good"] * 200})
+    (found,) = fleet_classes(fleet, {"werk-1": rows[few], "werk-2": theirs})
+    assert (found.level, found.kind, found.plant) == ("warning", "rare_fleet_classes", EVERY_PLANT)
+    assert "in 2 plants together, beside the largest class (320 images): 'dent' (9)" in found.detail
+    many = pd.DataFrame({"class": ["ding"] * 60})
+    assert fleet_classes(fleet, {"werk-1": rows[few], "werk-2": many}) == []
+    assert fleet_classes(fleet, {"werk-1": rows[few]}) == []
+
+
 @pytest.mark.parametrize(
     ("num_labelled", "words"),
     [
@@ -260,6 +276,31 @@ def test_sealed_rows_are_audited_without_their_answers():
     found = findings(seal(rows).open_rows)
     assert f"of {(~is_test).sum() // 3} of class" in the(found, "small_defects").detail
     assert all(role in the(found, "shares").detail for role in ROLES)
+
+
+def test_a_plant_with_shares_of_its_own_is_held_to_those():
+    shares = {"train": 0.1, "select": 0.1, "decide": 0.4, "test": 0.4}
+    assert "train" in the(findings(sound_rows(), shares=shares), "shares_off").detail
+
+
+@pytest.mark.parametrize(
+    ("frame", "told"),
+    [
+        ("{name}/{lot}.png", True),
+        ("2026/{name} 2/{lot}.png", True),
+        ("all/{name}_{lot}.png", True),
+        ("frames/{lot}-{number}.png", False),
+        ("gut/{lot}-{number}.png", False),
+    ],
+)
+def test_paths_that_name_the_class_are_told_of_frames_outside_the_seal(frame, told):
+    rows = sound_rows()
+    cells = zip(rows["class"], rows["lot"], range(len(rows)), strict=True)
+    named = rows.assign(frame=[frame.format(name=name, lot=lot[1:], number=n) for name, lot, n in cells])
+    found = findings(seal(named).open_rows)
+    assert ("paths_tell_class" in kinds(found, level="info")) == told
+    if told:
+        assert "of 288 of 288 frames" in the(found, "paths_tell_class").detail
 
 
 def test_a_plant_alone_in_its_classes_is_told_so():

@@ -15,6 +15,7 @@ from plants.costs import (
     out_of_fold,
     part_costs,
     solve,
+    solve_by_novelty,
 )
 from plants.plant import Costs
 from plants.policy import Policy
@@ -261,6 +262,39 @@ def test_novelty_is_set_where_good_parts_end_and_only_with_enough_of_them():
     busy = solve(of(p, truth, novelty=novelty), costs=Costs(review_per_hour=0), plant="a")
     assert busy.novelty_above is None
     assert any("no room for novelty" in line for line in busy.note)
+
+
+def test_without_a_good_class_novelty_is_set_where_everything_known_ends():
+    novelty = np.linspace(0.5, 1.5, 40)
+    policy = solve(of([0.9] * 40, ["dent"] * 40, novelty=novelty, ok=()), costs=Costs(), plant="a")
+    assert policy.novelty_above == 1.5
+    assert decide_part([0.0, 1.0], policy=policy, novelty=1.6).verdict == "review"
+
+
+@pytest.mark.parametrize(("num", "share"), [(199, 0.05), (199, 0.2), (40, 0.05), (19, 0.05), (9, 0.05)])
+def test_the_stated_share_of_new_good_parts_is_reviewed_where_only_good_parts_are_known(num, share):
+    """On the mean over samples; fewer than 1 / share good parts can only promise one in n + 1."""
+    rng, costs, reviewed = np.random.default_rng(0), Costs(novel_share=share), []
+    for _ in range(400):
+        novelty = rng.gamma(8, size=num + 50)
+        scores = of([0.5] * len(novelty), ["ok"] * len(novelty), novelty=novelty)
+        policy = solve_by_novelty(scores.take(np.arange(num)), costs=costs, plant="a")
+        verdicts = decide_many(scores.take(np.arange(num, num + 50)), policy).verdict
+        assert set(verdicts) <= {OK, REVIEW}
+        reviewed.append((verdicts == REVIEW).mean())
+    assert np.mean(reviewed) == pytest.approx(max(share, 1 / (num + 1)), rel=0.15)
+    assert any("cannot show" in line for line in policy.note) is (num < 19)
+
+
+def test_reviews_by_novelty_stay_within_what_people_can_look_at_and_without_a_good_part_everything_is_reviewed():
+    novelty = np.arange(1.0, 100.0)
+    scores = of([0.5] * 99, ["ok"] * 99, novelty=novelty)
+    busy = solve_by_novelty(scores, costs=Costs(review_per_hour=2, parts_per_hour=100), plant="a")
+    assert (decide_many(scores, busy).verdict == REVIEW).sum() == 1
+    blind = solve_by_novelty(scores.take([]), costs=Costs(), plant="a")
+    assert (decide_many(scores, blind).verdict == REVIEW).all()
+    with pytest.raises(ValueError, match="novelty"):
+        solve_by_novelty(of([0.5], ["ok"]), costs=Costs(), plant="a")
 
 
 def test_a_model_that_wastes_mass_on_impossible_classes_gets_a_higher_bound_and_a_note():

@@ -16,6 +16,7 @@ from plants.hashing import sha256
 from plants.labels import LABEL_SCHEMA, Imported, from_parquet, read_rows, to_parquet
 from plants.plant import Environment, Geometry, Plant
 from plants.splits import seal
+from plants.tables import Listed
 
 CLASSES = {"gut": "ok", "Kratzer groß": "scratch", "Delle": "dent"}
 
@@ -23,9 +24,9 @@ CLASSES = {"gut": "ok", "Kratzer groß": "scratch", "Delle": "dent"}
 class Folder:
     """Files in a local folder."""
 
-    def list(self, uri: str) -> list[tuple[str, int]]:
+    def list(self, uri: str) -> list[Listed]:
         root = Path(uri)
-        return [(p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file()]
+        return [Listed(p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file()]
 
     def read(self, uri: str, relpath: str) -> bytes:
         return (Path(uri) / relpath).read_bytes()
@@ -480,7 +481,7 @@ def test_sealed_label_rows_can_be_stored_too(root):
 
 def test_rows_do_not_depend_on_the_order_of_the_listing(root):
     class Reversed(Folder):
-        def list(self, uri: str) -> list[tuple[str, int]]:
+        def list(self, uri: str) -> list[Listed]:
             return sorted(super().list(uri), reverse=True)
 
     assert to_parquet(read_rows(plant(root), files=Reversed()).rows) == to_parquet(imported(root).rows)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.covariance import LedoitWolf
 
 from plants.errors import InputError
-from plants.normality import Normality
+from plants.normality import ALL, ENOUGH_VIEWS, Normalities, Normality, evenly, goodness
 
 
 def good_views(n: int, f: int, *, seed: int = 0) -> np.ndarray:
@@ -58,26 +58,97 @@ def test_broken_features_are_nan_for_novelty_and_refused_for_fitting():
             Normality.fit(views)
 
 
-def test_what_is_saved_scores_the_same_after_loading(tmp_path):
-    normality = Normality.fit(good_views(40, 8))
-    normality.save(tmp_path / "normality.npz")
-    views = good_views(5, 8, seed=2)
-    np.testing.assert_array_equal(Normality.load(tmp_path / "normality.npz").score(views), normality.score(views))
+@pytest.mark.parametrize("num_lots", [4, 60])
+def test_one_in_twenty_good_views_of_a_lot_not_seen_is_farther_than_one_however_few_were_seen(num_lots):
+    """Views of a lot are alike, so a fit that has seen a lot's views would call the rest of it too near."""
+    rng = np.random.default_rng(0)
+    lots = np.repeat(np.arange(num_lots + 200), 5)
+    views = 0.7 * rng.normal(size=(num_lots + 200, 24))[lots] + rng.normal(size=(len(lots), 24))
+    seen = lots < num_lots
+    normality = Normality.fit(views[seen], groups=[f"lot-{n}" for n in lots[seen]])
+    assert normality.unit > 1
+    assert (normality.score(views[~seen]) > 1).mean() == pytest.approx(0.05, abs=0.03)
+
+
+def test_one_lot_alone_says_nothing_about_others_and_the_unit_stays_one():
+    assert Normality.fit(good_views(30, 4), groups=["a"] * 30).unit == 1.0
+    assert Normality.fit(good_views(3, 4), groups=["a", "b", "b"]).unit > 0
+
+
+def two_cameras(num: int = ENOUGH_VIEWS, few: int = 3) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Views of two cameras with light of their own, and of a third that has seen few parts."""
+    rng = np.random.default_rng(0)
+    names = np.array(["left"] * num + ["right"] * num + ["new"] * few, dtype=object)
+    views = rng.normal(size=(len(names), 12)) + np.where(names == "left", 8, 0)[:, None]
+    return views, {"environments": names, "lots": np.arange(len(names)).astype(object)}
+
+
+def test_an_environment_is_measured_by_its_own_good_parts_and_one_with_few_by_all_of_its_plants():
+    views, columns = two_cameras()
+    found = Normalities.fit("mill", views, **columns)
+    assert set(found.by_place) == {("mill", ALL), ("mill", "left"), ("mill", "right")}
+    assert found.borrowed("mill", ["left", "new", "right", "never"]) == ["never", "new"]
+    at = {name: float(found.score(views[:1], [("mill", name)])[0]) for name in ("left", "right", "new", "never")}
+    assert at["left"] < 1.5 < 4 < at["right"]
+    assert at["new"] == at["never"] == found.by_place["mill", ALL].score(views[:1])[0]
+
+
+def test_a_plant_of_one_environment_has_one_normality_and_borrows_nothing():
+    views, columns = two_cameras()
+    columns["environments"][:] = "line"
+    found = Normalities.fit("mill", views, **columns)
+    assert set(found.by_place) == {("mill", ALL)}
+    assert found.borrowed("mill", ["line"]) == []
+
+
+def test_views_of_many_places_are_each_measured_at_their_own_and_an_unknown_plant_has_no_novelty():
+    views, columns = two_cameras()
+    found = Normalities.fit("mill", views, **columns)
+    places = [("mill", "left"), ("forge", "left"), ("mill", "right"), ("mill", "left")]
+    together = found.score(views[:4], places)
+    assert np.isnan(together[1])
+    for i in (0, 2, 3):
+        assert together[i] == pytest.approx(found.score(views[i : i + 1], places[i : i + 1])[0], rel=1e-6)
+    assert (found.knows("mill"), found.knows("forge"), Normalities().knows("mill")) == (True, False, False)
+
+
+def test_goodness_falls_with_distance_from_one_by_a_half_at_distance_one_and_is_shared_by_the_good_leaves():
+    far = np.array([0, 0.5, 1, 3, np.nan], dtype=np.float32)
+    good = goodness(far)
+    assert good[[0, 2]] == pytest.approx([1.0, 0.5])
+    assert (np.diff(good[:4]) < 0).all()
+    assert np.isnan(good[4])
+    assert evenly(good[:4], ("ok/a", "ok/b")).sum(axis=1) == pytest.approx(good[:4])
+
+
+def test_what_is_saved_scores_the_same_after_loading_and_equal_ones_give_equal_bytes(tmp_path):
+    views, columns = two_cameras()
+    path = tmp_path / "normality.npz"
+    for _ in range(2):
+        found = Normalities.fit("größer", views, **columns)
+        before = path.read_bytes() if path.exists() else None
+        found.save(path)
+        assert before in (None, path.read_bytes())
+    places = [("größer", name) for name in columns["environments"]]
+    np.testing.assert_array_equal(Normalities.load(path).score(views, places), found.score(views, places))
 
 
 def test_a_file_that_is_no_normality_is_refused_by_name_and_nothing_is_unpickled(tmp_path):
     path = tmp_path / "normality.npz"
     pickled = np.array([{"a": 1}], dtype=object)
+    one = {"places": '[["mill", ""]]', "mean.0": np.zeros(3), "rest.0": 1.0, "unit.0": 1.0}
     writers = [
         lambda: path.write_bytes(b"not a zip"),
         lambda: path.write_bytes(b""),
         lambda: np.savez(path, mean=np.zeros(3)),
-        lambda: np.savez(path, mean=pickled, components=pickled, variances=pickled, rest=pickled),
-        lambda: np.savez(path, mean=np.zeros(3), components=np.zeros((2, 4)), variances=np.zeros(2), rest=1.0),
+        lambda: np.savez(path, places="no json"),
+        lambda: np.savez(path, **one),
+        lambda: np.savez(path, **one, **{"components.0": pickled, "variances.0": pickled}),
+        lambda: np.savez(path, **one, **{"components.0": np.zeros((2, 4)), "variances.0": np.zeros(2)}),
     ]
     for write in writers:
         write()
         with pytest.raises(InputError, match=r"normality\.npz"):
-            Normality.load(path)
+            Normalities.load(path)
     with pytest.raises(InputError, match=r"absent\.npz"):
-        Normality.load(tmp_path / "absent.npz")
+        Normalities.load(tmp_path / "absent.npz")

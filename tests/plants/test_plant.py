@@ -21,6 +21,7 @@ plants:
   - name: xsdd
     images: s3://frames/xsdd
     labels: tables/xsdd.csv
+    golden: tables/golden.csv
     classes: {surface_scratch: scratch, plate: scale, temperature: scale, iron: iron}
     ok: []
   - name: tiles
@@ -57,6 +58,7 @@ def test_paths_are_relative_to_the_file_and_addresses_are_left_alone(fleet, tmp_
     assert fleet.plant("neu").images == str(tmp_path / "data/neu")
     assert fleet.plant("xsdd").images == "s3://frames/xsdd"
     assert fleet.plant("xsdd").labels == str(tmp_path / "tables/xsdd.csv")
+    assert fleet.plant("xsdd").golden == str(tmp_path / "tables/golden.csv")
     assert fleet.plant("tiles").images == "/data/tiles"
     assert fleet.store == str(tmp_path / ".crossplant/steel")
 

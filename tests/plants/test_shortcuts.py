@@ -37,7 +37,20 @@ def test_the_column_that_tells_the_class_is_named_with_what_it_tells(telling):
     (found,) = shortcuts(rows(1, telling=telling))
     assert found.column == telling
     assert found.strength > 0.7
+    assert found.what == "the class"
     assert found.words.endswith(("are 'ok'", "are 'dent'"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("telling", ["annotator", "environment"])
+def test_a_column_that_tells_one_class_of_many_is_named_with_that_class(telling, seed):
+    table = rows(seed, num=600)
+    rng = np.random.default_rng(seed)
+    table["class"] = rng.choice(["ok", "dent", "scratch", "stain", "crack", "chip"], len(table)).astype(object)
+    is_told = (table["class"] == "crack").to_numpy() ^ (rng.random(len(table)) < 0.05)
+    (found,) = shortcuts(table.assign(**{telling: np.where(is_told, "x", "y")}))
+    assert (found.column, found.what) == (telling, "which frames are 'crack'")
+    assert found.strength > 0.8
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,8 +13,8 @@ import pytest
 from plants.errors import InputError
 from plants.hashing import unit_hash
 from plants.plant import Shares
+from plants.seal import ANSWERS
 from plants.splits import (
-    ANSWERS,
     GENESIS,
     ROLES,
     deal,

@@ -8,7 +8,7 @@ import pytest
 
 from plants.errors import InputError
 from plants.images import decode, tensor_digest, views
-from plants.normality import Normality
+from plants.normality import ALL, Normalities, Normality
 from plants.plant import Environment, Geometry, Photometry
 from serving.intake import Frame, PartRequest
 from serving.loading import Loader
@@ -254,14 +254,20 @@ def test_models_nobody_uses_are_freed(works: Works):
     assert len(loader._sessions._open) == 0
 
 
+def near(colour: tuple[float, float, float], *, places: tuple[tuple[str, str], ...] = (("mill", ALL),)) -> Normalities:
+    """What is normal where good parts have about this colour."""
+    views = np.random.default_rng(0).normal(np.array(colour) / 255, 0.02, (40, 3))
+    return Normalities(dict.fromkeys(places, Normality.fit(views)))
+
+
+SQUARE = (40, 40)
+
+
 def test_a_part_unlike_the_good_ones_is_looked_at_though_its_class_says_good(works: Works):
-    rng = np.random.default_rng(0)
-    good = np.clip(rng.normal([0.08, 0.86, 0.08], 0.02, (40, 3)), 0, 1).astype(np.float32)
-    bundle = works.bundle("own", normality=Normality.fit(good))
+    bundle = works.bundle("own", normality=near(GREEN))
     one = predictor(works, bundle=bundle, policy=works.policy(novelty_above=4.0))
-    square = (40, 40)
-    usual = one.predict(part(png(GREEN, size=square), png(GREEN, size=square)))
-    odd = one.predict(part(png(GREEN, size=square), png((110, 255, 110), size=square)))
+    usual = one.predict(part(png(GREEN, size=SQUARE), png(GREEN, size=SQUARE)))
+    odd = one.predict(part(png(GREEN, size=SQUARE), png((110, 255, 110), size=SQUARE)))
     assert usual.decision.verdict == "ok"
     assert usual.novelty is not None
     assert odd.novelty is not None
@@ -269,13 +275,43 @@ def test_a_part_unlike_the_good_ones_is_looked_at_though_its_class_says_good(wor
     assert (odd.decision.verdict, odd.probabilities["ok"] > 0.9) == ("review", True)
 
 
-def test_the_novelty_of_an_ensemble_is_that_of_its_members_who_know_good_parts(works: Works):
-    good = np.random.default_rng(0).normal([0.1, 0.8, 0.1], 0.05, (30, 3)).astype(np.float32)
-    knows, knows_not = works.bundle("knows", normality=Normality.fit(good)), works.bundle("not", cut=1)
-    both = predictor(works, bundle=works.ensemble((knows, knows_not), (1.0, 1.0)))
-    alone = predictor(works, bundle=knows)
-    assert both.predict(part(png(GREEN))).novelty == alone.predict(part(png(GREEN))).novelty
-    assert predictor(works, bundle=knows_not).predict(part(png(GREEN))).novelty is None
+def test_each_view_is_measured_by_the_good_parts_of_its_plant_and_environment(works: Works):
+    known = Normalities({**near(GREEN).by_place, **near(RED, places=(("mill", "tiled"),)).by_place})
+    bundle = works.bundle("both", normality=known, serves={"mill": plant_view(), "forge": plant_view()})
+    shelf = Shelf(works.store, folder=works.root / "shelf")
+    mill, forge = (shelf.predictor(p, Target(bundle, works.policy(p), 1)) for p in ("mill", "forge"))
+    work = [(mill, part(png(GREEN, size=SQUARE), environment=name)) for name in ("tiled", "cam-1", "tiled")]
+    odd, usual, also_odd, unknown = judge([*work, (forge, part(png(GREEN, size=SQUARE), plant="forge"))])
+    assert usual.novelty < 2 < 10 < odd.novelty == also_odd.novelty
+    assert unknown.novelty is None
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_part_keeps_its_novelty_whatever_model_its_plant_has(works: Works, cut: int):
+    known = near(GREEN)
+    own = works.bundle("own", normality=known, cut=cut)
+    without = works.ensemble((own,), (1.0,))
+    both = works.ensemble((own, works.bundle("not", cut=1)), (1.0, 1.0), normality=known)
+    frame = part(png((60, 200, 60), size=SQUARE))
+    novelty = predictor(works, bundle=own).predict(frame).novelty
+    assert novelty is not None
+    for bundle in (both, works.good_parts(known)):
+        assert predictor(works, bundle=bundle).predict(frame).novelty == novelty
+    assert predictor(works, bundle=without).predict(frame).novelty is None
+
+
+def test_where_only_good_parts_are_known_far_parts_are_looked_at_and_none_is_rejected(works: Works):
+    limits = {"pass_below": 1.0, "reject_above": 1.0, "impossible_above": 1.0, "novelty_above": 4.0}
+    one = predictor(works, bundle=works.good_parts(near(GREEN)), policy=works.policy(**limits))
+    usual, odd = (one.predict(part(png(colour, size=SQUARE))) for colour in (GREEN, RED))
+    assert (usual.decision.verdict, odd.decision.verdict) == ("ok", "review")
+    assert (odd.decision.defect, odd.decision.why) == (None, "far from the good parts of this plant")
+    assert usual.probabilities["ok"] > odd.probabilities["ok"]
+    assert odd.probabilities["ok"] + odd.impossible == pytest.approx(1.0, abs=1e-6)
+    frame = png(GREEN, size=(32 * 24, 200), patch=(RED, (736, 168, 768, 200)))
+    tiled = one.predict(part(frame, environment="tiled"))
+    assert tiled.location is not None
+    assert tiled.location.box == (736, 168, 768, 200)
 
 
 def test_a_frame_of_more_tiles_than_one_trunk_pass_takes_is_scored_whole(works: Works):

@@ -171,15 +171,28 @@ class Works:
         bundle.write(folder, manifest)
         return self.bundles.publish(folder)
 
-    def ensemble(self, members: tuple[str, ...], weights: tuple[float, ...], **kwargs: Any) -> str:
+    def ensemble(
+        self, members: tuple[str, ...], weights: tuple[float, ...], *, normality: Any = None, **kwargs: Any
+    ) -> str:
         """Publishes an ensemble of published bundles and returns its digest."""
         folder = self.root / "exports" / "ensemble"
         folder.mkdir(parents=True, exist_ok=True)
+        if normality is not None:
+            normality.save(folder / "normality.npz")
         serves = kwargs.pop("serves", {"mill": plant_view()})
         manifest = self.manifest(
             serves=serves, kind="ensemble", name="ensemble", members=members, weights=weights, **kwargs
         )
         bundle.write(folder, manifest)
+        return self.bundles.publish(folder)
+
+    def good_parts(self, normality: Any, **kwargs: Any) -> str:
+        """Publishes a bundle that knows good parts only and returns its digest."""
+        folder = self.root / "exports" / "good"
+        folder.mkdir(parents=True, exist_ok=True)
+        normality.save(folder / "normality.npz")
+        serves = kwargs.pop("serves", {"mill": plant_view()})
+        bundle.write(folder, self.manifest(serves=serves, kind="normality", leaves=("ok",), **kwargs))
         return self.bundles.publish(folder)
 
     def policy(self, plant: str = "mill", *, classes: tuple[str, ...] = LEAVES, **kwargs: Any) -> str:

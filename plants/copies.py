@@ -1,0 +1,92 @@
+"""What pictures that show the same mean for lots and roles: kept in one lot where none is known, else kept apart.
+
+A model that has learned from a picture is flattered by a copy of it in a split that judges. Where no lot is known each
+picture is a lot of its own, so pictures that show the same can simply share one. Known lots, and pictures dealt before,
+never move: of two copies in different roles one is quarantined, and plays no role from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from plants.duplicates import Pair
+
+QUARANTINE = "quarantine"
+"""In place of a role: the row is kept, and neither learned from nor judged on."""
+_HELD_OUT = {"train": 0, "select": 1, "decide": 2, "test": 3}
+
+
+class Quarantined(NamedTuple):
+    """A frame that plays no role while it shows this image, the role of its lot, and what it is a copy of."""
+
+    frame: str
+    sha256: str
+    role: str
+    copy_of: str
+
+
+def with_recorded_lots(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> pd.DataFrame:
+    """Label rows whose lot is unknown stay in the lot that an earlier import has recorded for the same image."""
+    if recorded is None:
+        return rows
+    lots = dict(zip(zip(recorded["frame"], recorded["sha256"], strict=True), recorded["lot"], strict=True))
+    triples = zip(rows["frame"], rows["sha256"], rows["lot"], rows["lot_known"], strict=True)
+    return rows.assign(lot=[lot if known else lots.get((frame, sha), lot) for frame, sha, lot, known in triples])
+
+
+def linked(rows: pd.DataFrame, pairs: Iterable[Pair], *, recorded: frozenset[str] = frozenset()) -> pd.DataFrame:
+    """The rows, those of unknown lots that show the same in one lot: that of a row whose lot is known or recorded.
+
+    pairs: Positions in `rows`. recorded: Lots that were dealt before, of which rows never leave.
+    """
+    edges = np.array([(pair.i, pair.j) for pair in pairs], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(rows), len(rows)))
+    _, group_of = connected_components(graph, directed=False)
+    lots, known = rows["lot"].to_numpy(object).copy(), rows["lot_known"].to_numpy(bool)
+    fixed = known | np.isin(lots.astype(str), list(recorded))
+    for group in np.flatnonzero(np.bincount(group_of, minlength=1) > 1):
+        at = np.flatnonzero(group_of == group)
+        free = at[~fixed[at]]
+        lots[free] = min(lots[at[fixed[at]]], default=min(lots[free], default=None)) if len(free) else None
+    return rows.assign(lot=lots.astype(str))
+
+
+def quarantine(
+    rows: pd.DataFrame, pairs: Iterable[Pair], *, others: pd.DataFrame, known_frames: frozenset[str]
+) -> list[Quarantined]:
+    """Rows that may play no role, sorted: the newer one of two copies in different roles, else the more held out.
+
+    Args:
+        rows: Label rows of one plant, with `role`. Only these are quarantined.
+        pairs: Positions in `rows`, and after them in `others`.
+        others: Label rows of the other plants, with `role` and `plant`, all imported before.
+        known_frames: Frames of `rows` that an earlier import has recorded.
+    """
+    found: dict[str, Quarantined] = {}
+    names = [
+        *rows["frame"],
+        *(f"{plant}:{frame}" for plant, frame in zip(others["plant"], others["frame"], strict=True)),
+    ]
+    roles: Sequence[str] = [*rows["role"], *others["role"]]
+    n = len(rows)
+    for i, j, _ in pairs:
+        if roles[i] == roles[j] or QUARANTINE in (roles[i], roles[j]) or min(i, j) >= n:
+            continue
+        if max(i, j) >= n:
+            out, other = min(i, j), max(i, j)
+        else:
+            age = {at: (names[at] not in known_frames, _HELD_OUT[roles[at]], names[at]) for at in (i, j)}
+            out, other = (i, j) if age[i] > age[j] else (j, i)
+        found.setdefault(names[out], Quarantined(names[out], rows["sha256"].iloc[out], roles[out], names[other]))
+    return [found[name] for name in sorted(found)]
+
+
+def apart(rows: pd.DataFrame, quarantined: Mapping[str, object]) -> pd.DataFrame:
+    """The rows with `role`, those of quarantined frames without one."""
+    return rows.assign(role=rows["role"].where(~rows["frame"].isin(list(quarantined)), QUARANTINE))

@@ -1,0 +1,88 @@
+"""Pictures that show the same share a lot where none is known; else one of two in different roles plays none."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from plants.copies import QUARANTINE, apart, linked, quarantine, with_recorded_lots
+from plants.duplicates import Pair
+
+
+def rows(*lots: str, known: bool = False, roles: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A row a lot, with frames f0, f1, ..."""
+    table = pd.DataFrame({"frame": [f"f{i}" for i in range(len(lots))], "lot": list(lots)})
+    table = table.assign(sha256=[f"s{i}" for i in range(len(lots))], lot_known=known)
+    return table.assign(role=list(roles)) if roles else table
+
+
+def pairs(*edges: tuple[int, int]) -> list[Pair]:
+    return [Pair(i, j, 0.9) for i, j in edges]
+
+
+def other_plant(*roles: str) -> pd.DataFrame:
+    return pd.DataFrame({"frame": [f"o{i}" for i in range(len(roles))], "plant": "south", "role": list(roles)})
+
+
+def test_pictures_of_unknown_lots_that_show_the_same_share_one_lot_through_others():
+    found = linked(rows("a", "b", "c", "d", "e"), pairs((0, 2), (2, 4)))
+    assert found["lot"].tolist() == ["a", "b", "a", "d", "a"]
+
+
+def test_a_known_lot_stays_and_takes_the_unknown_ones_in():
+    table = rows("z", "a", "b").assign(lot_known=[True, False, False])
+    assert linked(table, pairs((0, 1), (1, 2)))["lot"].tolist() == ["z", "z", "z"]
+    assert linked(rows("z", "a", known=True), pairs((0, 1)))["lot"].tolist() == ["z", "a"]
+
+
+def test_a_lot_that_was_dealt_stays_and_a_new_picture_joins_it():
+    found = linked(rows("m", "a", "b"), pairs((0, 1), (0, 2)), recorded=frozenset({"m", "b"}))
+    assert found["lot"].tolist() == ["m", "b", "b"]
+
+
+def test_without_pairs_nothing_changes():
+    table = rows("a", "b")
+    pd.testing.assert_frame_equal(linked(table, []), table)
+
+
+def test_an_image_keeps_the_lot_it_was_recorded_in_and_a_changed_one_does_not():
+    before = rows("joined", "joined")
+    now = rows("s0-own", "s1-own").assign(sha256=["s0", "other"])
+    assert with_recorded_lots(now, before)["lot"].tolist() == ["joined", "s1-own"]
+    assert with_recorded_lots(now, None) is now
+    known = rows("L1", "L2", known=True)
+    assert with_recorded_lots(known, before)["lot"].tolist() == ["L1", "L2"]
+
+
+@pytest.mark.parametrize(
+    ("roles", "known_frames", "out"),
+    [
+        (("train", "test"), (), "f1"),
+        (("decide", "select"), (), "f0"),
+        (("train", "test"), ("f1",), "f0"),
+        (("train", "test"), ("f0", "f1"), "f1"),
+    ],
+)
+def test_the_newer_of_two_copies_is_quarantined_else_the_more_held_out(roles, known_frames, out):
+    table = rows("a", "b", known=True, roles=roles)
+    (found,) = quarantine(table, pairs((0, 1)), others=other_plant(), known_frames=frozenset(known_frames))
+    assert found.frame == out
+    assert found.copy_of == ({"f0", "f1"} - {out}).pop()
+    assert found.role == dict(zip(("f0", "f1"), roles, strict=True))[out]
+
+
+def test_copies_in_one_role_stay():
+    table = rows("a", "b", known=True, roles=("test", "test"))
+    assert quarantine(table, pairs((0, 1)), others=other_plant(), known_frames=frozenset()) == []
+
+
+def test_a_copy_of_another_plants_picture_is_quarantined_here_and_names_it():
+    table = rows("a", "b", known=True, roles=("test", "train"))
+    others = other_plant("train", "train")
+    (found,) = quarantine(table, pairs((0, 2), (1, 3), (2, 3)), others=others, known_frames=frozenset())
+    assert (found.frame, found.role, found.copy_of) == ("f0", "test", "south:o0")
+
+
+def test_a_quarantined_row_plays_no_role():
+    table = rows("a", "b", known=True, roles=("test", "train"))
+    assert apart(table, {"f0": None})["role"].tolist() == [QUARANTINE, "train"]
