@@ -408,7 +408,8 @@ def test_16_bit_frames_are_imported_where_they_are_declared_and_8_bit_ones_then_
     answer = run("import", "--json", "-")
     assert answer.document["rows"] == 1
     assert set(answer.rejected) == set(GOOD)
-    assert f"all {len(GOOD)} are listed in {answer.document['rejects']}" in answer.err
+    assert "12 times: " in answer.err
+    assert "all 12 are listed in " in answer.err
     assert "Set bit_depth: 8" in answer.rejected[GOOD[0]]
 
 
@@ -457,7 +458,7 @@ def test_duplicate_and_wrong_rows_of_a_table_are_listed_and_the_others_are_impor
 def test_a_refused_second_import_leaves_the_first_as_it_was(mill, run, table, words):
     assert run("import").code == 0
     before = recorded_in(mill / "store")
-    assert {"assignments.parquet", "labels/mill.parquet", "sealed/mill.parquet"} <= set(before)
+    assert {name.partition("/")[0] for name in before} >= {"assignments.parquet", "labels", "sealed"}
     write_fleet(mill, {**MILL, "labels": "labels.csv"})
     if table is not None:
         (mill / "labels.csv").write_bytes(table)

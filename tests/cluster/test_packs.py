@@ -237,7 +237,8 @@ def test_a_pack_goes_to_the_bucket_and_another_machine_takes_it_from_there(plant
     rows = make_rows(source)
     store = open_store(f"{bucket}/fleet")
     pack = make(rows, plant=source, store=store)
-    assert sorted(entry.key for entry in store.list("packs")) == [f"packs/{pack.digest}.{e}" for e in ("arrow", "json")]
+    ends = ("arrow", "frames.json", "json")
+    assert sorted(entry.key for entry in store.list("packs")) == [f"packs/{pack.digest}.{e}" for e in ends]
     assert pack.path.parent == tmp_path / "cache/packs"
     pixels = pack.pixels.copy()
     pack.path.unlink()

@@ -59,7 +59,7 @@ def simulated(seed: int) -> tuple[list[bool], list[bool], list[float]]:
 @pytest.mark.slow
 def test_where_the_rate_moves_the_interval_holds_it_and_thresholds_follow_and_rejects_alone_fail():
     runs = [simulated(seed) for seed in range(20)]
-    assert np.mean([held for held, _, _ in runs]) >= 0.9
+    assert np.mean([held for held, _, _ in runs], axis=0).min() >= 0.9
     assert np.mean([naive for _, naive, _ in runs]) < 0.5
     assert all(at_half > at_two < at_fifth for _, _, (at_half, at_two, at_fifth) in runs)
 
