@@ -34,8 +34,8 @@ CORRECTIONS = "corrections.jsonl"
 MAX_LOOKED = 20_000
 """Frames of a fleet above which an import does not look for copies: that takes some ms each and grows by the square."""
 
-Look = Callable[[Plant, pd.DataFrame], npt.NDArray[np.uint8]]
-"""Signatures [len(rows), 64, 64] of the frames of a plant's label rows."""
+Look = Callable[[Plant, pd.DataFrame, bool], npt.NDArray[np.uint8]]
+"""Signatures [len(rows), 64, 64] of the frames of label rows, which are read or, if not, only known: else zeros."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Catalog:
             look: What the frames of rows look like, as `plants.duplicates.signature`. With it pictures that show the
                 same share a lot where none is known, and where one is do not play two roles.
         """
+        self.check_seal()
         memory = Readings(self.store, plant.name, is_forgetful=is_reread)
         try:
             found = read_rows(plant, files=files, memory=memory, progress=progress)
@@ -97,16 +98,14 @@ class Catalog:
             remedy = f"All rejects are listed in {write_rejects(self.store, plant.name, error.rejected)}"
             raise InputError(error.detail, plant=plant.name, field=error.field, remedy=remedy) from None
         others = self._others(fleet, plant) if look else []
-        num_seen = len(found.rows) + sum(len(rows) for _, rows in others)
-        pairs: list[Pair] = []
-        if look and num_seen <= MAX_LOOKED:
-            thumbs = np.concatenate([look(at, rows) for at, rows in [(plant, found.rows), *others]])
-            pairs = near_duplicates(thumbs, num_asked=len(found.rows), min_score=SURE_SCORE)
-        elif look:
-            found.notes.append(f"among {num_seen:,} frames copies were not looked for, at most {MAX_LOOKED:,} are")
+        pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
         with locked(self.store, "import") as claim:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
+            there = self._others(fleet, plant) if look else []
+            if [len(table) for _, table in there] != [len(table) for _, table in others]:
+                others = there  # another import ended meanwhile
+                pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
             dealt = self.assignments()
             known = frozenset() if dealt is None else frozenset(dealt["lot"])
             rows = copies.with_recorded_lots(found.rows, recorded)
@@ -125,10 +124,9 @@ class Catalog:
             open_rows, sealed_rows = splits.seal(rows)
             images = set(zip(rows["frame"], rows["sha256"], strict=True))
             kept = {k: row for k, row in self._quarantined(plant.name).items() if (k, row.sha256) in images}
-            quarantined = kept | {
-                row.frame: row
-                for row in copies.quarantine(rows, pairs, others=_joined(others, assignments), known_frames=before)
-            }
+            joined = self._joined(others, assignments)
+            new = copies.quarantine(copies.apart(rows, kept), pairs, others=joined, known_frames=before)
+            quarantined = kept | {row.frame: row for row in new}
             corrected = self._corrected(plant.name, sealed_rows, now=now)
             claim.check()
             if corrected:
@@ -211,6 +209,37 @@ class Catalog:
         found = [(other, self._recorded(other.name)) for other in fleet.plants if other.name != plant.name]
         return [(other, rows) for other, rows in found if rows is not None]
 
+    def _pairs(
+        self, rows: pd.DataFrame, *, plant: Plant, others: Sequence[tuple[Plant, pd.DataFrame]], look: Look | None
+    ) -> list[Pair]:
+        """Copies by position: equal files, and where there are not too many what looks the same."""
+        if look is None:
+            return []
+        pairs = copies.equal_files(pd.concat([rows, *(table for _, table in others)]), num_asked=len(rows))
+        if len(rows) + sum(len(table) for _, table in others) <= MAX_LOOKED:
+            thumbs = [look(plant, rows, True), *(look(other, table, False) for other, table in others)]
+            pairs += near_duplicates(np.concatenate(thumbs), num_asked=len(rows), min_score=SURE_SCORE)
+        return pairs
+
+    def _joined(self, others: Sequence[tuple[Plant, pd.DataFrame]], assignments: pd.DataFrame) -> pd.DataFrame:
+        """Rows of several plants with `plant` and `role`."""
+        tables = [
+            copies.apart(splits.with_roles(rows, assignments), self._quarantined(plant.name)).assign(plant=plant.name)
+            for plant, rows in others
+        ]
+        columns = ["frame", "plant", "role", "generation"]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({name: [] for name in columns})
+
+    def check_seal(self) -> None:
+        """Raises InputError where the seal was given another place after answers were sealed in the store."""
+        if self.seal.uri != self.store.at("sealed") and self.store.list("sealed"):
+            raise InputError(
+                "answers and ledger of the sealed test still lie in the store",
+                file=self.store.at("sealed"),
+                field="sealed",
+                remedy=f"Move what is there to {self.seal.uri}",
+            )
+
     def _quarantined(self, plant: str) -> dict[str, Quarantined]:
         key = f"quarantine/{plant}.json"
         rows = self.store.read_json(key) if self.store.exists(key) else []
@@ -220,12 +249,6 @@ class Catalog:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         (store or self.store).write(key, buffer.getvalue())
-
-
-def _joined(others: Sequence[tuple[Plant, pd.DataFrame]], assignments: pd.DataFrame) -> pd.DataFrame:
-    """Rows of several plants with `plant` and `role`."""
-    tables = [splits.with_roles(rows, assignments).assign(plant=plant.name) for plant, rows in others]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"frame": [], "plant": [], "role": []})
 
 
 def _text(value: Any) -> str:

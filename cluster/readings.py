@@ -7,6 +7,7 @@ lose each other's pieces, never add a wrong one.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import uuid
@@ -16,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import Store
+from cluster.storage import MissingFile, Store
 from plants.errors import InputError
 from plants.frames import KEY, SEEN
 from plants.tables import Rejected, to_arrow
@@ -38,7 +39,10 @@ class Readings:
     def known(self) -> pd.DataFrame:
         """All that was added, in pieces. Raises InputError for what is no such table."""
         self._pieces = [entry.key for entry in self._store.list(self._prefix) if entry.key.endswith(".parquet")]
-        pieces = [] if self._is_forgetful else [self._read(key) for key in self._pieces]
+        pieces = []
+        for key in [] if self._is_forgetful else self._pieces:
+            with contextlib.suppress(MissingFile):  # another import of the plant has just put all pieces into one
+                pieces.append(self._read(key))
         known: pd.DataFrame = pa.concat_tables([SCHEMA.empty_table(), *pieces]).to_pandas()
         self._num_known = len(known)
         return known

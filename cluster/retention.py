@@ -16,7 +16,7 @@ from plants.governance import is_due
 from plants.plant import Fleet, Plant
 
 RECORD = ".frames.json"
-PLACES = ("packs", "activations", "reports")
+PLACES = ("packs", "activations", "looks", "reports")
 
 
 def record(store: Store, stem: str, *, since: Mapping[str, datetime]) -> None:

@@ -48,6 +48,7 @@ def closed_test(name: str, *, catalog: Catalog, budget: int) -> tuple[pd.DataFra
 
     Raises InputError without test rows, and SealError when the generation's budget is spent.
     """
+    catalog.check_seal()
     assignments = catalog.assignments()
     rows = catalog.rows(name)
     generation = 1 if assignments is None else splits.generation_of(assignments, plant=name)
@@ -79,7 +80,10 @@ def evaluate_fleet(
     for name in names:
         if name not in document["decisions"]:
             raise InputError("has no decision", plant=name, remedy="Run `crossplant compare` first")
-        closed_test(name, catalog=catalog, budget=budget)
+        _, generation = closed_test(name, catalog=catalog, budget=budget)
+        kept = exports.material.rows(name)
+        if not ((kept["role"] == "test") & (kept["generation"] == generation)).any():
+            raise InputError("no test row may be judged: all are too old", plant=name, field="retention_days")
     for name in names:
         decision = document["decisions"][name]
         rows = open_test(name, catalog=catalog, who=who, bundles=[decision["bundle"]], now=now, budget=budget)
@@ -101,6 +105,7 @@ def _evaluate(
     scores = inputs.scores([inputs.probabilities(run) for run in decision["members"]], leaf_sets=leaf_sets)
     figures = figures_of(scores, kind=decision["kind"], policy=policy)
     row = {**cell(figures=figures), "model": decision["model"], "details": figures, "withdrawn": False}
+    row["contaminated"] = contaminated(rows, members=decision["members"], exports=exports)
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:
         base_policy = Policy.model_validate(decision["frozen_policy"])
@@ -109,6 +114,15 @@ def _evaluate(
         row["gain"] = gain = paired(scores, base, policy_a=policy, policy_b=base_policy)
         row["withdrawn"] = _is_worse(gain)
     return row
+
+
+def contaminated(rows: pd.DataFrame, *, members: Sequence[str], exports: Exports) -> int:
+    """How many of these test rows show an image that the model has learned from, at whatever plant."""
+    taught: set[str] = set()
+    for plant in {plant for run in members for plant in exports.plan.run(run).plants}:
+        known = exports.material.catalog.rows(plant)
+        taught.update(known.loc[known["role"].isin(["train", "select"]), "sha256"])
+    return int(rows["sha256"].isin(taught).sum())
 
 
 def _is_worse(gain: Mapping[str, Any]) -> bool:

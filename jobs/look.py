@@ -30,6 +30,7 @@ from jobs.suspects import Suspicion, suspicion
 from plants.agreement import Golden, agreement_findings, read_golden
 from plants.audit import audit
 from plants.balance import fleet_classes
+from plants.copies import QUARANTINE
 from plants.distance import Look, Table, distances, pretraining_findings, sister_findings
 from plants.errors import InputError
 from plants.findings import EVERY_PLANT, LEVELS, Finding
@@ -51,7 +52,19 @@ def audit_tables(fleet: Fleet, *, names: Sequence[str], material: Material) -> l
         for finding in audit(fleet.plant(name), rows[name], fleet=fleet, trunk_size_px=size_px)
     ]
     golden = golden_sets(fleet, rows=rows, material=material)
+    findings += [found for name in names for found in quarantine_findings(name, material.catalog.rows(name))]
     return [*findings, *fleet_classes(fleet, rows), *agreement_findings(fleet, golden, names=names)]
+
+
+def quarantine_findings(plant: str, rows: pd.DataFrame) -> list[Finding]:
+    """That some frames play no role."""
+    out = rows.loc[rows["role"] == QUARANTINE, "frame"].tolist()
+    if not out:
+        return []
+    detail = (
+        f"{len(out)} frames play no role, as they show what frames of other roles show: {', '.join(out[:NUM_NAMED])}"
+    )
+    return [Finding("info", "quarantined", plant, detail, "Give pictures of one part the same lot in a new store")]
 
 
 def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Material) -> dict[str, Golden]:
@@ -60,8 +73,8 @@ def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Mat
     sealed: set[str] = set()
     for plant in fleet.plants if plants else ():
         with contextlib.suppress(InputError):  # a plant that was not imported has sealed nothing
-            table = material.rows(plant.name)
-            sealed.update(table.loc[table["role"] == "test", "sha256"])
+            table = material.catalog.rows(plant.name)
+            sealed.update(table.loc[table["role"].isin(["test", QUARANTINE]), "sha256"])
     return {p.name: read_golden(p, files=PlantFiles(), rows=rows[p.name], sealed=sealed) for p in plants}
 
 
@@ -125,6 +138,9 @@ def frame_features(material: Material, *, plant: Plant, rows: pd.DataFrame) -> n
     sums = np.add.reduceat(found, pack.starts[:-1], axis=0)
     means = sums / np.diff(pack.starts)[:, None]
     at = {frame: i for i, frame in enumerate(pack.frames)}
+    if missing := set(rows["frame"]) - set(at):
+        detail = f"{len(missing)} frames are not what was imported, {min(missing)} among them"
+        raise InputError(detail, plant=plant.name, remedy="Run `crossplant import` again")
     return np.asarray(means[[at[frame] for frame in rows["frame"]]], dtype=np.float32)
 
 

@@ -33,6 +33,7 @@ from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
+from plants.copies import QUARANTINE
 from plants.governance import kept, oldest
 from plants.normality import Normalities
 from plants.plant import Fleet, Plant
@@ -116,8 +117,9 @@ class Material:
         )
 
     def rows(self, name: str) -> pd.DataFrame:
-        """The plant's label rows whose frames may still be stored, see `plants.governance`."""
-        return kept(self.fleet.plant(name), self.catalog.rows(name), now=datetime.now(UTC))
+        """The plant's label rows that play a role and whose frames may still be stored, see `plants.governance`."""
+        rows = self.catalog.rows(name)
+        return kept(self.fleet.plant(name), rows[rows["role"] != QUARANTINE], now=datetime.now(UTC))
 
     def data(
         self, name: str, *, left_out: LeftOut | None = None, progress: Callable[[int, int], None] | None = None

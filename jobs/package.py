@@ -18,7 +18,7 @@ from jobs.scoring import Exports
 from plants import bundle, splits
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
-from plants.governance import check_holds, flags
+from plants.governance import check_holds, flags, may_hold
 from plants.images import tensor_digest
 from plants.normality import Normalities
 from plants.plant import Fleet
@@ -58,7 +58,7 @@ def _publish_run(
     spec = plan.run(run_id)
     words = exports.words(run_id)
     fleet = exports.material.fleet
-    serves = spec.serves(plant)
+    serves = spec.serves(plant) if fleet.plant(plant).may_leave else [plant]
     check_holds([fleet.plant(name) for name in spec.plants], serves=serves)
     manifest = Manifest(
         kind=words["kind"],
@@ -190,7 +190,9 @@ def code_version() -> str:
 
 def _normality(serves: Collection[str], *, exports: Exports) -> Normalities:
     """What is normal at these plants, as far as the plan's runs know."""
-    return Normalities({at: one for name in serves for at, one in exports.normality(name).by_place.items()})
+    fleet = exports.material.fleet
+    held = [name for name in serves if may_hold(fleet.plant(name), serves=serves)]
+    return Normalities({at: one for name in held for at, one in exports.normality(name).by_place.items()})
 
 
 def _novelty_words(manifest: Manifest, found: Normalities) -> list[str]:

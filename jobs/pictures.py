@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cluster.storage import PlantFiles, replaced
+from cluster.retention import cache_of, record
+from cluster.storage import LocalStore, PlantFiles, replaced
 from plants.cameras import FrameSummary, faults, summary
-from plants.copies import QUARANTINE
-from plants.duplicates import near_duplicates, signature
+from plants.duplicates import SIDE_PX, near_duplicates, signature
 from plants.findings import Finding
+from plants.governance import kept, oldest
 from plants.hashing import sha256
 from plants.images import decode
 from plants.plant import Plant
 
 NUM_READERS = 4
+PIECE = 2_000
+"""Frames after which signatures are saved: a killed import goes on from there."""
 NUM_NAMED = 5
 IN_ANY_ORDER = ("black", "saturated")
 """Faults that a frame shows by itself; all others are told from the frames before and after it, so from their times."""
@@ -59,32 +63,48 @@ class Looks:
     """Signatures of plants' frames, kept in the cache by the SHA-256 of the image: `cluster.catalog.Look`."""
 
     def __init__(self, cache: Path, *, say: Callable[[int, int], None] | None = None) -> None:
-        self.cache, self.say = cache / "looks", say
+        self.cache, self.say = cache, say
 
-    def __call__(self, plant: Plant, rows: pd.DataFrame) -> npt.NDArray[np.uint8]:
-        """Signatures uint8 [len(rows), 64, 64]; only frames not seen before are read."""
-        depths = [(e.geometry.bit_depth, e.geometry.window) for e in plant.environments.values()]
-        path = self.cache / f"{plant.name}-{sha256(repr(depths).encode())[:8]}.npz"
-        kept: dict[str, npt.NDArray[np.uint8]] = {}
-        if path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                kept = dict(zip(file["sha256"].tolist(), file["signatures"], strict=True))
-        new = rows[~rows["sha256"].isin(list(kept))].drop_duplicates("sha256")
-        if len(new):
-            files = PlantFiles()
+    def __call__(self, plant: Plant, rows: pd.DataFrame, is_read: bool) -> npt.NDArray[np.uint8]:
+        """Signatures uint8 [len(rows), 64, 64]; zeros of frames that may not be kept, or were not seen and not read."""
+        if not is_read and not plant.may_leave:
+            return np.zeros((len(rows), SIDE_PX, SIDE_PX), dtype=np.uint8)
+        depths = [(name, e.geometry.bit_depth, e.geometry.window) for name, e in plant.environments.items()]
+        store = LocalStore(cache_of(plant, cache=self.cache))
+        stem = f"looks/{plant.name}-{sha256(repr(depths).encode())[:8]}"
+        now = datetime.now(UTC)
+        may = kept(plant, rows, now=now)
+        known = self._known(store.local_path(f"{stem}.npz"))
+        seen = {sha: known[sha] for sha in may["sha256"] if sha in known}
+        new = may[~may["sha256"].isin(list(seen))].drop_duplicates("sha256") if is_read else may.iloc[:0]
+        if is_read:
+            record(store, stem, since={plant.name: oldest(may, now=now)})
+        for first in range(0, len(new), PIECE):
+            piece = new.iloc[first : first + PIECE]
+            seen.update(zip(piece["sha256"], self._read(plant, piece), strict=True))
+            with replaced(store.local_path(f"{stem}.npz")) as part, part.open("wb") as target:
+                np.savez(target, sha256=np.array(list(seen)), signatures=np.stack(list(seen.values())))
+            if self.say:
+                self.say(first + len(piece), len(new))
+        blank = np.zeros((SIDE_PX, SIDE_PX), dtype=np.uint8)
+        return np.stack([seen.get(sha, blank) for sha in rows["sha256"]])
 
-            def one(row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-                return signature(_pixels(row, plant=plant, read=lambda frame: files.read(plant.images, frame)))
+    @staticmethod
+    def _known(path: Path) -> dict[str, npt.NDArray[np.uint8]]:
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as file:
+            return dict(zip(file["sha256"].tolist(), file["signatures"], strict=True))
 
-            with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="looks") as pool:
-                found = pool.map(one, new[["frame", "environment"]].to_dict("records"))
-                for done, (sha, signed) in enumerate(zip(new["sha256"], found, strict=True), start=1):
-                    kept[str(sha)] = signed
-                    if self.say:
-                        self.say(done, len(new))
-            with replaced(path) as part, part.open("wb") as target:
-                np.savez(target, sha256=np.array(list(kept)), signatures=np.stack(list(kept.values())))
-        return np.stack([kept[str(sha)] for sha in rows["sha256"]])
+    @staticmethod
+    def _read(plant: Plant, rows: pd.DataFrame) -> list[npt.NDArray[np.uint8]]:
+        files = PlantFiles()
+
+        def one(row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+            return signature(_pixels(row, plant=plant, read=lambda frame: files.read(plant.images, frame)))
+
+        with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="looks") as pool:
+            return list(pool.map(one, rows[["frame", "environment"]].to_dict("records")))
 
 
 def camera_findings(seen: Seen) -> list[Finding]:
@@ -125,8 +145,6 @@ def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
         a, b = rows.loc[pair.i], rows.loc[pair.j]
         if a["sha256"] == b["sha256"] and a["plant"] == b["plant"]:
             continue  # exact copies are the tables' finding
-        if QUARANTINE in (a["role"], b["role"]):
-            continue  # known, and kept apart
         is_known = isinstance(a["class"], str) and isinstance(b["class"], str)
         if a["role"] != b["role"]:
             kind = "straddling_near_duplicates"

@@ -159,6 +159,8 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
     for name, row in sorted(found["plants"].items(), key=lambda item: item[1]["macro_f1"] or 0):
         opened = sum(opening["plant"] == name for opening in found["ledger"])
         words = "WITHDRAWN: worse than the frozen baseline" if row["withdrawn"] else f"opening {opened}"
+        if row["contaminated"]:
+            words += f"; CONTAMINATED: it has learned from {row['contaminated']} of these images"
         base = _span(row.get("frozen") or row, "macro_f1")
         table.add_row(name, row["model"], _span(row, "macro_f1"), _span(row, "cost"), base, words)
     show.print(table)

@@ -14,8 +14,9 @@ from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from jobs import release
 from jobs.verbs import new_table
+from plants.bundle import parse
 from plants.checked import read_checked
-from plants.costs import Policy, expected_cost, review_capacity, review_load, solve
+from plants.costs import Policy, expected_cost, review_capacity, review_load, solve, solve_by_novelty
 from plants.errors import InputError
 from plants.plant import Costs, Fleet, Plant
 from plants.prevalence import Prevalence, costs_at, prevalence
@@ -48,7 +49,10 @@ def resolve(
     bundle, old = (route.bundle, route.policy) if route else _decided(store, plant=name)
     before = Policy.from_json(store.read(f"policies/{old}.json"), file=f"policies/{old}.json")
     scores = bundle_scores(store, plant=plant, bundle=bundle)
-    after = solve(scores, costs=costs_at(plant.costs, found) if found else plant.costs, plant=name, bundle=bundle)
+    manifest = f"bundles/{bundle}/manifest.json"
+    is_first = store.exists(manifest) and parse(store.read(manifest), source=manifest).kind == "normality"
+    solver = solve_by_novelty if is_first else solve
+    after = solver(scores, costs=costs_at(plant.costs, found) if found else plant.costs, plant=name, bundle=bundle)
     store.write(f"policies/{after.digest}.json", after.to_json().encode())
     document: dict[str, Any] = {
         "plant": name,

@@ -251,6 +251,8 @@ class _Reading:
         if now < self.next_at and done < total:
             return
         self.next_at = now + 0.1
+        if self.first and done < self.first[1]:
+            self.first = None  # another pass over the frames
         began, num_before = self.first = self.first or (now, done)
         rate = (done - num_before) / (now - began) if now > began else 0.0
         said = f"{rate:,.0f} frames/s, {(total - done) / rate:,.0f} s left" if rate else ""

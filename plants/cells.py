@@ -133,6 +133,8 @@ def _box(cells: dict[str, Any]) -> tuple[int, ...]:
     if not cells:
         return 0, 0, 0, 0
     value = cells.get("box", [cells.get(name) for name in CORNERS])
+    if not isinstance(value, str) and all(is_blank(number) for number in value):
+        return 0, 0, 0, 0
     numbers = re.split(r"[\s,;]+", value.strip(" []()")) if isinstance(value, str) else list(value)
     try:
         x0, y0, x1, y1 = (round(float(number)) for number in numbers)

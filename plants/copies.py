@@ -32,12 +32,21 @@ class Quarantined(NamedTuple):
 
 
 def with_recorded_lots(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> pd.DataFrame:
-    """Label rows whose lot is unknown stay in the lot that an earlier import has recorded for the same image."""
+    """Label rows whose lot is unknown stay in the lot that an earlier import has recorded, also saved anew."""
     if recorded is None:
         return rows
-    lots = dict(zip(zip(recorded["frame"], recorded["sha256"], strict=True), recorded["lot"], strict=True))
-    triples = zip(rows["frame"], rows["sha256"], rows["lot"], rows["lot_known"], strict=True)
-    return rows.assign(lot=[lot if known else lots.get((frame, sha), lot) for frame, sha, lot, known in triples])
+    lots = dict(zip(recorded["frame"], recorded["lot"], strict=True))
+    triples = zip(rows["frame"], rows["lot"], rows["lot_known"], strict=True)
+    return rows.assign(lot=[lot if known else lots.get(frame, lot) for frame, lot, known in triples])
+
+
+def equal_files(rows: pd.DataFrame, *, num_asked: int) -> list[Pair]:
+    """Positions of rows of equal `sha256`, each with the first of them, where that is one of the first `num_asked`."""
+    at: dict[str, int] = {}
+    for i, sha in enumerate(rows["sha256"]):
+        at.setdefault(sha, i)
+    pairs = [Pair(at[sha], j, 1.0) for j, sha in enumerate(rows["sha256"]) if at[sha] < min(j, num_asked)]
+    return pairs
 
 
 def linked(rows: pd.DataFrame, pairs: Iterable[Pair], *, recorded: frozenset[str] = frozenset()) -> pd.DataFrame:
@@ -63,7 +72,8 @@ def quarantine(
     """Rows that may play no role, sorted: the newer one of two copies in different roles, else the more held out.
 
     Args:
-        rows: Label rows of one plant, with `role`. Only these are quarantined.
+        rows: Label rows of one plant, with `role` and `generation`. Only these are quarantined. The tests of two
+            generations are kept apart as two roles are.
         pairs: Positions in `rows`, and after them in `others`.
         others: Label rows of the other plants, with `role` and `plant`, all imported before.
         known_frames: Frames of `rows` that an earlier import has recorded.
@@ -74,9 +84,11 @@ def quarantine(
         *(f"{plant}:{frame}" for plant, frame in zip(others["plant"], others["frame"], strict=True)),
     ]
     roles: Sequence[str] = [*rows["role"], *others["role"]]
+    parts = list(zip(roles, [*rows["generation"], *others["generation"]], strict=True))
     n = len(rows)
     for i, j, _ in pairs:
-        if roles[i] == roles[j] or QUARANTINE in (roles[i], roles[j]) or min(i, j) >= n:
+        is_apart = roles[i] != roles[j] or (roles[i] == "test" and parts[i] != parts[j])
+        if not is_apart or QUARANTINE in (roles[i], roles[j]) or min(i, j) >= n:
             continue
         if max(i, j) >= n:
             out, other = min(i, j), max(i, j)

@@ -10,6 +10,7 @@ was copied. The plant's own folder of images is not ours to delete from. Where c
 
 - packs, in the store and in the cache: `cluster.packs` refuses frames that are too old;
 - activations of the frozen trunk, from which pixels can be guessed, in the cache: `jobs.activations`;
+- thumbnails by which copies are found, in the cache: `jobs.pictures`;
 - contact sheets, on the audit's page under home: `jobs.look`.
 
 Each has a record beside it of its plants and oldest frames; `cluster.retention` deletes what is due whenever a verb of

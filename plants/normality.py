@@ -150,6 +150,8 @@ class Normalities:
         names, counts = np.unique(environments.astype(str), return_counts=True)
         for name in names[counts >= ENOUGH_VIEWS] if len(names) > 1 else ():
             here = environments == name
+            if not np.ptp(features[here], axis=0).any():
+                continue  # a stuck camera
             found[plant, str(name)] = Normality.fit(features[here], groups=lots[here])
         return cls(found)
 

@@ -142,7 +142,7 @@ def test_the_digest_does_not_depend_on_the_order_of_plants(catalog, fleet):
 def looks(marks: dict[str, int]) -> Look:
     """Frames of one mark are copies of one picture, all others show grain of their own."""
 
-    def look(plant: Plant, rows: pd.DataFrame) -> np.ndarray:
+    def look(plant: Plant, rows: pd.DataFrame, is_read: bool) -> np.ndarray:
         seeds = [marks.get(f"{plant.name}:{frame}", 1000 + int(sha[:6], 16)) for frame, sha in rows_of(rows)]
         grain = [gaussian_filter(np.random.default_rng(seed).normal(0, 1, (64, 64)), 1.5) for seed in seeds]
         return np.stack([np.clip(128 + 40 * one / one.std(), 0, 255).astype(np.uint8) for one in grain])
@@ -187,6 +187,24 @@ def test_a_copy_of_another_plants_picture_is_quarantined(catalog, fleet):
     found = read_with(catalog, fleet, looks({f"north:{learned}": 1, f"south:{tested}": 1}), "south")
     (one,) = found.quarantined
     assert (one.frame, one.role, one.copy_of) == (tested, "test", f"north:{learned}")
+
+
+def test_an_unchanged_import_quarantines_nothing_more(catalog, fleet):
+    names = [f"crack/L{lot:02d}-2.png" for lot in range(6)]
+    look = looks({f"north:{name}": 1 for name in names})
+    first = read_with(catalog, fleet, look)
+    assert first.quarantined
+    assert read_with(catalog, fleet, look).quarantined == first.quarantined
+    assert read_with(catalog, fleet, look, "south").rows == 60
+
+
+def test_a_seal_that_moves_takes_its_answers_and_its_ledger_along(catalog, fleet, tmp_path):
+    read(catalog, fleet)
+    moved = fleet.model_copy(update={"sealed": str(tmp_path / "vault")})
+    with pytest.raises(InputError, match=r"still lie in the store.*Move what is there to"):
+        read(Catalog.of(moved), moved)
+    (tmp_path / "store/sealed").rename(tmp_path / "vault")
+    assert read(Catalog.of(moved), moved).new_rows == 0
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
 from jobs import release, verbs
 from jobs.compare import compare_fleet
-from jobs.evaluate import LEDGER, _is_worse, evaluate_fleet, open_test, openings
+from jobs.evaluate import LEDGER, _is_worse, contaminated, evaluate_fleet, open_test, openings
 from jobs.fleet import planned
 from jobs.material import fit_run
 from plants.errors import InputError, SealError
@@ -125,7 +125,9 @@ def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(wo
     assert row["n"] == rows.loc[rows["role"] == "test", "part_id"].nunique()
     assert row["model"] == "own-arden-s0"
     assert row["frozen"]["n"] == row["n"]
-    assert row["withdrawn"] is False
+    assert (row["withdrawn"], row["contaminated"]) == (False, 0)
+    taught = rows[rows["role"] == "train"].head(3)
+    assert contaminated(taught, members=["own-arden-s0"], exports=works.exports()) == 3
     assert [opening["plant"] for opening in found["ledger"]] == ["arden"]
     with pytest.raises(InputError, match="plant brno: has no decision"):
         evaluate_fleet(works.fleet, names=["brno"], **given)

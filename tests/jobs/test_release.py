@@ -13,7 +13,7 @@ from cluster.storage import open_store
 from jobs import release
 from jobs.compare import SCORES, compare_fleet
 from jobs.package import publish_decision
-from plants.costs import Policy, solve
+from plants.costs import Policy, solve, solve_by_novelty
 from plants.errors import InputError
 from plants.plant import load_fleet
 from plants.scores import PartScores
@@ -56,7 +56,8 @@ def compared_document(finished_works: Works) -> dict[str, Any]:
 def test_the_scores_that_a_policy_was_solved_on_are_kept_to_solve_it_again(finished_works, compared_document):
     for name, decision in compared_document["decisions"].items():
         kept = PartScores.from_parquet(finished_works.store.read(SCORES.format(plant=name)))
-        again = solve(kept, costs=finished_works.fleet.plant(name).costs, plant=name)
+        solver = solve_by_novelty if decision["kind"] == "normality" else solve
+        again = solver(kept, costs=finished_works.fleet.plant(name).costs, plant=name)
         assert again == Policy.model_validate(decision["policy"])
         assert compared_document["details"][name]["curve"]["defect_rate"] == decision["policy"]["costs"]["defect_rate"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from plants.copies import QUARANTINE, apart, linked, quarantine, with_recorded_lots
+from plants.copies import QUARANTINE, apart, equal_files, linked, quarantine, with_recorded_lots
 from plants.duplicates import Pair
 
 
@@ -13,7 +13,7 @@ def rows(*lots: str, known: bool = False, roles: tuple[str, ...] = ()) -> pd.Dat
     """A row a lot, with frames f0, f1, ..."""
     table = pd.DataFrame({"frame": [f"f{i}" for i in range(len(lots))], "lot": list(lots)})
     table = table.assign(sha256=[f"s{i}" for i in range(len(lots))], lot_known=known)
-    return table.assign(role=list(roles)) if roles else table
+    return table.assign(role=list(roles), generation=1) if roles else table
 
 
 def pairs(*edges: tuple[int, int]) -> list[Pair]:
@@ -21,7 +21,8 @@ def pairs(*edges: tuple[int, int]) -> list[Pair]:
 
 
 def other_plant(*roles: str) -> pd.DataFrame:
-    return pd.DataFrame({"frame": [f"o{i}" for i in range(len(roles))], "plant": "south", "role": list(roles)})
+    table = pd.DataFrame({"frame": [f"o{i}" for i in range(len(roles))], "role": list(roles)})
+    return table.assign(plant="south", generation=1)
 
 
 def test_pictures_of_unknown_lots_that_show_the_same_share_one_lot_through_others():
@@ -45,10 +46,10 @@ def test_without_pairs_nothing_changes():
     pd.testing.assert_frame_equal(linked(table, []), table)
 
 
-def test_an_image_keeps_the_lot_it_was_recorded_in_and_a_changed_one_does_not():
+def test_a_frame_keeps_the_lot_it_was_recorded_in_also_when_it_was_saved_anew():
     before = rows("joined", "joined")
     now = rows("s0-own", "s1-own").assign(sha256=["s0", "other"])
-    assert with_recorded_lots(now, before)["lot"].tolist() == ["joined", "s1-own"]
+    assert with_recorded_lots(now, before)["lot"].tolist() == ["joined", "joined"]
     assert with_recorded_lots(now, None) is now
     known = rows("L1", "L2", known=True)
     assert with_recorded_lots(known, before)["lot"].tolist() == ["L1", "L2"]
@@ -74,6 +75,19 @@ def test_the_newer_of_two_copies_is_quarantined_else_the_more_held_out(roles, kn
 def test_copies_in_one_role_stay():
     table = rows("a", "b", known=True, roles=("test", "test"))
     assert quarantine(table, pairs((0, 1)), others=other_plant(), known_frames=frozenset()) == []
+
+
+def test_a_copy_in_the_test_of_another_generation_is_quarantined():
+    table = rows("a", "b", known=True, roles=("test", "test")).assign(generation=[1, 2])
+    known = frozenset({"f0"})
+    (found,) = quarantine(table, pairs((0, 1)), others=other_plant(), known_frames=known)
+    assert found.frame == "f1"
+
+
+def test_equal_files_are_pairs_with_the_first_of_them():
+    table = rows("a", "b", "c", "d").assign(sha256=["x", "y", "x", "x"])
+    assert [(p.i, p.j) for p in equal_files(table, num_asked=4)] == [(0, 2), (0, 3)]
+    assert [(p.i, p.j) for p in equal_files(table.assign(sha256=["x", "y", "z", "z"]), num_asked=2)] == []
 
 
 def test_a_copy_of_another_plants_picture_is_quarantined_here_and_names_it():
