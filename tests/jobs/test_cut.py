@@ -30,6 +30,7 @@ SLOW = {"vit_tiny_patch16_224", "mobilenetv3_small_100", "efficientnet_b0"}
     ("backbone", "num_stages"),
     [pytest.param(*pair, marks=[pytest.mark.slow] if pair[0] in SLOW else []) for pair in FAMILIES.items()],
 )
+@pytest.mark.slow
 def test_trunk_and_branch_equal_the_whole_backbone_at_every_cut(backbone, num_stages):
     model = model_of(backbone, cuts=tuple(range(num_stages + 1)))
     x = torch.from_numpy(images(2))

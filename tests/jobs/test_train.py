@@ -41,6 +41,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 
 
 @pytest.mark.parametrize("die_after", [1, 2, 3])
+@pytest.mark.slow
 def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(tmp_path, die_after):
     run = toy_run(tmp_path)
     undisturbed = fit(ToyModel(), **run, recipe=RECIPE, seed=3)

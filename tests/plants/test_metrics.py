@@ -126,6 +126,7 @@ def seen_in(num_lots: int, *, seed: int) -> PartScores:
 
 
 @pytest.mark.parametrize("num_lots", [10, 30])
+@pytest.mark.slow
 def test_the_stated_intervals_hold_the_truth_though_the_parts_of_a_lot_resemble_one_another(num_lots):
     policy = Policy(plant="a", classes=CLASSES, ok=("ok",), pass_below=0.2, reject_above=0.6)
 
