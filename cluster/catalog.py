@@ -24,6 +24,7 @@ from plants import copies, seal, splits
 from plants.copies import Quarantined
 from plants.duplicates import SURE_SCORE, Pair, near_duplicates
 from plants.errors import InputError
+from plants.labels import Imported as Labelled
 from plants.labels import NoUsableFrame, from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
 from plants.tables import Files, Rejected
@@ -92,11 +93,7 @@ class Catalog:
         """
         self.check_seal()
         memory = Readings(self.store, plant.name, is_forgetful=is_reread)
-        try:
-            found = read_rows(plant, files=files, memory=memory, progress=progress)
-        except NoUsableFrame as error:
-            remedy = f"All rejects are listed in {write_rejects(self.store, plant.name, error.rejected)}"
-            raise InputError(error.detail, plant=plant.name, field=error.field, remedy=remedy) from None
+        found = self._read(plant, files=files, memory=memory, progress=progress)
         others = self._others(fleet, plant) if look else []
         pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
         with locked(self.store, "import") as claim:
@@ -106,21 +103,9 @@ class Catalog:
             if [len(table) for _, table in there] != [len(table) for _, table in others]:
                 others = there  # another import ended meanwhile
                 pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
-            dealt = self.assignments()
-            known = frozenset() if dealt is None else frozenset(dealt["lot"])
-            rows = copies.with_recorded_lots(found.rows, recorded)
-            inside = [pair for pair in pairs if max(pair.i, pair.j) < len(rows)]
-            rows = copies.linked(rows, inside, recorded=known)
-            assignments = splits.deal(
-                rows,
-                assignments=dealt,
-                shares=plant.shares or fleet.shares,
-                seed=fleet.seed,
-                now=now,
-                plant=plant.name,
-                is_new_generation=is_new_generation,
+            rows, assignments = self._dealt(
+                fleet, plant, found.rows, recorded=recorded, pairs=pairs, now=now, is_new_generation=is_new_generation
             )
-            rows = splits.with_roles(rows, assignments)
             open_rows, sealed_rows = splits.seal(rows)
             images = set(zip(rows["frame"], rows["sha256"], strict=True))
             kept = {k: row for k, row in self._quarantined(plant.name).items() if (k, row.sha256) in images}
@@ -151,6 +136,43 @@ class Catalog:
             num_frames=found.num_frames,
             num_read=found.num_read,
         )
+
+    def _read(
+        self, plant: Plant, *, files: Files, memory: Readings, progress: Callable[[int, int], None] | None
+    ) -> Labelled:
+        try:
+            return read_rows(plant, files=files, memory=memory, progress=progress)
+        except NoUsableFrame as error:
+            remedy = f"All rejects are listed in {write_rejects(self.store, plant.name, error.rejected)}"
+            raise InputError(error.detail, plant=plant.name, field=error.field, remedy=remedy) from None
+
+    def _dealt(
+        self,
+        fleet: Fleet,
+        plant: Plant,
+        rows: pd.DataFrame,
+        *,
+        recorded: pd.DataFrame | None,
+        pairs: Sequence[Pair],
+        now: datetime,
+        is_new_generation: bool,
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows in their lots and roles, and the assignments with all of their lots."""
+        before = self.assignments()
+        known = frozenset() if before is None else frozenset(before["lot"])
+        rows = copies.with_recorded_lots(rows, recorded)
+        inside = [pair for pair in pairs if max(pair.i, pair.j) < len(rows)]
+        rows = copies.linked(rows, inside, recorded=known)
+        assignments = splits.deal(
+            rows,
+            assignments=before,
+            shares=plant.shares or fleet.shares,
+            seed=fleet.seed,
+            now=now,
+            plant=plant.name,
+            is_new_generation=is_new_generation,
+        )
+        return splits.with_roles(rows, assignments), assignments
 
     def assignments(self) -> pd.DataFrame | None:
         """The fleet's split assignments, their chain verified; None before the first import."""

@@ -145,12 +145,16 @@ def make_plan(
         if normal > 1:
             run_id = f"normality-{plant.name}-s{seeds[0]}"
             runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
+    _check_left_out(outs, runs=runs)
+    governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
+    return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance)
+
+
+def _check_left_out(outs: Sequence[LeftOut], *, runs: Sequence[RunSpec]) -> None:
     for out in outs:
         if str(out) not in {run.target for run in runs if run.kind == "without"}:
             why = "it is not pooled with two others" if out.what == "plant" else "no part may be learned from"
             raise InputError(f"no model without {out} can be fitted: {why}", plant=out.plant, field=FIELD)
-    governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
-    return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance)
 
 
 def pooling_groups(fleet: Fleet, *, plants: Sequence[Plant]) -> list[tuple[str, ...]]:
