@@ -121,6 +121,7 @@ def labels(folder: Path, plant: str = "mill") -> pd.DataFrame:
 # --- the fleet file --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_faults_of_a_fleet_file_are_reported_at_once_by_the_installed_command(mill):
     """In a process of its own: nothing that the tests set up stands between the person and the command."""
     faulty = [

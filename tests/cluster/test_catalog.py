@@ -163,6 +163,7 @@ def frames_of(catalog: Catalog, role: str, plant: str = "north") -> list[str]:
     return rows.loc[rows["role"] == role, "frame"].tolist()
 
 
+@pytest.mark.slow
 def test_a_copy_that_straddles_a_split_is_quarantined_for_good_and_told(catalog, fleet):
     read(catalog, fleet)
     learned, tested = frames_of(catalog, "train")[0], frames_of(catalog, "test")[0]
@@ -179,6 +180,7 @@ def test_a_copy_that_straddles_a_split_is_quarantined_for_good_and_told(catalog,
     assert catalog.rows("north").set_index("frame").loc[tested, "role"] == "test"
 
 
+@pytest.mark.slow
 def test_a_copy_of_another_plants_picture_is_quarantined(catalog, fleet):
     read(catalog, fleet)
     learned = frames_of(catalog, "train")[0]
@@ -189,6 +191,7 @@ def test_a_copy_of_another_plants_picture_is_quarantined(catalog, fleet):
     assert (one.frame, one.role, one.copy_of) == (tested, "test", f"north:{learned}")
 
 
+@pytest.mark.slow
 def test_an_unchanged_import_quarantines_nothing_more(catalog, fleet):
     names = [f"crack/L{lot:02d}-2.png" for lot in range(6)]
     look = looks({f"north:{name}": 1 for name in names})

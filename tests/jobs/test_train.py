@@ -102,6 +102,7 @@ def toy_run_from(run):
     return run
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_at_its_parent_and_maps_leaves_by_name(tmp_path):
     big = toy_run(tmp_path / "big", "north", num_train=200)
     parent = fit(ToyModel(), **big, recipe=RECIPE, seed=0)

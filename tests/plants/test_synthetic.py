@@ -101,6 +101,7 @@ def test_a_defective_part_shows_its_defect_in_some_frame_and_a_good_one_in_none(
     assert hidden > 0
 
 
+@pytest.mark.slow
 def test_progress_ends_at_the_number_of_frames(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     path = make_fleet(tmp_path, scale=0.0, progress=lambda done, total: seen.append((done, total)))
