@@ -227,7 +227,7 @@ def policy(
 ) -> None:
     """Solve a plant's thresholds anew at the measured defect rate, as a new policy of the same bundle: no learning.
 
-    Example: crossplant policy --fleet steel.yaml --plant neu --checked march.csv --parts 120000
+    Example: crossplant policy --fleet fleet.yaml --plant tilery --checked march.csv --parts 120000
     """
     from jobs.resolve import resolve
 

@@ -100,7 +100,7 @@ class Catalog:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
             there = self._others(fleet, plant) if look else []
-            if [len(table) for _, table in there] != [len(table) for _, table in others]:
+            if _images(there) != _images(others):
                 others = there  # another import ended meanwhile
                 pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
             rows, assignments = self._dealt(
@@ -271,6 +271,10 @@ class Catalog:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         (store or self.store).write(key, buffer.getvalue())
+
+
+def _images(tables: Sequence[tuple[Plant, pd.DataFrame]]) -> list[tuple[str, list[str]]]:
+    return [(plant.name, rows["sha256"].tolist()) for plant, rows in tables]
 
 
 def _text(value: Any) -> str:

@@ -65,7 +65,7 @@ def import_fleet(
         classes = ", ".join(f"{k} {v}" for k, v in found.classes.items())
         splits = " / ".join(str(v) for v in found.splits.values())
         table.add_row(name, str(found.rows), str(found.new_rows), classes, splits, str(len(found.rejected)))
-        _show_what_to_know(found, show=show)
+        _show_what_to_know(found, show=show, is_tied=cache is not None)
         show.print(f"{name}: {_rate(found, seconds=seconds)}", markup=False, soft_wrap=True)
     if plants:
         show.print(table)
@@ -88,8 +88,11 @@ def _imported(found: Imported) -> dict[str, Any]:
     }
 
 
-def _show_what_to_know(found: Imported, *, show: Console) -> None:
-    """The first rejects, how many there are of each reason, and all notes are shown, a line each."""
+def _show_what_to_know(found: Imported, *, show: Console, is_tied: bool) -> None:
+    """The first rejects, how many there are of each reason, and all notes are shown, a line each.
+
+    is_tied: whether pictures that show the same were put into one lot.
+    """
     name, rejected = found.plant, found.rejected
     lines = [f"rejected: plant {name}: file {row.frame}: {row.reason}" for row in rejected[:10]]
     if len(rejected) > 10:
@@ -106,8 +109,8 @@ def _show_what_to_know(found: Imported, *, show: Console) -> None:
     lines += [f"note: plant {name}: {note}" for note in found.notes]
     if not found.lots_known:
         lines.append(
-            f"note: plant {name}: lots are not known for every frame, so every such frame is its own lot: "
-            "figures flatter when neighbouring frames look alike"
+            f"note: plant {name}: lots are not known for every frame, so every such frame is its own lot"
+            f"{', together with its copies' if is_tied else ''}: figures flatter when neighbouring frames look alike"
         )
     for line in lines:
         show.print(line, markup=False, soft_wrap=True)

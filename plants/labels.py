@@ -23,6 +23,7 @@ from plants.errors import InputError
 from plants.frames import NUM_READERS, SEEN, FrameReader, Memory, Progress, read_frames
 from plants.images import MAX_BYTES, MAX_PIXELS, view_boxes
 from plants.plant import Plant
+from plants.seal import ANSWERS
 from plants.tables import CORNERS, Files, Listed, Rejected, raw_rows, to_arrow
 
 LABEL_SCHEMA = pa.schema(
@@ -196,11 +197,13 @@ def _pieces(group: Ints, chosen: npt.NDArray[np.bool_]) -> list[Ints]:
 def _contradictions(
     rows: pd.DataFrame, *, frames: Objects, at: list[Ints], differs: Mapping[str, npt.NDArray[np.bool_]]
 ) -> Iterator[Rejected]:
+    """Answers are named without their values: the list is open, and the frame may be one of the sealed test."""
     columns = {name: rows[name].to_numpy(dtype=object) for name in rows.columns}
     for piece in at:
         said = {name: columns[name][piece] for name in rows.columns if differs[name][piece].any()}
         values = "; ".join(
-            f"{name}: {_some({str(None if pd.isna(v) else v) for v in of})}" for name, of in said.items()
+            name if name in ANSWERS else f"{name}: {_some({str(None if pd.isna(v) else v) for v in of})}"
+            for name, of in said.items()
         )
         reason = f"{len(piece)} rows of this frame contradict each other ({values})"
         yield from [Rejected(frames[piece[0]], reason)] * len(piece)
