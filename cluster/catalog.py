@@ -107,11 +107,8 @@ class Catalog:
                 fleet, plant, found.rows, recorded=recorded, pairs=pairs, now=now, is_new_generation=is_new_generation
             )
             open_rows, sealed_rows = splits.seal(rows)
-            images = set(zip(rows["frame"], rows["sha256"], strict=True))
-            kept = {k: row for k, row in self._quarantined(plant.name).items() if (k, row.sha256) in images}
             joined = self._joined(others, assignments)
-            new = copies.quarantine(copies.apart(rows, kept), pairs, others=joined, known_frames=before)
-            quarantined = kept | {row.frame: row for row in new}
+            quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
             corrected = self._corrected(plant.name, sealed_rows, now=now)
             claim.check()
             if corrected:
@@ -242,6 +239,21 @@ class Catalog:
             thumbs = [look(plant, rows, True), *(look(other, table, False) for other, table in others)]
             pairs += near_duplicates(np.concatenate(thumbs), num_asked=len(rows), min_score=SURE_SCORE)
         return pairs
+
+    def _set_apart(
+        self,
+        plant: str,
+        rows: pd.DataFrame,
+        *,
+        pairs: Sequence[Pair],
+        others: pd.DataFrame,
+        known_frames: frozenset[str],
+    ) -> dict[str, Quarantined]:
+        """What is quarantined by frame: what was and still shows the same image, and what is found now."""
+        images = set(zip(rows["frame"], rows["sha256"], strict=True))
+        kept = {k: row for k, row in self._quarantined(plant).items() if (k, row.sha256) in images}
+        new = copies.quarantine(copies.apart(rows, kept), pairs, others=others, known_frames=known_frames)
+        return kept | {row.frame: row for row in new}
 
     def _joined(self, others: Sequence[tuple[Plant, pd.DataFrame]], assignments: pd.DataFrame) -> pd.DataFrame:
         """Rows of several plants with `plant` and `role`."""
