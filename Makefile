@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than 3.11: say make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
-	@echo "Installing crossplant and the packages that constraints.txt pins; the first time this takes about 4 minutes"
-	@$(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
+	@echo "Installing crossplant and the packages that constraints.txt pins; the first time this takes about 2 minutes"
+	@$(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off --no-compile \
 	  --constraint constraints.txt --editable '.[dev]' | awk \
 	  '/Downloading .*[0-9][0-9]+(\.[0-9]+)? MB\)/ {print "  downloading " $$2 " " $$3 " " $$4; fflush()} \
 	   /^Installing collected/ {print "  unpacking"; fflush()}'

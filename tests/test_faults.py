@@ -88,7 +88,7 @@ class Driver:
             if of.poll() is not None:
                 return False
             assert time.monotonic() - begun < 120, self.printed[-2000:]
-            time.sleep(0.02)
+            time.sleep(0.05)
         return True
 
     def records(self) -> dict[str, RunRecord]:
@@ -184,6 +184,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_finished_run_and_change_no_
     poisoned: tuple[Path, str], undisturbed: Driver, tmp_path: Path
 ):
     driver = copy_of(poisoned[0], tmp_path / "works")
+    shutil.copytree(undisturbed.works / "home" / "cache", driver.works / "home" / "cache")
     process = driver.start()
     assert driver.wait_until(lambda rs: bool(done(rs)) and len(alone(rs)) == 2, of=process), driver.printed
     struck = set(alone(driver.records()))

@@ -322,7 +322,7 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm():
 
 
 @pytest.mark.filterwarnings("ignore:Tag data larger:UserWarning")
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_random_damage_never_raises_anything_but_a_clear_error(seed):
     rng = np.random.default_rng(seed)
     kind = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")[seed % 6]

@@ -19,7 +19,8 @@ def works(tmp_path: Path) -> Works:
 
 @pytest.fixture
 def live(works: Works) -> Works:
-    """One plant, `mill`, with a route."""
+    """One plant, `mill`, with a route and a token."""
+    works.token()
     works.promote(bundle=works.bundle("own"), policy=works.policy())
     return works
 
@@ -32,5 +33,6 @@ def service(live: Works) -> Iterator[Service]:
 
 
 @pytest.fixture
-def http(service: Service) -> TestClient:
-    return TestClient(build_app(service), raise_server_exceptions=False)
+def http(service: Service) -> Iterator[TestClient]:
+    with TestClient(build_app(service), raise_server_exceptions=False) as client:
+        yield client
