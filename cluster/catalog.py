@@ -100,9 +100,8 @@ class Catalog:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
             there = self._others(fleet, plant) if look else []
-            if _images(there) != _images(others):
-                others = there  # another import ended meanwhile
-                pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
+            if _images(there) != _images(others):  # another import ended meanwhile
+                others, pairs = there, self._pairs(found.rows, plant=plant, others=there, look=look)
             rows, assignments = self._dealt(
                 fleet, plant, found.rows, recorded=recorded, pairs=pairs, now=now, is_new_generation=is_new_generation
             )
@@ -111,8 +110,7 @@ class Catalog:
             quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
             corrected = self._corrected(plant.name, sealed_rows, now=now)
             claim.check()
-            if corrected:
-                self.seal.write(CORRECTIONS, (self.corrections() + "".join(corrected)).encode())
+            self._tell(corrected)
             self._write(ASSIGNMENTS, assignments)
             self._write(f"{plant.name}.parquet", sealed_rows, store=self.seal)
             self.store.write_json(f"quarantine/{plant.name}.json", [row._asdict() for row in quarantined.values()])
@@ -203,6 +201,12 @@ class Catalog:
         if not self.seal.exists(f"{plant}.parquet"):
             return []
         return seal.corrections(self.sealed(plant), sealed_rows, plant=plant, at=now)
+
+    def _tell(self, corrected: Sequence[str]) -> None:
+        """The trace holds these corrections, once."""
+        trace = self.corrections()
+        if lines := seal.untold(corrected, trace=trace):
+            self.seal.write(CORRECTIONS, (trace + "".join(lines)).encode())
 
     def _told(self, num_corrected: int) -> list[str]:
         where = self.seal.at(CORRECTIONS)

@@ -109,6 +109,25 @@ def corrections(before: pd.DataFrame, after: pd.DataFrame, *, plant: str, at: da
     return lines
 
 
+def untold(lines: Sequence[str], *, trace: str) -> list[str]:
+    """Those of these corrections that the trace does not already end with: an import killed after telling tells once.
+
+    trace: Every line told so far. Of each plant, frame and answer only its last one counts.
+    """
+    last = {_subject(line): _change(line) for line in trace.splitlines()}
+    return [line for line in lines if last.get(_subject(line)) != _change(line)]
+
+
+def _subject(line: str) -> tuple[str, ...]:
+    record = json.loads(line)
+    return record["plant"], record["frame"], record["what"]
+
+
+def _change(line: str) -> tuple[str, ...]:
+    record = json.loads(line)
+    return json.dumps(record["before"]), json.dumps(record["after"])
+
+
 def _changes(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[str, tuple[Any, Any]]:
     pairs = {what: (_plain(old[what]), _plain(new[what])) for what in (*ANSWERS, "sha256")}
     return {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}

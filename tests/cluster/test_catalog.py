@@ -99,6 +99,28 @@ def test_a_corrected_answer_of_the_test_leaves_a_trace_and_nothing_else_does(cat
     }  # fmt: skip
 
 
+def test_a_correction_whose_import_was_killed_after_telling_is_told_once_and_a_later_one_again(catalog, fleet):
+    def answered(name: str) -> None:
+        buffer = io.BytesIO()
+        sealed.assign(**{"class": [name, *sealed["class"][1:]]}).to_parquet(buffer, index=False)
+        catalog.seal.write("north.parquet", buffer.getvalue())
+
+    read(catalog, fleet)
+    sealed, table = catalog.sealed("north"), catalog.seal.read("north.parquet")
+    true = str(sealed["class"].iloc[0])
+    answered("elsewhat")
+    read(catalog, fleet)
+    assert catalog.seal.read("north.parquet") == table
+    answered("elsewhat")  # as if the trace had been written and the table not
+    read(catalog, fleet)
+    answered("another")
+    read(catalog, fleet)
+    answered("elsewhat")
+    read(catalog, fleet)
+    changes = [(line["before"], line["after"]) for line in map(json.loads, catalog.corrections().splitlines())]
+    assert changes == [("elsewhat", true), ("another", true), ("elsewhat", true)]
+
+
 def test_before_an_import_there_are_no_rows_and_the_remedy_is_named(catalog, fleet):
     assert catalog.assignments() is None
     with pytest.raises(InputError, match=r"plant north.*has not been imported.*crossplant import"):
