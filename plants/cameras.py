@@ -25,9 +25,9 @@ Flags = npt.NDArray[np.bool_]
 
 SIDE_PX = 32
 BLACK_LEVEL, SATURATED_LEVEL = 10, 250
-MAX_BLACK, MAX_SATURATED = 0.9, 0.75
-"""Share of black or saturated pixels from which a frame may be lost."""
-MAX_REMAINDER = 0.25
+MAX_BLACK, MAX_SATURATED = 0.9, 0.6
+"""Share of black or saturated pixels from which a frame may be lost; a fixture around the part does not saturate."""
+MAX_REMAINDER = 0.4
 """And what it still shows is at most this share of what the environment's frames show."""
 STUCK_RMS = 1.0
 """Grey levels between thumbnails; sensor noise of sigma 1 gives 0.2 for a frame of 200 x 200."""
@@ -41,6 +41,8 @@ SHIFT_FLOOR_PX = 1.0
 """Of the thumbnail: 3 % of the frame."""
 MIN_LIKENESS = 0.5
 """Median correlation with the environment's median frame from which there is static structure to have moved."""
+MIN_GAIN = 0.1
+"""How much more alike a frame must be where it has moved to: along an edge every place is as good as another."""
 MIN_FRAMES = 20
 """Sound frames below which an environment has no norm."""
 DRIFT, MAX_STEP, ALARM = 1.5, 3.0, 9.0
@@ -182,7 +184,7 @@ class _Frames:
         away = places - np.median(places[sound], axis=0)
         far = np.hypot(away[:, 0], away[:, 1])
         spread = max(SHIFT_FLOOR_PX / 3, 1.4826 * float(np.median(far[sound])))
-        far[likeness < MIN_LIKENESS] = 0
+        far[(likeness < MIN_LIKENESS) | (likeness < at_rest + MIN_GAIN)] = 0
         for run in _changes(far / spread, sound=sound):
             y, x = np.median(away[run], axis=0) / SIDE_PX
             if np.hypot(y, x) * SIDE_PX >= SHIFT_FLOOR_PX:

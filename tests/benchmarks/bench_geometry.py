@@ -143,8 +143,6 @@ def large_plant(folder: Path, *, num: int, rng: np.random.Generator) -> Path:
 def large(folder: Path, *, num: int, num_fresh: int, show: Console) -> dict[str, Any]:
     """The audit's word on letterbox, AUC by tiles, and found scratches by where they lie."""
     from cluster.catalog import Catalog
-    from cluster.registry import Bundles
-    from cluster.storage import open_store
     from plants.audit import audit
     from plants.plant import Geometry
     from serving.verbs import predict_files
@@ -158,9 +156,8 @@ def large(folder: Path, *, num: int, num_fresh: int, show: Console) -> dict[str,
     size_px = loaded.trunks[0].size_px
     findings = audit(plant.model_copy(update={"environments": squeezed}), rows, fleet=loaded, trunk_size_px=size_px)
     decision = document["decisions"]["large"]
-    store = open_store(loaded.store)
-    bundle = Bundles(store).fetch(decision["bundle"], folder / "bundle")
-    policy = store.download(f"policies/{decision['policy_digest']}.json", folder / "policy.json")
+    store = Path(loaded.store)
+    bundle, policy = store / "bundles" / decision["bundle"], store / "policies" / f"{decision['policy_digest']}.json"
     said: dict[str, list[float]] = {"border": [], "centre": [], "good": []}
     for i in range(num_fresh):
         kind = ("border", "centre", "good")[i % 3]
@@ -219,17 +216,19 @@ def main() -> None:
     """Both questions, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few frames; the figures mean nothing")
+    parser.add_argument("--only", choices=("bits", "large"), help="only this question")
     asked = parser.parse_args()
     data = Path(os.environ.get("CROSSPLANT_REAL_DATA", "../shared/data")).resolve()
     show, start, figures = Console(stderr=True), time.monotonic(), {}
-    if data.is_dir():
+    if asked.only != "large" and data.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             figures["bits"] = bits(Path(folder), data=data, limit=12 if asked.quick else None, show=show)
-    else:
+    elif asked.only != "large":
         show.print(f"xsdd is left out, the real plants are not at {data}: set CROSSPLANT_REAL_DATA", markup=False)
-    with tempfile.TemporaryDirectory() as folder:
+    if asked.only != "bits":
         sizes = {"num": 60, "num_fresh": 9} if asked.quick else {"num": 200, "num_fresh": 180}
-        figures["large"] = large(Path(folder), **sizes, show=show)
+        with tempfile.TemporaryDirectory() as folder:
+            figures["large"] = large(Path(folder), **sizes, show=show)
     print(json.dumps({"name": "geometry", "seconds": round(time.monotonic() - start, 1), "figures": figures}))
 
 

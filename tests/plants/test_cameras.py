@@ -79,6 +79,21 @@ def test_a_sound_camera_has_no_fault(seed, has_fixture):
     assert told(line(seed, has_fixture=has_fixture)) == []
 
 
+def in_cheeks(one: np.ndarray) -> np.ndarray:
+    """The part between two dark cheeks, alike along their edges and black at any light."""
+    return np.hstack([np.full((SIZE, 12), 4.0), one[:, 12:80], np.full((SIZE, 16), 4.0)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_along_the_edges_of_a_fixture_no_shift_is_claimed(seed):
+    assert told([in_cheeks(one) for one in line(seed)]) == []
+
+
+def test_a_part_lost_in_light_is_saturated_though_its_fixture_is_not():
+    (fault,) = told([in_cheeks(one) for one in with_run(line(0), CHANGES["saturated"])])
+    assert (fault.kind, fault.frames) == ("saturated", tuple(AT))
+
+
 def test_a_line_whose_parts_hardly_differ_is_not_called_stuck():
     rng = np.random.default_rng(0)
     part = frame(rng)
