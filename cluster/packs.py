@@ -25,8 +25,8 @@ from cluster.storage import LocalStore, MissingFile, Store, file_sha256, replace
 from plants import governance
 from plants.errors import InputError
 from plants.hashing import sha256 as sha256_of
-from plants.images import Views, decode, view_boxes, views
 from plants.plant import Plant
+from plants.views import Views, read_views, view_boxes
 
 FORMAT = 1
 SHARD_BYTES = 32 << 20
@@ -229,10 +229,9 @@ def _views(frame: Frame, data: bytes | MissingFile, *, plant: Plant, size_px: in
         raise _FrameFault(
             "has changed since it was imported", plant=plant.name, file=frame.frame, remedy="Import again"
         )
-    geometry = environment.geometry
+    geometry, photometry = environment.geometry, environment.photometry
     try:
-        pixels = decode(data, bit_depth=geometry.bit_depth, window=geometry.window, source=frame.frame)
-        return views(pixels, geometry=geometry, photometry=environment.photometry, size_px=size_px)
+        return read_views(data, geometry=geometry, photometry=photometry, size_px=size_px, source=frame.frame)
     except InputError as fault:
         raise _FrameFault(str(fault), plant=plant.name) from None
 

@@ -37,7 +37,7 @@ NONLINEARITIES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 MOTIFS = ("none", "line", "blob", "ring", "wave")
 PADDING = 114 / 255
-"""What letterboxing pads with in `plants.images`, so that the backbone has seen it."""
+"""What letterboxing pads with in `plants.views`, so that the backbone has seen it."""
 
 
 @dataclass(frozen=True, slots=True)

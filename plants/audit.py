@@ -12,11 +12,11 @@ import pandas as pd
 
 from plants.balance import classes
 from plants.findings import LEVELS, Finding, Found, Level
-from plants.images import scale
 from plants.plant import Environment, Fleet, Geometry, Plant, Shares
 from plants.representation import unrepresented
 from plants.shortcuts import class_in_path, shortcuts
 from plants.splits import ROLES
+from plants.views import scale
 
 MIN_DEFECT_PX = 8.0
 """The longer side of a defect at the model's input below which nothing can be learned. Source: PRACTICE.md, G2."""
@@ -62,18 +62,19 @@ def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> Found:
 
 def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> Found:
     geometry = environment.geometry
-    if geometry.min_defect_px is None:
+    if (smallest_px := geometry.smallest_px) is None:
         return
+    in_mm = f" ({geometry.min_defect_mm:g} mm)" if geometry.min_defect_mm else ""
     width, height = (int(rows[column].median()) for column in ("width_px", "height_px"))
-    at_input = geometry.min_defect_px * max(scale(width, height, geometry=geometry, size_px=size_px))
+    at_input = smallest_px * max(scale(width, height, geometry=geometry, size_px=size_px))
     if at_input < MIN_DEFECT_PX:
         yield (
             "error",
             "small_defects",
-            f"environment {name}: the smallest defect to be found, {geometry.min_defect_px} px in a frame of "
+            f"environment {name}: the smallest defect to be found, {smallest_px:g} px{in_mm} in a frame of "
             f"{width} x {height}, is {at_input:.1f} px at the model's {size_px} px input with fit: {geometry.fit}; "
             f"{MIN_DEFECT_PX:.0f} px are needed",
-            _tiles_remedy(geometry, smallest_px=geometry.min_defect_px, size_px=size_px),
+            _tiles_remedy(geometry, smallest_px=smallest_px, size_px=size_px),
         )
 
 

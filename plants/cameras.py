@@ -25,7 +25,7 @@ Flags = npt.NDArray[np.bool_]
 
 SIDE_PX = 32
 BLACK_LEVEL, SATURATED_LEVEL = 10, 250
-MAX_BLACK, MAX_SATURATED = 0.9, 0.6
+MAX_BLACK, MAX_SATURATED = 0.9, 0.65
 """Share of black or saturated pixels from which a frame may be lost; a fixture around the part does not saturate."""
 MAX_REMAINDER = 0.4
 """And what it still shows is at most this share of what the environment's frames show."""

@@ -1,9 +1,10 @@
-"""Bytes -> pixels -> the uint8 views a model sees: the only preprocessing, in training and serving alike.
+"""Bytes -> pixels, of which `plants.views` makes what a model sees: the only preprocessing, in training and serving.
 
 Limits are checked before anything is decoded. An image is read rightly or refused: 12 and 16 bit data go through the
 environment's window, never through Pillow's saturating `convert`. Subtracting the mean and dividing by the standard
 deviation happens inside the exported trunk, so a uint8 view is the model's input everywhere.
 Embedded colour profiles are not applied: a camera's raw values are what models learn from.
+Memory: 10 bytes a pixel of an 8-bit frame or a deep grey one (640 MB at `MAX_PIXELS`), up to 50 of 16-bit colour.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,26 +21,27 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from plants.errors import InputError
-from plants.plant import Geometry, Photometry
 
 MAX_BYTES = 40 << 20
 MAX_PIXELS = 64_000_000
-MAX_TILES = 4_096
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
-PAD_VALUE = 114
-"""The grey of a letterbox's margins."""
+
+_ORIENTATION = 0x0112
+"""The EXIF tag; from 5 on width and height change places."""
 
 Pixels = npt.NDArray[np.uint8]
-_Boxes = npt.NDArray[np.int32]
 
 
-class Views(NamedTuple):
-    """What the trunk sees of one frame, and where in the frame each view lies."""
+class Decoded(NamedTuple):
+    """A frame, possibly decoded smaller than it is."""
 
     pixels: Pixels
-    """[T, S, S, 3]"""
-    boxes: _Boxes
-    """[T, 4]: x0, y0, x1, y1 in pixels of the frame."""
+    """[ceil(height / reduction), ceil(width / reduction), 3], upright."""
+    width_px: int
+    height_px: int
+    """Of the whole frame."""
+    reduction: int
+    """1, 2, 4 or 8."""
 
 
 def decode(
@@ -51,8 +53,31 @@ def decode(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """The frame as uint8 [H, W, 3], upright, transparent areas on black.
+    """The frame as uint8 [H, W, 3], upright, transparent areas on black. See `decode_reduced`."""
+    return decode_reduced(
+        data,
+        reduction=lambda _width, _height: 1,
+        bit_depth=bit_depth,
+        window=window,
+        source=source,
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+    ).pixels
 
+
+def decode_reduced(
+    data: bytes,
+    *,
+    reduction: Callable[[int, int], int],
+    bit_depth: int = 8,
+    window: tuple[int, int] | None = None,
+    source: str = "",
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> Decoded:
+    """The frame, a JPEG at 1/2, 1/4 or 1/8 of its sides where `reduction` of its width and height allows that.
+
+    Not one that has to be turned upright: its first reduced pixel would stand for fewer of the frame's than the others.
     `window` names the raw values that become 0 and 255; absent, it is the whole range of `bit_depth`.
 
     Raises:
@@ -82,9 +107,17 @@ def decode(
             remedy="Set bit_depth: 8, or export the camera's raw values",
         )
     try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        width, height = image.size if orientation < 5 else image.size[::-1]
         if depth > 8:
-            return _from_deep(data, image, limits=window or (0, 2**bit_depth - 1), bit_depth=bit_depth, source=source)
-        return _from_shallow(image, limits=window or (0, 255))
+            deep = window or (0, 2**bit_depth - 1)
+            pixels = _from_deep(data, image, limits=deep, bit_depth=bit_depth, source=source)
+            return Decoded(pixels, width, height, 1)
+        smaller = reduction(width, height) if image.format in ("JPEG", "MPO") and orientation == 1 else 1
+        if smaller > 1:
+            image.draft(None, (width // smaller, height // smaller))
+            smaller = next(k for k in (1, 2, 4, 8) if image.size == (-(-width // k), -(-height // k)))
+        return Decoded(_from_shallow(image, limits=window or (0, 255)), width, height, smaller)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
@@ -159,12 +192,12 @@ def _depth(data: bytes, image: Image.Image) -> int:
 
 def _from_shallow(image: Image.Image, *, limits: tuple[int, int]) -> Pixels:
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, rgba)
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if limits != (0, 255):
         pixels = _window_lut(limits, size=256)[pixels]
     return np.ascontiguousarray(pixels)
@@ -174,7 +207,8 @@ def _from_deep(data: bytes, image: Image.Image, *, limits: tuple[int, int], bit_
     raw: npt.NDArray[Any]
     if image.mode.startswith("I"):
         image.load()
-        raw = np.asarray(ImageOps.exif_transpose(image)).astype(np.int32)
+        ImageOps.exif_transpose(image, in_place=True)
+        raw = np.asarray(image).astype(np.int32)
     elif image.mode in ("RGB", "RGBA"):
         raw = _deep_colour(data, image, source=source)
     else:
@@ -205,7 +239,8 @@ def _deep_colour(data: bytes, image: Image.Image, *, source: str) -> npt.NDArray
             tile._replace(args=_byte_args(tile.args, want_high=want_high, source=source)) for tile in half.tile
         ]
         half.load()
-        halves.append(np.asarray(ImageOps.exif_transpose(half)).astype(np.int32))
+        ImageOps.exif_transpose(half, in_place=True)
+        halves.append(np.asarray(half).astype(np.int32))
     values = (halves[0] << 8) | halves[1]
     if image.mode == "RGBA":
         return (values[..., :3] * (values[..., 3:] / 65535) + 0.5).astype(np.int32)
@@ -229,89 +264,6 @@ def _window_lut(limits: tuple[int, int], *, size: int) -> Pixels:
     low, high = limits
     values = np.arange(size, dtype=np.int64).clip(low, high) - low
     return ((510 * values + high - low) // (2 * (high - low))).astype(np.uint8)
-
-
-def views(pixels: Pixels, *, geometry: Geometry, photometry: Photometry, size_px: int) -> Views:
-    """The frame as the trunk's inputs: region of interest, then whole, letterboxed or tiled, photometry undone.
-
-    Deterministic; antialiased bilinear. Tiles are spread evenly from border to border, overlap at least `overlap_px`,
-    and are letterboxed only where the frame is smaller than a tile.
-
-    Raises:
-        InputError: when the region of interest leaves the frame, or the tiles would be more than `MAX_TILES`.
-    """
-    boxes = view_boxes(pixels.shape[1], pixels.shape[0], geometry=geometry)
-    lut = photometry_lut(photometry)
-    out = np.full((len(boxes), size_px, size_px, 3), PAD_VALUE, dtype=np.uint8)
-    for view, (x0, y0, x1, y1) in zip(out, boxes.tolist(), strict=True):
-        left, top, right, bottom = _placement(x1 - x0, y1 - y0, geometry=geometry, size_px=size_px)
-        content = _resized(pixels[y0:y1, x0:x1], width=right - left, height=bottom - top)
-        view[top:bottom, left:right] = content if lut is None else lut[content]
-    return Views(out, boxes)
-
-
-def view_boxes(width: int, height: int, *, geometry: Geometry) -> _Boxes:
-    """Where the views of a frame of this size lie: int32 [T, 4], x0, y0, x1, y1 in pixels of the frame."""
-    x0, y0, x1, y1 = geometry.roi or (0, 0, width, height)
-    if x1 > width or y1 > height:
-        raise InputError(
-            f"the region of interest {geometry.roi} leaves a frame of {width} x {height} pixels",
-            field="geometry.roi",
-            remedy="Correct roi, or declare another environment for frames of this size",
-        )
-    if geometry.fit != "tiles" or geometry.tile_px is None:
-        return np.array([[x0, y0, x1, y1]], dtype=np.int32)
-    tile = geometry.tile_px
-    columns = list(_starts(x1 - x0, tile_px=tile, overlap_px=geometry.overlap_px))
-    rows = list(_starts(y1 - y0, tile_px=tile, overlap_px=geometry.overlap_px))
-    if len(columns) * len(rows) > MAX_TILES:
-        raise InputError(
-            f"a frame of {width} x {height} pixels would make {len(columns) * len(rows)} tiles, over {MAX_TILES}",
-            field="geometry.tile_px",
-            remedy="Use larger tiles or less overlap",
-        )
-    found = [(x0 + x, y0 + y, min(x0 + x + tile, x1), min(y0 + y + tile, y1)) for y in rows for x in columns]
-    return np.array(found, dtype=np.int32)
-
-
-def _starts(length: int, *, tile_px: int, overlap_px: int) -> Iterator[int]:
-    """Where tiles begin along one side: the first and the last are flush with the borders."""
-    room = max(0, length - tile_px)
-    steps = -(-room // (tile_px - overlap_px))
-    return (room * i // steps if steps else 0 for i in range(steps + 1))
-
-
-def _placement(width: int, height: int, *, geometry: Geometry, size_px: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a region's content within its view."""
-    if geometry.fit == "whole":
-        return 0, 0, size_px, size_px
-    side = max(width, height, geometry.tile_px or 0) if geometry.fit == "tiles" else max(width, height)
-    w, h = (max(1, round(length * size_px / side)) for length in (width, height))
-    left, top = (size_px - w) // 2, (size_px - h) // 2
-    return left, top, left + w, top + h
-
-
-def scale(width: int, height: int, *, geometry: Geometry, size_px: int) -> tuple[float, float]:
-    """How many pixels of the model's input one pixel of a frame becomes, along x and y."""
-    x0, y0, x1, y1 = view_boxes(width, height, geometry=geometry)[0].tolist()
-    left, top, right, bottom = _placement(x1 - x0, y1 - y0, geometry=geometry, size_px=size_px)
-    return (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
-
-
-def _resized(region: Pixels, *, width: int, height: int) -> Pixels:
-    if region.shape[:2] == (height, width):
-        return region
-    image = Image.fromarray(np.ascontiguousarray(region))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))
-
-
-def photometry_lut(photometry: Photometry) -> Pixels | None:
-    """`255 * (gain * x / 255 + offset) ** gamma` for x in 0..255, clipped; None where it changes nothing."""
-    if photometry == Photometry():
-        return None
-    linear = np.clip(photometry.gain * np.arange(256) / 255 + photometry.offset, 0, 1)
-    table: Pixels = np.clip(255 * linear**photometry.gamma + 0.5, 0, 255).astype(np.uint8)
-    return table
 
 
 def tensor_digest(array: npt.NDArray[np.uint8]) -> str:

@@ -21,10 +21,11 @@ from plants.cells import Cells, Ints, Objects
 from plants.claims import described
 from plants.errors import InputError
 from plants.frames import NUM_READERS, SEEN, FrameReader, Memory, Progress, read_frames
-from plants.images import MAX_BYTES, MAX_PIXELS, view_boxes
+from plants.images import MAX_BYTES, MAX_PIXELS
 from plants.plant import Plant
 from plants.seal import ANSWERS
 from plants.tables import CORNERS, Files, Listed, Rejected, raw_rows, to_arrow
+from plants.views import view_boxes
 
 LABEL_SCHEMA = pa.schema(
     [

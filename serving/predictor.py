@@ -19,9 +19,10 @@ import numpy.typing as npt
 from plants.bundle import PlantView
 from plants.costs import Decision, Policy, decide_part
 from plants.errors import InputError
-from plants.images import decode, tensor_digest, views
+from plants.images import tensor_digest
 from plants.plant import is_ok, projection
 from plants.scores import calibrate, pool, pool_groups, suspicion
+from plants.views import read_views
 from serving.intake import Frame, PartRequest
 from serving.schemas import FrameAnswer, Location, Tile
 from serving.scoring import Floats, Scored, Scorer
@@ -100,13 +101,15 @@ class Predictor:
         """The part's frames as the trunk takes them. Raises InputError naming the frame that cannot be read."""
         name = self.environment(part.environment)
         environment = self.view.environments[name]
-        geometry = environment.geometry
         pixels, boxes, owner, digests = [], [], [], []
         for index, frame in enumerate(part.frames):
             try:
-                image = decode(frame.data, bit_depth=geometry.bit_depth, window=geometry.window, source=frame.image)
-                seen = views(
-                    image, geometry=geometry, photometry=environment.photometry, size_px=self.scorer.trunk.size_px
+                seen = read_views(
+                    frame.data,
+                    geometry=environment.geometry,
+                    photometry=environment.photometry,
+                    size_px=self.scorer.trunk.size_px,
+                    source=frame.image,
                 )
             except InputError as error:
                 raise InputError(

@@ -20,8 +20,9 @@ from fastapi import FastAPI, Request
 from measuring import even_niceness
 
 from plants import bundle
-from plants.images import decode, views
+from plants.images import decode
 from plants.scores import softmax
+from plants.views import views
 from serving.scoring import open_session
 
 TASK = "BENCH_SERVING_TASK"

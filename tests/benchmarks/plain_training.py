@@ -30,8 +30,9 @@ from jobs.losses import partial_cross_entropy
 from jobs.recipe import Augment, Recipe
 from jobs.schedule import rate_factor
 from jobs.supervision import Supervision
-from plants.images import decode, views
+from plants.images import decode
 from plants.plant import Fleet, Plant, Trunk
+from plants.views import views
 
 Compute = dict[str, Any]
 """dtype, layout, workers."""

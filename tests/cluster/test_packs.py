@@ -15,8 +15,9 @@ from cluster.packs import Failure, Frame, Pack, build, build_shard, pack_key
 from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
 from plants.hashing import sha256
-from plants.images import decode, views
+from plants.images import decode
 from plants.plant import Environment, Geometry, Photometry, Plant
+from plants.views import views
 
 TILED = Environment(geometry=Geometry(fit="tiles", tile_px=40, overlap_px=8))
 DARK = Environment(photometry=Photometry(gain=2.0))

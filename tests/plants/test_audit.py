@@ -108,6 +108,12 @@ def test_a_declared_smallest_defect_is_checked_without_any_box():
     assert "30 px in a frame of 1000 x 800, is 2.9 px" in found.detail
 
 
+def test_a_smallest_defect_declared_on_the_part_is_checked_likewise():
+    rows = sound_rows(size=(1000, 800)).assign(box=None)
+    found = the(findings(rows, **with_geometry(min_defect_mm=1.5, px_per_mm=20)), "small_defects")
+    assert "30 px (1.5 mm) in a frame of 1000 x 800, is 2.9 px" in found.detail
+
+
 def test_a_region_of_interest_enlarges_defects():
     rows = sound_rows(size=(1000, 800), side_px=30)
     assert "small_defects" in kinds(findings(rows))

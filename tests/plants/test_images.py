@@ -12,16 +12,15 @@ import pytest
 from PIL import Image
 
 from plants.errors import InputError
-from plants.images import (
+from plants.images import decode, tensor_digest
+from plants.plant import Geometry, Photometry
+from plants.views import (
     PAD_VALUE,
-    decode,
     photometry_lut,
     scale,
-    tensor_digest,
     view_boxes,
     views,
 )
-from plants.plant import Geometry, Photometry
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

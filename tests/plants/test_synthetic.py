@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 from plants.factories import FACTORIES, Factory
-from plants.images import decode, view_boxes
+from plants.images import decode
 from plants.plant import Fleet, load_fleet
 from plants.rendering import Light, shade
 from plants.surfaces import DEFECTS, Style, Surface, continued
 from plants.synthetic import COLUMNS, draw_frame, make_fleet, plan_parts
+from plants.views import view_boxes
 
 SMALL = 0.03
 

@@ -1,0 +1,130 @@
+"""What a model sees of a frame: masks, JPEGs decoded smaller, and where that lies in the whole frame."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from pydantic import ValidationError
+
+from plants.errors import InputError
+from plants.images import decode
+from plants.plant import Geometry, Photometry
+from plants.views import PAD_VALUE, Views, read_views, view_boxes, views
+
+TRIANGLE = ((0, 0), (100, 0), (0, 100))
+
+
+def surface(width: int, height: int, *, seed: int = 0) -> np.ndarray:
+    """A frame of blotches and noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(60, 200, (height // 16, width // 16, 3), dtype=np.uint8))
+    grey = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+    return np.clip(grey + rng.normal(0, 4, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+def as_jpeg(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(data, "JPEG", quality=92, exif=exif)
+    return data.getvalue()
+
+
+def seen(data: bytes, *, size_px: int = 64, **geometry) -> Views:
+    return read_views(data, geometry=Geometry(**geometry), photometry=Photometry(), size_px=size_px)
+
+
+def of_whole(data: bytes, *, size_px: int = 64, **geometry) -> Views:
+    return views(decode(data), geometry=Geometry(**geometry), photometry=Photometry(), size_px=size_px)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"fit": "whole"},
+        {"fit": "letterbox"},
+        {"roi": (37, 51, 997, 803)},
+        {"fit": "tiles", "tile_px": 300, "overlap_px": 40},
+        {"fit": "letterbox", "mask": [((90, 40), (1100, 200), (400, 800))]},
+    ],
+)
+def test_a_large_jpeg_decoded_smaller_looks_the_same_and_lies_where_it_did(geometry, monkeypatch):
+    data = as_jpeg(surface(1201, 903))
+    asked, draft = [], JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *a: asked.append(a[2]) or draft(*a))
+    small = seen(data, **geometry)
+    assert asked, "it was decoded whole"
+    whole = of_whole(data, **geometry)
+    assert np.array_equal(small.boxes, whole.boxes)
+    apart = np.abs(small.pixels.astype(int) - whole.pixels)
+    assert np.median(apart) <= 1
+    assert np.quantile(apart, 0.98) <= 4
+
+
+@pytest.mark.parametrize("geometry", [{"fit": "tiles", "tile_px": 128}, {"fit": "letterbox", "roi": (0, 0, 200, 200)}])
+def test_a_jpeg_hardly_larger_than_its_view_is_decoded_whole(geometry):
+    data = as_jpeg(surface(640, 480))
+    assert np.array_equal(seen(data, **geometry).pixels, of_whole(data, **geometry).pixels)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_jpeg_that_has_to_be_turned_is_decoded_whole(orientation):
+    data = as_jpeg(surface(1201, 903), orientation=orientation)
+    assert np.array_equal(seen(data).pixels, of_whole(data).pixels)
+
+
+def test_what_is_not_judged_is_grey_and_the_rest_is_untouched():
+    pixels = surface(100, 100)
+    view = views(pixels, geometry=Geometry(mask=[TRIANGLE]), photometry=Photometry(), size_px=100).pixels[0]
+    y, x = np.mgrid[:100, :100]
+    assert np.array_equal(view[x + y < 99], pixels[x + y < 99])
+    assert (view[x + y > 101] == PAD_VALUE).all()
+    hole = Geometry(mask=[TRIANGLE], ignore=[((10, 10), (29, 10), (29, 29), (10, 29))])
+    view = views(pixels, geometry=hole, photometry=Photometry(), size_px=100).pixels[0]
+    assert (view[11:29, 11:29] == PAD_VALUE).all()
+    assert np.array_equal(view[40:50, :40], pixels[40:50, :40])
+
+
+def test_tiles_without_anything_to_judge_are_left_out():
+    tiles = {"fit": "tiles", "tile_px": 25}
+    boxes = view_boxes(100, 100, geometry=Geometry(**tiles, mask=[TRIANGLE]))
+    assert len(view_boxes(100, 100, geometry=Geometry(**tiles))) == 16
+    assert {tuple(box[:2]) for box in boxes.tolist()} == {
+        (x, y) for x in range(0, 100, 25) for y in range(0, 100, 25) if x + y <= 100
+    }
+
+
+@pytest.mark.parametrize(
+    ("geometry", "said"),
+    [
+        ({"mask": [((0, 0), (101, 0), (0, 100))]}, "geometry.mask"),
+        ({"ignore": [((0, 0), (50, 200), (0, 100))]}, "geometry.ignore"),
+        ({"ignore": [((0, 0), (100, 0), (100, 100), (0, 100))]}, "nothing of the frame is judged"),
+    ],
+)
+def test_a_mask_that_leaves_the_frame_or_leaves_nothing_is_refused(geometry, said):
+    with pytest.raises(InputError, match=said):
+        view_boxes(100, 100, geometry=Geometry(**geometry))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"mask": [((0, 0), (5, 5))]},
+        {"ignore": [((0, 0), (5, -5), (9, 9))]},
+        {"min_defect_mm": 0.5},
+        {"min_defect_mm": 0.5, "px_per_mm": 20, "min_defect_px": 10},
+    ],
+)
+def test_a_geometry_that_makes_no_sense_is_refused(geometry):
+    with pytest.raises(ValidationError):
+        Geometry(**geometry)
+
+
+def test_the_smallest_defect_is_declared_in_pixels_or_on_the_part():
+    assert Geometry(min_defect_px=30).smallest_px == 30
+    assert Geometry(min_defect_mm=0.4, px_per_mm=25).smallest_px == pytest.approx(10)
+    assert Geometry(px_per_mm=25).smallest_px is None
