@@ -94,7 +94,8 @@ def _show_what_to_know(found: Imported, *, show: Console, is_tied: bool) -> None
     is_tied: whether pictures that show the same were put into one lot.
     """
     name, rejected = found.plant, found.rejected
-    lines = [f"rejected: plant {name}: file {row.frame}: {row.reason}" for row in rejected[:10]]
+    shown = dict.fromkeys(f"rejected: plant {name}: file {row.frame}: {row.reason}" for row in rejected[:1000])
+    lines = [*shown][:10]
     if len(rejected) > 10:
         reasons = Counter(re.sub(r"'.*'|\d+", "_", row.reason) for row in rejected)
         lines += [f"rejected: plant {name}: {n:,} times: {reason}" for reason, n in reasons.most_common(10)]

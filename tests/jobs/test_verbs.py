@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs import verbs
 from plants.plant import Fleet, load_fleet
@@ -53,3 +55,16 @@ def test_ten_rejects_are_shown_then_counts_by_reason_and_where_all_are_listed(fl
     assert f"all 24 are listed in {document['rejects']}" in text
     assert len(document["rejected"]) == 24
     assert len(Path(document["rejects"]).read_text(encoding="utf-8").splitlines()) == 25
+
+
+def test_a_file_that_many_rows_name_is_shown_once(tmp_path):
+    for i in range(8):
+        (tmp_path / "north" / f"{i}.png").parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / "north" / f"{i}.png")
+    rows = [f"{i}.png,good" for i in range(8)] + ["gone.png,good"] * 12 + ["lost.png,good"] * 3
+    (tmp_path / "labels.csv").write_text("\n".join(["frame,class", *rows]), encoding="utf-8")
+    north = {"name": "north", "images": "north", "labels": "labels.csv", "classes": {"good": "ok"}, "ok": ["good"]}
+    (tmp_path / "fleet.yaml").write_text(json.dumps({"fleet": "one", "store": "store", "plants": [north]}))
+    document, text = shown(load_fleet(tmp_path / "fleet.yaml"))
+    assert len(document["rejected"]) == 15
+    assert [text.count(f": file {name}.png: ") for name in ("gone", "lost")] == [1, 1]
