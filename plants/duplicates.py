@@ -47,9 +47,9 @@ SURE_SCORE = 0.7
 MIN_MARGIN = 0.2
 """How much less a copy must agree with a mirrored one. Without it 158 pairs of different brushed parts were named among
 400, with it 26; planted copies lost at most 3 %."""
-WEAVE, WEAVE_BLUR_PX = 0.5, 0.8
-"""Contrast of the coarsest level over that of the finest below which structure near the sampling limit rules, which no
-alignment can follow: it is blurred away."""
+WEAVE, WEAVE_CONTRAST, WEAVE_BLUR_PX = 0.5, 12.0, 1.6
+"""Contrast of the coarsest level over that of the finest below which, and grey levels of the finest above which,
+structure near the sampling limit rules, which no alignment can follow: it is blurred away."""
 LEVELS = ((16, 6, 0.1), (32, 8, 0.2), (64, 6, 0.0))
 """Side in px of a level of the alignment, its steps, and the agreement without which a pair goes no further."""
 MIN_CELL_CONTRAST, MIN_CELLS = 1.0, 6
@@ -77,8 +77,8 @@ def signature(image: Pixels) -> Pixels:
         limit = MAX_SPREADS * max(1.4826 * float(np.median(np.abs(grain))), 0.5)
         weight = np.asarray(np.abs(grain) <= limit, dtype=np.float32)
     small = shading + np.clip(grain, -limit, limit)
-    coarse, fine = (np.square(_level(small[None], size=size)).mean() for size in (LEVELS[0][0], LEVELS[-1][0]))
-    if coarse < WEAVE**2 * fine:
+    coarse, fine = (float(_level(small[None], size=size).std()) for size in (LEVELS[0][0], LEVELS[-1][0]))
+    if coarse < WEAVE * fine and fine >= WEAVE_CONTRAST:
         small = ndimage.gaussian_filter(small, WEAVE_BLUR_PX)
     return np.asarray(np.clip(np.rint(small), 0, 255), dtype=np.uint8)
 

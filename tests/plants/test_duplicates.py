@@ -46,7 +46,7 @@ def woven(seed: int, *, size: int = 112) -> np.ndarray:
     rng = np.random.default_rng(seed)
     bands = sum(ndimage.gaussian_filter(rng.normal(size=(size, size)), reach) for reach in ((2, 30), (30, 2)))
     y, x = np.mgrid[:size, :size] * (2 * np.pi / 3.6)
-    cloth = 130 + 25 * np.sin(y) * np.sin(x) + 5 * bands / bands.std() + rng.normal(0, 2, bands.shape)
+    cloth = 130 + 60 * np.sin(y) * np.sin(x) + 5 * bands / bands.std() + rng.normal(0, 2, bands.shape)
     return np.clip(cloth, 0, 255).astype(np.uint8)
 
 
