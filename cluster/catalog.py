@@ -110,7 +110,8 @@ class Catalog:
             quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
             corrected = self._corrected(plant.name, sealed_rows, now=now)
             claim.check()
-            self._tell(corrected)
+            if corrected:
+                self.seal.write(CORRECTIONS, (self.corrections() + "".join(corrected)).encode())
             self._write(ASSIGNMENTS, assignments)
             self._write(f"{plant.name}.parquet", sealed_rows, store=self.seal)
             self.store.write_json(f"quarantine/{plant.name}.json", [row._asdict() for row in quarantined.values()])
@@ -200,13 +201,7 @@ class Catalog:
     def _corrected(self, plant: str, sealed_rows: pd.DataFrame, *, now: datetime) -> list[str]:
         if not self.seal.exists(f"{plant}.parquet"):
             return []
-        return seal.corrections(self.sealed(plant), sealed_rows, plant=plant, at=now)
-
-    def _tell(self, corrected: Sequence[str]) -> None:
-        """The trace holds these corrections, once."""
-        trace = self.corrections()
-        if lines := seal.untold(corrected, trace=trace):
-            self.seal.write(CORRECTIONS, (trace + "".join(lines)).encode())
+        return seal.corrections(self.sealed(plant), sealed_rows, plant=plant, at=now, trace=self.corrections())
 
     def _told(self, num_corrected: int) -> list[str]:
         where = self.seal.at(CORRECTIONS)

@@ -28,7 +28,12 @@ from plants.hashing import sha256 as sha256_of
 from plants.plant import Plant
 from plants.views import Views, read_views, view_boxes
 
-FORMAT = 1
+FORMAT = 2
+PIXELS_COME_FROM: dict[str, Any] = {
+    "photometry": True,
+    "geometry": {"roi", "mask", "ignore", "fit", "tile_px", "overlap_px", "bit_depth", "window"},
+}
+"""What of an environment decides about pixels: declaring a scale or a smallest defect makes no pack anew."""
 SHARD_BYTES = 32 << 20
 SHARD_FRAMES = 512
 NUM_READERS = 8
@@ -130,8 +135,7 @@ def pack_key(frames: Sequence[Frame], *, plant: Plant, size_px: int) -> str:
             "plant": plant.name,
             "size_px": size_px,
             "environments": {
-                name: plant.environments[name].model_dump(mode="json", include={"geometry", "photometry"})
-                for name in used
+                name: plant.environments[name].model_dump(mode="json", include=PIXELS_COME_FROM) for name in used
             },
             "frames": sorted(frames),
         },

@@ -25,6 +25,7 @@ from cluster.storage import LocalStore
 from jobs.augment import augment
 from jobs.recipe import Augment
 from plants.plant import Plant, is_ok
+from plants.views import is_judged
 
 TILES_PER_GOOD_FRAME = 5
 """Good tiles kept for training from one tiled frame; tiles that show a defect are all kept."""
@@ -136,9 +137,17 @@ def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, p
         return good
     x0, y0, x1, y1 = (float(v) for v in row["box"])
     overlap = max(0.0, min(x1, tile[2]) - max(x0, tile[0])) * max(0.0, min(y1, tile[3]) - max(y0, tile[1]))
-    if overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0):
-        return label
-    return good if overlap == 0 else ""
+    if overlap == 0:
+        return good
+    is_seen = overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0) and _is_judged(row, plant=plant)
+    return label if is_seen else ""
+
+
+def _is_judged(row: Mapping[Any, Any], *, plant: Plant) -> bool:
+    geometry = plant.environments[row["environment"]].geometry
+    if not geometry.mask and not geometry.ignore:
+        return True
+    return is_judged(row["box"], int(row["width_px"]), int(row["height_px"]), geometry=geometry)
 
 
 def _thinned(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:

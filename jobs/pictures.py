@@ -16,7 +16,7 @@ import pandas as pd
 from cluster.retention import cache_of, record
 from cluster.storage import LocalStore, PlantFiles, replaced
 from plants.cameras import FrameSummary, faults, summary
-from plants.duplicates import SIDE_PX, near_duplicates, signature
+from plants.duplicates import SIDE_PX, SIGNATURE, near_duplicates, signature
 from plants.findings import Finding
 from plants.governance import kept, oldest
 from plants.hashing import sha256
@@ -71,7 +71,7 @@ class Looks:
             return np.zeros((len(rows), SIDE_PX, SIDE_PX), dtype=np.uint8)
         depths = [(name, e.geometry.bit_depth, e.geometry.window) for name, e in plant.environments.items()]
         store = LocalStore(cache_of(plant, cache=self.cache))
-        stem = f"looks/{plant.name}-{sha256(repr(depths).encode())[:8]}"
+        stem = f"looks/{plant.name}-{sha256(repr((SIGNATURE, depths)).encode())[:8]}"
         now = datetime.now(UTC)
         may = kept(plant, rows, now=now)
         known = self._known(store.local_path(f"{stem}.npz"))

@@ -6,6 +6,9 @@ plan; a warning is for people to weigh; info is written down for auditors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -16,7 +19,7 @@ from plants.plant import Environment, Fleet, Geometry, Plant, Shares
 from plants.representation import unrepresented
 from plants.shortcuts import class_in_path, shortcuts
 from plants.splits import ROLES
-from plants.views import scale
+from plants.views import is_judged, scale
 
 MIN_DEFECT_PX = 8.0
 """The longer side of a defect at the model's input below which nothing can be learned. Source: PRACTICE.md, G2."""
@@ -57,7 +60,25 @@ def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> Found:
         if len(here):
             yield from _declared_size(name, environment, here, size_px=size_px)
             located = here[here["box"].notna() & here["class"].isin(plant.defects)]
-            yield from _located_sizes(name, environment, located, size_px=size_px)
+            judged = np.array([_is_judged(row, environment) for row in located.to_dict("records")], dtype=bool)
+            yield from _unjudged(name, located[~judged], num=len(located))
+            yield from _located_sizes(name, environment, located[judged], size_px=size_px)
+
+
+def _is_judged(row: Mapping[Any, Any], environment: Environment) -> bool:
+    width, height = int(row["width_px"]), int(row["height_px"])
+    return is_judged(list(row["box"])[:4], width, height, geometry=environment.geometry)
+
+
+def _unjudged(name: str, rows: pd.DataFrame, *, num: int) -> Found:
+    if len(rows):
+        yield (
+            "warning",
+            "unjudged_defects",
+            f"environment {name}: {len(rows)} of {num} located defects lie where nothing is judged, "
+            f"e.g. in {rows['frame'].iloc[0]}: nothing in the picture will tell them",
+            "Correct roi, mask or ignore, or the boxes",
+        )
 
 
 def _declared_size(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> Found:

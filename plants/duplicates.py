@@ -24,6 +24,9 @@ from scipy import ndimage
 
 from plants.errors import InputError
 
+SIGNATURE = 2
+"""Of what `signature` does: kept ones of another number are made anew."""
+
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -41,7 +44,7 @@ MAX_CANDIDATES = 12
 MIN_CONTRAST = 1.0
 """Standard deviation of a thumbnail in grey levels below which a picture holds nothing to be recognised by."""
 MIN_SCORE = 0.55
-"""Worth a look: over 95 % of these were right wherever copies were planted (README, Decisions)."""
+"""Worth a look: how many were right where copies were planted stands in the README under Decisions."""
 SURE_SCORE = 0.7
 """Enough to act upon without a look: chains of less sure ones tied 177 of 1,074 magnetic tiles together, not 55."""
 MIN_MARGIN = 0.2

@@ -27,7 +27,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 _ORIENTATION = 0x0112
-"""The EXIF tag; from 5 on width and height change places."""
+"""The EXIF tag; 1 is upright."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -77,7 +77,8 @@ def decode_reduced(
 ) -> Decoded:
     """The frame, a JPEG at 1/2, 1/4 or 1/8 of its sides where `reduction` of its width and height allows that.
 
-    Not one that has to be turned upright: its first reduced pixel would stand for fewer of the frame's than the others.
+    Not one that has to be turned upright, whose first reduced pixel would stand for fewer of the frame's than the
+    others, nor one with a `window`, which clips: the mean of clipped values is another than the clipped mean.
     `window` names the raw values that become 0 and 255; absent, it is the whole range of `bit_depth`.
 
     Raises:
@@ -107,21 +108,27 @@ def decode_reduced(
             remedy="Set bit_depth: 8, or export the camera's raw values",
         )
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        width, height = image.size if orientation < 5 else image.size[::-1]
         if depth > 8:
             deep = window or (0, 2**bit_depth - 1)
             pixels = _from_deep(data, image, limits=deep, bit_depth=bit_depth, source=source)
-            return Decoded(pixels, width, height, 1)
-        smaller = reduction(width, height) if image.format in ("JPEG", "MPO") and orientation == 1 else 1
-        if smaller > 1:
-            image.draft(None, (width // smaller, height // smaller))
-            smaller = next(k for k in (1, 2, 4, 8) if image.size == (-(-width // k), -(-height // k)))
-        return Decoded(_from_shallow(image, limits=window or (0, 255)), width, height, smaller)
+        elif window is None and image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) == 1:
+            return _perhaps_smaller(image, reduction=reduction)
+        else:
+            pixels = _from_shallow(image, limits=window or (0, 255))
+        return Decoded(pixels, pixels.shape[1], pixels.shape[0], 1)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         raise InputError(f"the image cannot be decoded ({_words(error)})", file=source) from None
+
+
+def _perhaps_smaller(image: Image.Image, *, reduction: Callable[[int, int], int]) -> Decoded:
+    width, height = image.size
+    k = reduction(width, height)
+    if k > 1:
+        image.draft(None, (width // k, height // k))
+        k = next(k for k in (1, 2, 4, 8) if image.size == (-(-width // k), -(-height // k)))
+    return Decoded(_from_shallow(image, limits=(0, 255)), width, height, k)
 
 
 def _words(error: Exception) -> str:

@@ -22,6 +22,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     ValidationError,
     field_validator,
     model_validator,
@@ -56,7 +57,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Polygon = Annotated[tuple[tuple[float, float], ...], Field(min_length=3)]
+Polygon = Annotated[tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(min_length=3)]
 """x, y of its corners in pixels of the frame."""
 
 

@@ -92,40 +92,49 @@ def opened(*, plant: str, generation: int, who: str, bundles: Sequence[str], at:
         ) from None
 
 
-def corrections(before: pd.DataFrame, after: pd.DataFrame, *, plant: str, at: datetime) -> list[str]:
+def corrections(before: pd.DataFrame, after: pd.DataFrame, *, plant: str, at: datetime, trace: str = "") -> list[str]:
     """A JSON line for every sealed answer that a new import changes, with what it was and what it is.
 
-    before, after: Sealed rows (`frame`, `sha256` and the answers). A frame that is sealed no more is `removed`; one
-    that is sealed for the first time is no correction.
+    before, after: Sealed rows (`frame`, `sha256` and the answers). A frame that is sealed no more is `removed`, one
+        that is sealed again is removed no more; one that is sealed for the first time is no correction.
+    trace: Every line written so far. What its last line of a frame and answer says already is not said again: an
+        import that was killed after writing the trace is repeated.
     """
-    new = after.set_index("frame")
-    lines = []
+    told, new = _last_told(trace), after.set_index("frame")
+    changes: dict[str, dict[str, tuple[Any, Any]]] = {}
     for old in before.to_dict("records"):
         frame = old["frame"]
-        changes = {"removed": (False, True)} if frame not in new.index else _changes(old, new.loc[frame].to_dict())
-        for what, (was, now) in changes.items():
-            record = {"plant": plant, "frame": frame, "what": what, "before": was, "after": now, "at": at.isoformat()}
-            lines.append(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+        is_gone = frame not in new.index
+        changes[frame] = {"removed": (False, True)} if is_gone else _changes(old, new.loc[frame].to_dict())
+    for frame in new.index.difference(before["frame"].tolist()):
+        if told.get((plant, frame), {}).get("removed") == (False, True):
+            changes[frame] = {"removed": (True, False)}
+    lines = []
+    for frame, pairs in changes.items():
+        for what, (was, now) in pairs.items():
+            if told.get((plant, frame), {}).get(what) != (was, now):
+                record = {
+                    "plant": plant,
+                    "frame": frame,
+                    "what": what,
+                    "before": was,
+                    "after": now,
+                    "at": at.isoformat(),
+                }
+                lines.append(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
     return lines
 
 
-def untold(lines: Sequence[str], *, trace: str) -> list[str]:
-    """Those of these corrections that the trace does not already end with: an import killed after telling tells once.
-
-    trace: Every line told so far. Of each plant, frame and answer only its last one counts.
-    """
-    last = {_subject(line): _change(line) for line in trace.splitlines()}
-    return [line for line in lines if last.get(_subject(line)) != _change(line)]
-
-
-def _subject(line: str) -> tuple[str, ...]:
-    record = json.loads(line)
-    return record["plant"], record["frame"], record["what"]
-
-
-def _change(line: str) -> tuple[str, ...]:
-    record = json.loads(line)
-    return json.dumps(record["before"]), json.dumps(record["after"])
+def _last_told(trace: str) -> dict[tuple[str, str], dict[str, tuple[Any, Any]]]:
+    """The last change told of each answer by plant and frame; what was told before a frame's removal is forgotten."""
+    told: dict[tuple[str, str], dict[str, tuple[Any, Any]]] = {}
+    for line in trace.split("\n"):
+        if line:
+            record = json.loads(line)
+            key = record["plant"], record["frame"]
+            known = {} if record["what"] == "removed" else told.get(key, {})
+            told[key] = known | {record["what"]: (record["before"], record["after"])}
+    return told
 
 
 def _changes(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[str, tuple[Any, Any]]:

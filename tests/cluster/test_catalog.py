@@ -121,6 +121,19 @@ def test_a_correction_whose_import_was_killed_after_telling_is_told_once_and_a_l
     assert changes == [("elsewhat", true), ("another", true), ("elsewhat", true)]
 
 
+def test_a_sealed_frame_that_goes_comes_back_and_goes_again_leaves_three_traces(catalog, fleet):
+    read(catalog, fleet)
+    frame = next(f for f in catalog.sealed("north")["frame"] if f.startswith("crack/"))
+    image = Path(fleet.plant("north").images) / frame
+    kept = image.read_bytes()
+    for is_there in (False, True, False, False):
+        image.write_bytes(kept) if is_there else image.unlink(missing_ok=True)
+        read(catalog, fleet)
+    lines = [json.loads(line) for line in catalog.corrections().split("\n") if line]
+    changes = [(line["what"], line["before"], line["after"]) for line in lines if line["frame"] == frame]
+    assert changes == [("removed", False, True), ("removed", True, False), ("removed", False, True)]
+
+
 def test_before_an_import_there_are_no_rows_and_the_remedy_is_named(catalog, fleet):
     assert catalog.assignments() is None
     with pytest.raises(InputError, match=r"plant north.*has not been imported.*crossplant import"):

@@ -43,7 +43,7 @@ class TilePack:
 def label_rows(*rows: tuple[Any, ...]) -> pd.DataFrame:
     """(frame, part, class, box, role) each."""
     table = pd.DataFrame(rows, columns=["frame", "part_id", "class", "box", "role"])
-    return table.assign(lot=table["part_id"], environment="default")
+    return table.assign(lot=table["part_id"], environment="default", width_px=300, height_px=100)
 
 
 def tile_labels(*rows: tuple[Any, ...], plant: Plant = PLANT, tiles: int = 3) -> list[str]:
@@ -73,6 +73,13 @@ def tile_labels(*rows: tuple[Any, ...], plant: Plant = PLANT, tiles: int = 3) ->
 )
 def test_a_tile_carries_a_defect_when_it_holds_enough_of_its_box(box, expected):
     assert tile_labels(("a", "p", "crack", box, "train")) == expected
+
+
+def test_a_tile_whose_defect_is_not_judged_is_taught_as_nothing():
+    frame = ("a", "p", "crack", [10, 10, 30, 30], "train")
+    environment = {"geometry": {"ignore": [[[5, 5], [40, 5], [40, 40], [5, 40]]]}}
+    masked = PLANT.model_validate(PLANT.model_dump() | {"environments": {"default": environment}})
+    assert tile_labels(frame, plant=masked) == ["a:100=good", "a:200=good"]
 
 
 def test_a_good_frame_gives_good_tiles_whatever_its_box_says():

@@ -114,6 +114,15 @@ def test_a_smallest_defect_declared_on_the_part_is_checked_likewise():
     assert "30 px (1.5 mm) in a frame of 1000 x 800, is 2.9 px" in found.detail
 
 
+def test_defects_where_nothing_is_judged_are_counted_and_not_measured():
+    rows = sound_rows(size=(1000, 800), side_px=3)
+    whole = ((0, 0), (999, 0), (999, 799), (0, 799))
+    found = findings(rows, **with_geometry(mask=[((990, 790), (999, 790), (999, 799))]))
+    assert the(found, "unjudged_defects").level == "warning"
+    assert "small_defects" not in kinds(found)
+    assert "unjudged_defects" not in kinds(findings(rows, **with_geometry(mask=[whole])))
+
+
 def test_a_region_of_interest_enlarges_defects():
     rows = sound_rows(size=(1000, 800), side_px=30)
     assert "small_defects" in kinds(findings(rows))
