@@ -67,7 +67,7 @@ class Geometry(Config):
     roi: tuple[int, int, int, int] | None = None
     """x0, y0, x1, y1 of the region that is judged; the rest is cut away."""
     mask: tuple[Polygon, ...] = ()
-    """What is judged, where that is no rectangle; all else is painted grey, tiles without any of it are left out."""
+    """What is judged, where that is no rectangle; all else is painted grey, tiles with under 1 % of it left out."""
     ignore: tuple[Polygon, ...] = ()
     """What is not judged within that: clamps, labels, stamped dates."""
     fit: Literal["whole", "letterbox", "tiles"] = "letterbox"

@@ -23,6 +23,8 @@ from plants.plant import Geometry, Photometry, Polygon
 MAX_TILES = 4_096
 PAD_VALUE = 114
 """The grey of a letterbox's margins, and of what is not judged."""
+MIN_JUDGED = 0.01
+"""Share of a tile; of less nothing can be told."""
 MIN_OVERSAMPLING = 4.0
 """How many times as long as its view's the sides of a region must be after a JPEG was decoded smaller."""
 
@@ -126,7 +128,7 @@ def _drawn(width: int, height: int, *, mask: tuple[Polygon, ...], ignore: tuple[
 def view_boxes(width: int, height: int, *, geometry: Geometry) -> _Boxes:
     """Where the views of a frame of this size lie: int32 [T, 4], x0, y0, x1, y1 in pixels of the frame.
 
-    Tiles in which nothing is judged are left out.
+    Tiles in which next to nothing is judged are left out.
     """
     x0, y0, x1, y1 = geometry.roi or (0, 0, width, height)
     if x1 > width or y1 > height:
@@ -137,7 +139,7 @@ def view_boxes(width: int, height: int, *, geometry: Geometry) -> _Boxes:
         )
     judged = _judged(width, height, geometry=geometry)
     if geometry.fit != "tiles" or geometry.tile_px is None:
-        return _with_something([(x0, y0, x1, y1)], judged=judged)
+        return _with_something([(x0, y0, x1, y1)], judged=judged, min_share=0.0)
     tile = geometry.tile_px
     columns = list(_starts(x1 - x0, tile_px=tile, overlap_px=geometry.overlap_px))
     rows = list(_starts(y1 - y0, tile_px=tile, overlap_px=geometry.overlap_px))
@@ -148,7 +150,7 @@ def view_boxes(width: int, height: int, *, geometry: Geometry) -> _Boxes:
             remedy="Use larger tiles or less overlap",
         )
     found = [(x0 + x, y0 + y, min(x0 + x + tile, x1), min(y0 + y + tile, y1)) for y in rows for x in columns]
-    return _with_something(found, judged=judged)
+    return _with_something(found, judged=judged, min_share=MIN_JUDGED)
 
 
 def is_judged(box: Sequence[float], width: int, height: int, *, geometry: Geometry) -> bool:
@@ -161,9 +163,9 @@ def is_judged(box: Sequence[float], width: int, height: int, *, geometry: Geomet
     return x0 < x1 and y0 < y1 and (judged is None or bool(judged[y0:y1, x0:x1].any()))
 
 
-def _with_something(boxes: list[tuple[int, int, int, int]], *, judged: _Mask | None) -> _Boxes:
-    """The boxes that hold a judged pixel."""
-    kept = [box for box in boxes if judged is None or judged[box[1] : box[3], box[0] : box[2]].any()]
+def _with_something(boxes: list[tuple[int, int, int, int]], *, judged: _Mask | None, min_share: float) -> _Boxes:
+    """The boxes of which more than this share is judged."""
+    kept = [box for box in boxes if judged is None or judged[box[1] : box[3], box[0] : box[2]].mean() > min_share]
     if not kept:
         raise InputError("nothing of the frame is judged", field="geometry.mask", remedy="Correct mask, ignore or roi")
     return np.array(kept, dtype=np.int32)

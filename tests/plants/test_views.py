@@ -128,12 +128,12 @@ def test_what_is_not_judged_is_grey_and_the_rest_is_untouched():
     assert np.array_equal(view[40:50, :40], pixels[40:50, :40])
 
 
-def test_tiles_without_anything_to_judge_are_left_out():
+def test_tiles_with_next_to_nothing_to_judge_are_left_out():
     tiles = {"fit": "tiles", "tile_px": 25}
     boxes = view_boxes(100, 100, geometry=Geometry(**tiles, mask=[TRIANGLE]))
     assert len(view_boxes(100, 100, geometry=Geometry(**tiles))) == 16
     assert {tuple(box[:2]) for box in boxes.tolist()} == {
-        (x, y) for x in range(0, 100, 25) for y in range(0, 100, 25) if x + y <= 100
+        (x, y) for x in range(0, 100, 25) for y in range(0, 100, 25) if x + y < 100
     }
 
 
