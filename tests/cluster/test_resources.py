@@ -39,8 +39,9 @@ def test_too_many_copies_are_told_with_how_many_fit():
 
 
 def test_what_fits_is_let_through():
-    check({"CPU": 3}, TWO_NODES, copies=3)
-    check({"GPU": 0.0}, TWO_NODES)
+    for demand, copies in (({"CPU": 3}, 3), ({"GPU": 0.0}, 1)):
+        check(demand, TWO_NODES, copies=copies)
+        assert not shortage(demand, TWO_NODES, copies=copies)
 
 
 def test_a_cluster_without_nodes_holds_nothing():

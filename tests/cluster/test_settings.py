@@ -41,7 +41,8 @@ def test_a_misspelt_name_alone_is_refused():
 
 
 def test_variables_of_tests_and_other_rooms_are_let_be():
-    Settings.load({"CROSSPLANT_REAL_DATA": "/data", "CROSSPLANT_WEIGHTS": "/w", "CROSSPLANT_KUBERAY_CRDS": "/k"})
+    others = {"CROSSPLANT_REAL_DATA": "/data", "CROSSPLANT_WEIGHTS": "/w", "CROSSPLANT_KUBERAY_CRDS": "/k"}
+    assert Settings.load(others) == Settings.load({})
 
 
 def test_a_password_in_an_address_is_not_printed():

@@ -44,7 +44,7 @@ def kinds(rows: pd.DataFrame, *, is_by_time: bool = False) -> dict[str, tuple[st
     return {kind: (level, detail) for level, kind, detail, _ in found}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_test_that_covers_the_line_has_no_finding(seed):
     assert kinds(line(seed)) == {}
 

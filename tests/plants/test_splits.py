@@ -31,7 +31,7 @@ from plants.splits import (
 )
 
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
-SEEDS = range(8)
+SEEDS = range(20)
 
 
 def made(seed: int, *, num_lots: int = 60, plant: str = "werk-1", prefix: str = "") -> pd.DataFrame:
@@ -307,7 +307,7 @@ def test_by_time_a_lot_without_one_is_an_error_that_names_it():
         deal(rows, assignments=None, shares=BY_TIME, seed=0, now=NOW)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_sixty_lots_and_then_four_hundred_in_three_imports_leave_each_class_in_every_role(seed):
     rows, record = made(seed), None
     later = np.array_split(np.random.default_rng(seed).permutation(400), 3)
