@@ -18,9 +18,9 @@ import sqlalchemy as sa
 
 from cluster.database import Database
 from cluster.storage import replaced
+from plants.config import Config
 from plants.errors import InputError
 from plants.hashing import sha256
-from plants.plant import Config
 
 Role = Literal["plant", "reviewer", "lead", "auditor"]
 Action = Literal["predict", "read", "feedback", "queue", "promote"]

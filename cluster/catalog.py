@@ -108,10 +108,11 @@ class Catalog:
             open_rows, sealed_rows = splits.seal(rows)
             joined = self._joined(others, assignments)
             quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
-            corrected = self._corrected(plant.name, sealed_rows, now=now)
+            trace = self.corrections()
+            corrected = self._corrected(plant.name, sealed_rows, now=now, trace=trace)
             claim.check()
             if corrected:
-                self.seal.write(CORRECTIONS, (self.corrections() + "".join(corrected)).encode())
+                self.seal.write(CORRECTIONS, (trace + "".join(corrected)).encode())
             self._write(ASSIGNMENTS, assignments)
             self._write(f"{plant.name}.parquet", sealed_rows, store=self.seal)
             self.store.write_json(f"quarantine/{plant.name}.json", [row._asdict() for row in quarantined.values()])
@@ -198,10 +199,10 @@ class Catalog:
         """What was changed in the sealed answers since they were sealed, a JSON object a line; empty at first."""
         return self.seal.read(CORRECTIONS).decode() if self.seal.exists(CORRECTIONS) else ""
 
-    def _corrected(self, plant: str, sealed_rows: pd.DataFrame, *, now: datetime) -> list[str]:
+    def _corrected(self, plant: str, sealed_rows: pd.DataFrame, *, now: datetime, trace: str) -> list[str]:
         if not self.seal.exists(f"{plant}.parquet"):
             return []
-        return seal.corrections(self.sealed(plant), sealed_rows, plant=plant, at=now, trace=self.corrections())
+        return seal.corrections(self.sealed(plant), sealed_rows, plant=plant, at=now, trace=trace)
 
     def _told(self, num_corrected: int) -> list[str]:
         where = self.seal.at(CORRECTIONS)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cluster.storage import Store
+from plants.config import Config
 from plants.errors import InputError
-from plants.plant import Config
 
 STRIKES = 2
 """So many attempts in a row that end without a new epoch fail a run."""

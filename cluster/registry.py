@@ -21,9 +21,9 @@ from sqlalchemy import exc
 
 from cluster.database import Database
 from cluster.storage import Store, file_sha256
+from plants.config import Config
 from plants.errors import InputError
 from plants.hashing import sha256 as sha256_of
-from plants.plant import Config
 
 _tables = sa.MetaData()
 _routes = sa.Table(

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.storage import Entry, MissingFile, Store, checked_key, file_sha256
+from plants.config import Config
 from plants.errors import InputError
 from plants.hashing import sha256 as sha256_of
-from plants.plant import Config
 
 T = TypeVar("T")
 

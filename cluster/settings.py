@@ -15,8 +15,8 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cluster.resources import usable_cpus
+from plants.config import Config
 from plants.errors import InputError, ManyInputErrors
-from plants.plant import Config
 
 PREFIX = "CROSSPLANT_"
 

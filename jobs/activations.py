@@ -139,15 +139,9 @@ def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, p
     overlap = max(0.0, min(x1, tile[2]) - max(x0, tile[0])) * max(0.0, min(y1, tile[3]) - max(y0, tile[1]))
     if overlap == 0:
         return good
-    is_seen = overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0) and _is_judged(row, plant=plant)
-    return label if is_seen else ""
-
-
-def _is_judged(row: Mapping[Any, Any], *, plant: Plant) -> bool:
     geometry = plant.environments[row["environment"]].geometry
-    if not geometry.mask and not geometry.ignore:
-        return True
-    return is_judged(row["box"], int(row["width_px"]), int(row["height_px"]), geometry=geometry)
+    is_seen = is_judged(row["box"], int(row["width_px"]), int(row["height_px"]), geometry=geometry)
+    return label if is_seen and overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0) else ""
 
 
 def _thinned(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:

@@ -108,6 +108,7 @@ def make_plan(
     """
     outs = [parse(text, fleet=fleet) for text in dict.fromkeys(leave_out)]
     full = recipe.model_dump(mode="json")
+    frozen = {**full, "stages": []}
     able = [p for p in fleet.plants if p.may_train and train_parts.get(p.name, 0) > 0]
     taught = [p for p in able if train_defects.get(p.name, 0) > 0]
     groups = pooling_groups(fleet, plants=[p for p in taught if p.may_leave])
@@ -124,18 +125,19 @@ def make_plan(
             if out.what != "plant" and out.plant in {p.name for p in taught}:
                 runs.append(RunSpec(f"without-{out.slug}{tail}", "without", (out.plant,), seed, full, target=str(out)))
         for plant in taught:
-            parents = {}
+            parents: dict[str, str | None] = {"own": None}
             if group := next((g for g in groups if plant.name in g), ()):
                 sister = nearest_sister(fleet, plant=plant, among=group, train_parts=train_parts)
-                parents = {"warm": _pooled(group, groups=groups, tail=tail), "sister": f"own-{sister}{tail}"}
-            runs += _of_plant(plant.name, seed=seed, full=full, parents=parents)
+                parents |= {"warm": _pooled(group, groups=groups, tail=tail), "sister": f"own-{sister}{tail}"}
+            runs.append(RunSpec(f"frozen-{plant.name}{tail}", "frozen", (plant.name,), seed, frozen, target=plant.name))
+            for kind, parent in parents.items():
+                run_id = f"{kind}-{plant.name}{tail}"
+                runs.append(RunSpec(run_id, kind, (plant.name,), seed, full, parent=parent, target=plant.name))
     for plant in able:
         normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
         if normal > 1:
             run_id = f"normality-{plant.name}-s{seeds[0]}"
-            runs.append(
-                RunSpec(run_id, "normality", (plant.name,), seeds[0], {**full, "stages": []}, target=plant.name)
-            )
+            runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
     _check_left_out(outs, runs=runs)
     governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
     return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance)
@@ -143,17 +145,6 @@ def make_plan(
 
 def _pooled(group: Sequence[str], *, groups: Sequence[Sequence[str]], tail: str) -> str:
     return f"pooled-{group[0]}{tail}" if len(groups) > 1 else f"pooled{tail}"
-
-
-def _of_plant(name: str, *, seed: int, full: dict[str, Any], parents: Mapping[str, str]) -> list[RunSpec]:
-    """Runs on the plant's parts alone: frozen, own, and by kind those that begin at a parent's model."""
-    runs = [
-        RunSpec(f"frozen-{name}-s{seed}", "frozen", (name,), seed, {**full, "stages": []}, target=name),
-        RunSpec(f"own-{name}-s{seed}", "own", (name,), seed, full, target=name),
-    ]
-    for kind, parent in parents.items():
-        runs.append(RunSpec(f"{kind}-{name}-s{seed}", kind, (name,), seed, full, parent=parent, target=name))
-    return runs
 
 
 def _check_left_out(outs: Sequence[LeftOut], *, runs: Sequence[RunSpec]) -> None:

@@ -12,8 +12,8 @@ from typing import Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from plants.config import Config
 from plants.errors import ManyInputErrors
-from plants.plant import Config
 
 MAX_BACKBONE_RATE = 1e-3
 """Above this, pretrained layers forget more than they learn (PRACTICE F3)."""

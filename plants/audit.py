@@ -15,7 +15,8 @@ import pandas as pd
 
 from plants.balance import classes
 from plants.findings import LEVELS, Finding, Found, Level
-from plants.plant import Environment, Fleet, Geometry, Plant, Shares
+from plants.geometry import Environment, Geometry
+from plants.plant import Fleet, Plant, Shares
 from plants.representation import unrepresented
 from plants.shortcuts import class_in_path, shortcuts
 from plants.splits import ROLES

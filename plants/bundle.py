@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from plants.config import Config
 from plants.errors import InputError
+from plants.geometry import Environment
 from plants.governance import Governance
 from plants.hashing import sha256
-from plants.plant import Config, Environment
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

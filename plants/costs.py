@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plants.config import Config
 from plants.hashing import unit_hash
-from plants.plant import Config, Costs
+from plants.plant import Costs
 from plants.policy import (
     OK,
     REASONS,

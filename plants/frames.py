@@ -16,9 +16,10 @@ import pandas as pd
 import PIL
 
 from plants.errors import InputError
+from plants.geometry import Geometry
 from plants.hashing import sha256
 from plants.images import decode
-from plants.plant import Geometry, Plant
+from plants.plant import Plant
 from plants.tables import Files, Listed
 
 NUM_READERS = 8

@@ -26,8 +26,9 @@ from datetime import datetime, timedelta
 import pandas as pd
 from pydantic import Field
 
+from plants.config import Config
 from plants.errors import InputError
-from plants.plant import Config, Plant
+from plants.plant import Plant
 
 
 class Governance(Config):

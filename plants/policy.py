@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError, model_validator
 
+from plants.config import Config
 from plants.errors import InputError
 from plants.hashing import sha256
-from plants.plant import Config, Costs
+from plants.plant import Costs
 from plants.scores import Mask, PartScores, calibrate
 from plants.thresholds import EDGE
 

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 from pydantic import AwareDatetime, Field, ValidationError
 
+from plants.config import Config
 from plants.errors import InputError, SealError
-from plants.plant import Config
 
 BUDGET = 5
 ANSWERS = ["class", "severity", "box"]

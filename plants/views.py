@@ -1,9 +1,9 @@
 """Pixels -> the uint8 views a model sees: region of interest, mask, whole, letterboxed or tiled, photometry undone.
 
 Every box is in pixels of the whole frame, also where a JPEG was decoded smaller. That is done where a region still has
-four times the sides of its view, and nothing of the frame is masked. 5 megapixels of steel, soft grey
-texture and colour noise then differed by 0.3 to 0.4 grey levels (root mean square), at most 2, from the same decoded
-whole, in a third to a half of the time. Memory: a fortieth of the whole frame's, a third where the JPEG is progressive.
+four times the sides of its view, and nothing of the frame is masked. 5 megapixels of steel, soft grey texture and
+colour noise then differed by 0.3 to 0.4 grey levels (root mean square), at most 2, from the same decoded whole, in a
+third to a half of the time. Memory: a fortieth of the whole frame's, a third where the JPEG is progressive.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from plants.errors import InputError
+from plants.geometry import Geometry, Photometry, Polygon
 from plants.images import Decoded, Pixels, decode_reduced
-from plants.plant import Geometry, Photometry, Polygon
 
 MAX_TILES = 4_096
 PAD_VALUE = 114
@@ -73,8 +73,7 @@ def _views(frame: Decoded, *, geometry: Geometry, photometry: Photometry, size_p
     lut = photometry_lut(photometry)
     out = np.full((len(boxes), size_px, size_px, 3), PAD_VALUE, dtype=np.uint8)
     for view, box in zip(out, boxes.tolist(), strict=True):
-        placement = _placement(box[2] - box[0], box[3] - box[1], geometry=geometry, size_px=size_px)
-        left, top, right, bottom = placement
+        left, top, right, bottom = _placement(box[2] - box[0], box[3] - box[1], geometry=geometry, size_px=size_px)
         content = _content(frame, box, judged=judged, width=right - left, height=bottom - top)
         view[top:bottom, left:right] = content if lut is None else lut[content]
     return Views(out, boxes)
@@ -121,7 +120,7 @@ def _drawn(width: int, height: int, *, mask: tuple[Polygon, ...], ignore: tuple[
                     field=f"geometry.{'mask' if fill else 'ignore'}",
                     remedy="Correct it, or declare another environment for frames of this size",
                 )
-            ImageDraw.Draw(canvas).polygon([tuple(point) for point in polygon], fill=fill)
+            ImageDraw.Draw(canvas).polygon(list(polygon), fill=fill)
     return np.asarray(canvas)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.settings import Settings
+from plants.config import Config
 from plants.errors import InputError
-from plants.plant import Config, load_fleet
+from plants.plant import load_fleet
 from serving.app import Replica, ServeConfig
 
 

@@ -86,7 +86,7 @@ def _paired_runs(fleet: Any, *, settings: Any, a: str, b: str, plant: str) -> di
 
 def _squeezed(plant: Any) -> Any:
     """The plant with its frames squeezed whole into the model's input."""
-    from plants.plant import Geometry
+    from plants.geometry import Geometry
 
     whole = {k: e.model_copy(update={"geometry": Geometry(fit="whole")}) for k, e in plant.environments.items()}
     return plant.model_copy(update={"environments": whole})

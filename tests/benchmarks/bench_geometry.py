@@ -144,7 +144,7 @@ def large(folder: Path, *, num: int, num_fresh: int, show: Console) -> dict[str,
     """The audit's word on letterbox, AUC by tiles, and found scratches by where they lie."""
     from cluster.catalog import Catalog
     from plants.audit import audit
-    from plants.plant import Geometry
+    from plants.geometry import Geometry
     from serving.verbs import predict_files
 
     rng = np.random.default_rng(0)

@@ -101,8 +101,9 @@ def _exported(folder: Path, *, images: list[str], given: argparse.Namespace, bun
     from jobs.model import CutModel
     from plants import bundle
     from plants.bundle import Manifest, PlantView, TrunkRef
+    from plants.geometry import Environment
     from plants.images import decode
-    from plants.plant import Environment, Trunk
+    from plants.plant import Trunk
     from plants.views import views
 
     spec = Trunk(backbone=given.backbone, weights=given.weights, size_px=given.size_px, cuts=(0, given.cut or 1))

@@ -14,9 +14,10 @@ from cluster import packs
 from cluster.packs import Failure, Frame, Pack, build, build_shard, pack_key
 from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
+from plants.geometry import Environment, Geometry, Photometry
 from plants.hashing import sha256
 from plants.images import decode
-from plants.plant import Environment, Geometry, Photometry, Plant
+from plants.plant import Plant
 from plants.views import views
 
 TILED = Environment(geometry=Geometry(fit="tiles", tile_px=40, overlap_px=8))

@@ -9,7 +9,8 @@ import pytest
 from jobs.fleet import planned
 from jobs.material import Material
 from jobs.recipe import Recipe
-from plants.plant import Costs, Environment, Fleet, Geometry, PlantClass
+from plants.geometry import Environment, Geometry
+from plants.plant import Costs, Fleet, PlantClass
 from tests.fleets import drawn_fleet, imported
 
 RECIPE = Recipe(stages=())

@@ -11,7 +11,8 @@ import pytest
 from plants.audit import audit
 from plants.balance import fleet_classes, strategy
 from plants.findings import EVERY_PLANT, Finding
-from plants.plant import Fleet, Geometry, Plant
+from plants.geometry import Geometry
+from plants.plant import Fleet, Plant
 from plants.splits import ROLES, seal
 
 CLASSES = {"gut": "ok", "Kratzer groß": "scratch", "Delle": "dent"}

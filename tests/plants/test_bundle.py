@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from plants import bundle
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.errors import InputError
+from plants.geometry import Environment
 from plants.hashing import sha256
-from plants.plant import Environment
 
 
 def manifest(**changes) -> Manifest:

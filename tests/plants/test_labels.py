@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from plants.errors import InputError
+from plants.geometry import Environment, Geometry
 from plants.hashing import sha256
 from plants.labels import LABEL_SCHEMA, Imported, from_parquet, read_rows, to_parquet
-from plants.plant import Environment, Geometry, Plant
+from plants.plant import Plant
 from plants.splits import seal
 from plants.tables import Listed
 

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from plants.errors import InputError, ManyInputErrors, SealError
-from plants.plant import Costs, Fleet, Geometry, Plant, Shares, Trunk, is_ok, load_fleet, projection
+from plants.geometry import Geometry
+from plants.plant import Costs, Fleet, Plant, Shares, Trunk, is_ok, load_fleet, projection
 
 GOOD = """
 fleet: steel

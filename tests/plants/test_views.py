@@ -11,8 +11,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import ValidationError
 
 from plants.errors import InputError
+from plants.geometry import Geometry, Photometry
 from plants.images import decode
-from plants.plant import Geometry, Photometry
 from plants.views import PAD_VALUE, Views, is_judged, read_views, view_boxes, views
 
 TRIANGLE = ((0, 0), (100, 0), (0, 100))

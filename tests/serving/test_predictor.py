@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from plants.errors import InputError
+from plants.geometry import Environment, Geometry, Photometry
 from plants.images import decode, tensor_digest
 from plants.normality import ALL, Normalities, Normality
-from plants.plant import Environment, Geometry, Photometry
 from plants.views import views
 from serving.intake import Frame, PartRequest
 from serving.loading import Loader

@@ -24,7 +24,7 @@ from cluster.storage import LocalStore
 from plants import bundle
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
-from plants.plant import Environment, Geometry
+from plants.geometry import Environment, Geometry
 
 SIZE_PX = 32
 LEAVES = ("ok", "dent", "scratch")
