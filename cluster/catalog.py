@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -113,10 +113,7 @@ class Catalog:
             claim.check()
             if corrected:
                 self.seal.write(CORRECTIONS, (trace + "".join(corrected)).encode())
-            self._write(ASSIGNMENTS, assignments)
-            self._write(f"{plant.name}.parquet", sealed_rows, store=self.seal)
-            self.store.write_json(f"quarantine/{plant.name}.json", [row._asdict() for row in quarantined.values()])
-            self.store.write(f"labels/{plant.name}.parquet", to_parquet(open_rows))
+            self._record(plant.name, assignments, sealed_rows, quarantined.values(), open_rows)
         rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
         return Imported(
@@ -133,6 +130,20 @@ class Catalog:
             num_frames=found.num_frames,
             num_read=found.num_read,
         )
+
+    def _record(
+        self,
+        plant: str,
+        assignments: pd.DataFrame,
+        sealed_rows: pd.DataFrame,
+        quarantined: Iterable[Quarantined],
+        open_rows: pd.DataFrame,
+    ) -> None:
+        """Open rows last: an import that is killed before them is as if it had not begun when it is run again."""
+        self._write(ASSIGNMENTS, assignments)
+        self._write(f"{plant}.parquet", sealed_rows, store=self.seal)
+        self.store.write_json(f"quarantine/{plant}.json", [row._asdict() for row in quarantined])
+        self.store.write(f"labels/{plant}.parquet", to_parquet(open_rows))
 
     def _read(
         self, plant: Plant, *, files: Files, memory: Readings, progress: Callable[[int, int], None] | None

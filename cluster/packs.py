@@ -28,7 +28,7 @@ from plants.hashing import sha256 as sha256_of
 from plants.plant import Plant
 from plants.views import Views, read_views, view_boxes
 
-FORMAT = 2
+FORMAT = 3
 PIXELS_COME_FROM: dict[str, Any] = {
     "photometry": True,
     "geometry": {"roi", "mask", "ignore", "fit", "tile_px", "overlap_px", "bit_depth", "window"},

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from plants.config import Config
 
-Polygon = Annotated[tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(min_length=3)]
+Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 """x, y of its corners in pixels of the frame."""
+
+
+def _polygons(given: Any) -> Any:
+    """A list of polygons: a single one may stand for itself."""
+    is_one = isinstance(given, Sequence) and all(
+        isinstance(point, Sequence) and len(point) == 2 and all(isinstance(value, int | float) for value in point)
+        for point in given
+    )
+    return [given] if given and is_one else given
+
+
+Polygons = Annotated[tuple[Polygon, ...], BeforeValidator(_polygons)]
 
 
 class Geometry(Config):
@@ -17,9 +30,9 @@ class Geometry(Config):
 
     roi: tuple[int, int, int, int] | None = None
     """x0, y0, x1, y1 of the region that is judged; the rest is cut away."""
-    mask: tuple[Polygon, ...] = ()
+    mask: Polygons = ()
     """What is judged, where that is no rectangle; all else is painted grey, tiles with under 1 % of it left out."""
-    ignore: tuple[Polygon, ...] = ()
+    ignore: Polygons = ()
     """What is not judged within that: clamps, labels, stamped dates."""
     fit: Literal["whole", "letterbox", "tiles"] = "letterbox"
     tile_px: int | None = Field(default=None, ge=16, le=4096)
@@ -49,8 +62,11 @@ class Geometry(Config):
             raise ValueError("overlap_px must be smaller than tile_px")
         if self.roi and not (0 <= self.roi[0] < self.roi[2] and 0 <= self.roi[1] < self.roi[3]):
             raise ValueError("roi is x0, y0, x1, y1 with x0 < x1 and y0 < y1")
-        if any(min(point) < 0 for polygon in (*self.mask, *self.ignore) for point in polygon):
-            raise ValueError("mask and ignore are lists of polygons, each [[x, y], [x, y], [x, y], ...] in pixels")
+        polygons = (*self.mask, *self.ignore)
+        if any(len(polygon) < 3 or min(min(point) for point in polygon) < 0 for polygon in polygons):
+            raise ValueError(
+                "mask and ignore are polygons of three corners or more, each [[x, y], [x, y], [x, y], ...] in pixels"
+            )
         if self.min_defect_mm is not None and (self.px_per_mm is None or self.min_defect_px is not None):
             raise ValueError("min_defect_mm needs px_per_mm, and stands in place of min_defect_px")
         if self.window and not 0 <= self.window[0] < self.window[1] < 2**self.bit_depth:

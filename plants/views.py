@@ -56,8 +56,9 @@ def read_views(data: bytes, *, geometry: Geometry, photometry: Photometry, size_
 def views(pixels: Pixels, *, geometry: Geometry, photometry: Photometry, size_px: int) -> Views:
     """The whole frame uint8 [H, W, 3] as the trunk's inputs.
 
-    Deterministic; antialiased bilinear. Tiles are spread evenly from border to border, overlap at least `overlap_px`,
-    and are letterboxed only where the frame is smaller than a tile.
+    Deterministic; antialiased bilinear. Tiles are spread evenly, overlap at least `overlap_px`, and reach half of that
+    beyond the region's borders, where it is mirrored: so a defect at a border lies as far from the edge of a tile as
+    any. They are letterboxed only where the frame is smaller than a tile.
 
     Raises:
         InputError: when the region of interest or a mask leaves the frame or leaves nothing, or the tiles would be more
@@ -68,29 +69,41 @@ def views(pixels: Pixels, *, geometry: Geometry, photometry: Photometry, size_px
 
 
 def _views(frame: Decoded, *, geometry: Geometry, photometry: Photometry, size_px: int) -> Views:
-    boxes = view_boxes(frame.width_px, frame.height_px, geometry=geometry)
+    places = _places(frame.width_px, frame.height_px, geometry=geometry)
     judged = _judged(frame.width_px, frame.height_px, geometry=geometry)
     lut = photometry_lut(photometry)
-    out = np.full((len(boxes), size_px, size_px, 3), PAD_VALUE, dtype=np.uint8)
-    for view, box in zip(out, boxes.tolist(), strict=True):
-        left, top, right, bottom = _placement(box[2] - box[0], box[3] - box[1], geometry=geometry, size_px=size_px)
-        content = _content(frame, box, judged=judged, width=right - left, height=bottom - top)
+    out = np.full((len(places), size_px, size_px, 3), PAD_VALUE, dtype=np.uint8)
+    boxes = _within_roi(places, frame.width_px, frame.height_px, geometry=geometry)
+    for view, place, box in zip(out, places.tolist(), boxes.tolist(), strict=True):
+        wide, high = place[2] - place[0], place[3] - place[1]
+        left, top, right, bottom = _placement(wide, high, geometry=geometry, size_px=size_px)
+        content = _content(frame, place, box, judged=judged, width=right - left, height=bottom - top)
         view[top:bottom, left:right] = content if lut is None else lut[content]
     return Views(out, boxes)
 
 
-def _content(frame: Decoded, box: list[int], *, judged: _Mask | None, width: int, height: int) -> Pixels:
-    """A region of the frame, what is not judged in it grey, resized."""
+def _content(
+    frame: Decoded, box: list[int], inner: list[int], *, judged: _Mask | None, width: int, height: int
+) -> Pixels:
+    """A box, what lies outside of its inner one mirrored, what is not judged grey, resized."""
     k = frame.reduction
-    x0, y0, x1, y1 = box[0] // k, box[1] // k, -(-box[2] // k), -(-box[3] // k)
-    region = frame.pixels[y0:y1, x0:x1]
+    x0, y0, x1, y1 = _reduced(box, k)
+    left, top, right, bottom = _reduced(inner, k)
+    region = frame.pixels[top:bottom, left:right]
     if judged is not None:
-        region = np.where(judged[y0:y1, x0:x1, None], region, np.uint8(PAD_VALUE))
+        region = np.where(judged[top:bottom, left:right, None], region, np.uint8(PAD_VALUE))
+    if inner != box:
+        region = np.pad(region, ((top - y0, y1 - bottom), (left - x0, x1 - right), (0, 0)), mode="symmetric")
     if k == 1 and region.shape[:2] == (height, width):
         return region
     place = (box[0] / k - x0, box[1] / k - y0, box[2] / k - x0, box[3] / k - y0)
     image = Image.fromarray(np.ascontiguousarray(region))
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=place, reducing_gap=None))
+
+
+def _reduced(box: list[int], k: int) -> tuple[int, int, int, int]:
+    """The pixels of a `k` times smaller frame that a box touches."""
+    return box[0] // k, box[1] // k, -(-box[2] // k), -(-box[3] // k)
 
 
 def _reduction(width: int, height: int, *, geometry: Geometry, size_px: int) -> int:
@@ -125,10 +138,15 @@ def _drawn(width: int, height: int, *, mask: tuple[Polygon, ...], ignore: tuple[
 
 
 def view_boxes(width: int, height: int, *, geometry: Geometry) -> _Boxes:
-    """Where the views of a frame of this size lie: int32 [T, 4], x0, y0, x1, y1 in pixels of the frame.
+    """What the views show of a frame of this size: int32 [T, 4], x0, y0, x1, y1 in pixels of the frame.
 
     Tiles in which next to nothing is judged are left out.
     """
+    return _within_roi(_places(width, height, geometry=geometry), width, height, geometry=geometry)
+
+
+def _places(width: int, height: int, *, geometry: Geometry) -> _Boxes:
+    """Where the views lie: as `view_boxes`, but the outermost tiles reach beyond the borders."""
     x0, y0, x1, y1 = geometry.roi or (0, 0, width, height)
     if x1 > width or y1 > height:
         raise InputError(
@@ -136,20 +154,24 @@ def view_boxes(width: int, height: int, *, geometry: Geometry) -> _Boxes:
             field="geometry.roi",
             remedy="Correct roi, or declare another environment for frames of this size",
         )
-    judged = _judged(width, height, geometry=geometry)
-    if geometry.fit != "tiles" or geometry.tile_px is None:
-        return _with_something([(x0, y0, x1, y1)], judged=judged, min_share=0.0)
     tile = geometry.tile_px
-    columns = list(_starts(x1 - x0, tile_px=tile, overlap_px=geometry.overlap_px))
-    rows = list(_starts(y1 - y0, tile_px=tile, overlap_px=geometry.overlap_px))
+    if geometry.fit != "tiles" or tile is None:
+        return _with_something(np.array([(x0, y0, x1, y1)], dtype=np.int32), width, height, geometry=geometry)
+    columns, rows = (list(_spans(*span, tile_px=tile, overlap_px=geometry.overlap_px)) for span in ((x0, x1), (y0, y1)))
     if len(columns) * len(rows) > MAX_TILES:
         raise InputError(
             f"a frame of {width} x {height} pixels would make {len(columns) * len(rows)} tiles, over {MAX_TILES}",
             field="geometry.tile_px",
             remedy="Use larger tiles or less overlap",
         )
-    found = [(x0 + x, y0 + y, min(x0 + x + tile, x1), min(y0 + y + tile, y1)) for y in rows for x in columns]
-    return _with_something(found, judged=judged, min_share=MIN_JUDGED)
+    found = np.array([(left, top, right, bottom) for top, bottom in rows for left, right in columns], dtype=np.int32)
+    return _with_something(found, width, height, geometry=geometry, min_share=MIN_JUDGED)
+
+
+def _within_roi(places: _Boxes, width: int, height: int, *, geometry: Geometry) -> _Boxes:
+    """What of each box lies in the region that is judged."""
+    x0, y0, x1, y1 = geometry.roi or (0, 0, width, height)
+    return np.clip(places, np.array([x0, y0, x0, y0], np.int32), np.array([x1, y1, x1, y1], np.int32))
 
 
 def is_judged(box: Sequence[float], width: int, height: int, *, geometry: Geometry) -> bool:
@@ -162,19 +184,26 @@ def is_judged(box: Sequence[float], width: int, height: int, *, geometry: Geomet
     return x0 < x1 and y0 < y1 and (judged is None or bool(judged[y0:y1, x0:x1].any()))
 
 
-def _with_something(boxes: list[tuple[int, int, int, int]], *, judged: _Mask | None, min_share: float) -> _Boxes:
-    """The boxes of which more than this share is judged."""
-    kept = [box for box in boxes if judged is None or judged[box[1] : box[3], box[0] : box[2]].mean() > min_share]
-    if not kept:
+def _with_something(places: _Boxes, width: int, height: int, *, geometry: Geometry, min_share: float = 0.0) -> _Boxes:
+    """The boxes of whose part of the frame more than this share is judged."""
+    judged = _judged(width, height, geometry=geometry)
+    if judged is None:
+        return places
+    inner = _within_roi(places, width, height, geometry=geometry)
+    kept = places[[bool(judged[y0:y1, x0:x1].mean() > min_share) for x0, y0, x1, y1 in inner.tolist()]]
+    if not len(kept):
         raise InputError("nothing of the frame is judged", field="geometry.mask", remedy="Correct mask, ignore or roi")
-    return np.array(kept, dtype=np.int32)
+    return kept
 
 
-def _starts(length: int, *, tile_px: int, overlap_px: int) -> Iterator[int]:
-    """Where tiles begin along one side: the first and the last are flush with the borders."""
-    room = max(0, length - tile_px)
+def _spans(low: int, high: int, *, tile_px: int, overlap_px: int) -> Iterator[tuple[int, int]]:
+    """From where to where tiles reach along one side: beyond its ends by half an overlap, where it holds a tile."""
+    if high - low <= tile_px:
+        yield low, high
+        return
+    first, room = low - overlap_px // 2, high - low - tile_px + overlap_px // 2 * 2
     steps = -(-room // (tile_px - overlap_px))
-    return (room * i // steps if steps else 0 for i in range(steps + 1))
+    yield from ((start, start + tile_px) for start in (first + room * i // steps for i in range(steps + 1)))
 
 
 def _placement(width: int, height: int, *, geometry: Geometry, size_px: int) -> tuple[int, int, int, int]:
@@ -189,7 +218,7 @@ def _placement(width: int, height: int, *, geometry: Geometry, size_px: int) -> 
 
 def scale(width: int, height: int, *, geometry: Geometry, size_px: int) -> tuple[float, float]:
     """How many pixels of the model's input one pixel of a frame becomes, along x and y."""
-    x0, y0, x1, y1 = view_boxes(width, height, geometry=geometry)[0].tolist()
+    x0, y0, x1, y1 = _places(width, height, geometry=geometry)[0].tolist()
     left, top, right, bottom = _placement(x1 - x0, y1 - y0, geometry=geometry, size_px=size_px)
     return (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
 

@@ -78,8 +78,9 @@ def test_every_verb_has_an_example():
 @pytest.mark.parametrize("words", commands("crossplant"), ids=" ".join)
 def test_an_example_of_the_command_is_one_that_the_command_takes(words: list[str]):
     context = parse(words)
+    assert context.command.name in words
     if words[0] == "submit":
-        parse(context.args)
+        assert parse(context.args).command.name in context.args
 
 
 WRONG = [["train", "--fleet", "a.yaml", "--sed", "1"], ["promote", "--plant", "a"], ["learn"]]

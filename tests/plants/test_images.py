@@ -378,15 +378,16 @@ def test_a_region_outside_the_frame_is_refused():
     ("width", "height", "tile_px", "overlap_px"),
     [(2048, 1536, 256, 32), (100, 100, 16, 0), (97, 33, 32, 31), (20, 100, 32, 8), (10, 10, 32, 0), (64, 64, 64, 16)],
 )
-def test_tiles_cover_every_pixel_and_end_flush_with_the_borders(width, height, tile_px, overlap_px):
+def test_tiles_cover_every_pixel_and_end_at_the_borders(width, height, tile_px, overlap_px):
     boxes = view_boxes(width, height, geometry=Geometry(fit="tiles", tile_px=tile_px, overlap_px=overlap_px))
     covered = np.zeros((height, width), bool)
     for x0, y0, x1, y1 in boxes.tolist():
-        assert (x1 - x0, y1 - y0) == (min(tile_px, width), min(tile_px, height))
+        at_border = x0 == 0 or y0 == 0 or x1 == width or y1 == height
+        assert at_border or (x1 - x0, y1 - y0) == (min(tile_px, width), min(tile_px, height))
         covered[y0:y1, x0:x1] = True
     assert covered.all()
-    assert boxes[:, 2].max() == width
-    assert boxes[:, 3].max() == height
+    assert boxes.min(axis=0).tolist()[:2] == [0, 0]
+    assert boxes.max(axis=0).tolist()[2:] == [width, height]
 
 
 @pytest.mark.parametrize("at", [0, 1, 40, 97, 130, 180])
@@ -397,9 +398,33 @@ def test_a_defect_no_larger_than_the_overlap_lies_whole_in_some_tile(at):
 
 def test_each_tile_shows_its_own_box():
     pixels = noise(70, 90)
-    found = seen(pixels, fit="tiles", tile_px=32, overlap_px=4, size_px=32)
+    found = seen(pixels, fit="tiles", tile_px=32, size_px=32)
     for view, (x0, y0, x1, y1) in zip(found.pixels, found.boxes.tolist(), strict=True):
         assert np.array_equal(view, pixels[y0:y1, x0:x1])
+
+
+@pytest.mark.parametrize("roi", [None, (7, 3, 88, 66)])
+def test_beyond_the_borders_a_tile_shows_their_mirror_image(roi):
+    pixels = noise(70, 90)
+    x0, y0, x1, y1 = roi or (0, 0, 90, 70)
+    found = seen(pixels, roi=roi, fit="tiles", tile_px=32, overlap_px=8, size_px=32)
+    mirrored = np.pad(pixels[y0:y1, x0:x1], ((4, 4), (4, 4), (0, 0)), mode="symmetric")
+    assert np.array_equal(found.pixels[0], mirrored[:32, :32])
+    assert np.array_equal(found.pixels[-1], mirrored[-32:, -32:])
+    assert found.boxes[0].tolist() == [x0, y0, x0 + 28, y0 + 28]
+    assert found.boxes[-1].tolist() == [x1 - 28, y1 - 28, x1, y1]
+
+
+@pytest.mark.parametrize(
+    ("length", "tile_px", "overlap_px"), [(200, 48, 20), (97, 32, 31), (2448, 256, 64), (49, 48, 9)]
+)
+def test_every_point_lies_half_an_overlap_within_some_tile(length, tile_px, overlap_px):
+    """Also at the borders, where tiles reach beyond them."""
+    line = np.tile(np.arange(length), (tile_px, 1))[..., None].repeat(3, axis=2).astype(np.uint8)
+    geometry = Geometry(fit="tiles", tile_px=tile_px, overlap_px=overlap_px)
+    found = views(line, geometry=geometry, photometry=Photometry(), size_px=tile_px)
+    inner = found.pixels[:, 0, overlap_px // 2 : tile_px - overlap_px // 2, 0]
+    assert {*inner.ravel().tolist()} == {*range(length)}
 
 
 def test_a_frame_smaller_than_a_tile_keeps_its_scale():
