@@ -22,7 +22,7 @@ from cluster.readings import Readings, write_rejects
 from cluster.storage import Store, open_store
 from plants import copies, seal, splits
 from plants.copies import Quarantined
-from plants.duplicates import SURE_SCORE, Pair, near_duplicates
+from plants.duplicates import Pair, near_duplicates
 from plants.errors import InputError
 from plants.labels import Imported as Labelled
 from plants.labels import NoUsableFrame, from_parquet, read_rows, to_parquet
@@ -248,7 +248,7 @@ class Catalog:
         pairs = copies.equal_files(pd.concat([rows, *(table for _, table in others)]), num_asked=len(rows))
         if len(rows) + sum(len(table) for _, table in others) <= MAX_LOOKED:
             thumbs = [look(plant, rows, True), *(look(other, table, False) for other, table in others)]
-            pairs += near_duplicates(np.concatenate(thumbs), num_asked=len(rows), min_score=SURE_SCORE)
+            pairs += near_duplicates(np.concatenate(thumbs), num_asked=len(rows))
         return pairs
 
     def _set_apart(

@@ -53,7 +53,8 @@ class Factory:
     force: tuple[float, float] = (0.8, 1.3)
     poses: tuple[str, ...] = ("front",)
     suffix: str = "png"
-    tile_px: int = 256
+    period_px: int = 128
+    """Of the material, after which it repeats; every frame has its own."""
     lot_parts: tuple[int, int] = (2, 4)
     absent: dict[str, str] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +156,7 @@ FACTORIES: tuple[Factory, ...] = (
         },
         marks=_cover,
         num_parts=400,
+        period_px=256,
         sizes_px=_SMALL,
         costs={"miss": 40_000, "false_alarm": 4_000, "review": 400},
     ),
@@ -177,8 +179,9 @@ FACTORIES: tuple[Factory, ...] = (
         },
         marks=_cover,
         num_parts=260,
+        period_px=256,
         sizes_px=_SMALL,
-        shares={"train": 0.1, "select": 0.1, "decide": 0.4, "test": 0.4},
+        shares={"train": 0.15, "select": 0.1, "decide": 0.4, "test": 0.35},
         costs={"miss": 60_000, "false_alarm": 5_000, "review": 600},
     ),
     Factory(
@@ -280,7 +283,7 @@ FACTORIES: tuple[Factory, ...] = (
         sizes_px=_TINY,
         force=(1.1, 1.5),
         suffix="jpg",
-        tile_px=512,
+        period_px=512,
         costs={"miss": 70_000, "false_alarm": 6_000, "review": 700},
     ),
 )  # fmt: skip

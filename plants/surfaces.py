@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import fft
 from scipy.ndimage import gaussian_filter
 
 Field = npt.NDArray[np.float32]
@@ -30,13 +31,13 @@ class Surface:
     albedo: Field
 
     def window(self, *, top: int, left: int, shape: tuple[int, int]) -> Surface:
-        """A copy of a part of this surface."""
-        where = slice(top, top + shape[0]), slice(left, left + shape[1])
-        return Surface(self.height[where].copy(), self.albedo[where].copy())
-
-    def continued(self, shape: tuple[int, int]) -> Surface:
-        """This periodic surface, repeated until a window of `shape` fits at any place of its first period."""
-        return Surface(continued(self.height, shape=shape), continued(self.albedo, shape=shape))
+        """A copy of a part of this periodic surface, of any size."""
+        rows, columns = np.arange(top, top + shape[0]), np.arange(left, left + shape[1])
+        height, albedo = (
+            field.take(rows, axis=0, mode="wrap").take(columns, axis=1, mode="wrap")
+            for field in (self.height, self.albedo)
+        )
+        return Surface(height, albedo)
 
 
 def continued(field: Field, *, shape: tuple[int, int]) -> Field:
@@ -50,8 +51,16 @@ def continued(field: Field, *, shape: tuple[int, int]) -> Field:
 
 def _noise(rng: Rng, *, size: int, sigma: float | tuple[float, float]) -> Field:
     """Periodic smooth noise with standard deviation 1."""
-    field = gaussian_filter(rng.standard_normal((size, size), dtype=np.float32), sigma, mode="wrap", truncate=3.0)
+    down, across = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    waves = fft.rfft2(rng.standard_normal((size, size), dtype=np.float32))
+    waves *= _gaussian(fft.fftfreq(size), sigma=down)[:, None] * _gaussian(fft.rfftfreq(size), sigma=across)
+    field = fft.irfft2(waves, s=(size, size))
     return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
+
+
+def _gaussian(frequencies: Field, *, sigma: float) -> Field:
+    """How much of each wave a Gaussian blur leaves."""
+    return np.asarray(np.exp(-2 * (math.pi * sigma * frequencies) ** 2), dtype=np.float32)
 
 
 def brushed(rng: Rng, *, size: int, strength: float) -> Surface:

@@ -6,7 +6,7 @@ words, so that one plant's model fails at another; defects cover a small part of
 otherwise under another light; harmless things (holes, printing, pores, dust, fixtures) look like other plants' defects.
 
     arden   brushed covers, coaxial light, mono                five defect classes, chip rare: the plain case
-    brno    the same covers, brushed across, bronze, blurred   few labels: 10 % of its parts may be learned from
+    brno    the same covers, brushed across, bronze, blurred   few labels: 15 % of its parts may be learned from
     cadiz   castings, grazing light, three frames a part       oil and rust told apart; a defect shows in some frames
     delft   woven cloth before a backlight                     openings are bright: what others call light is dark
     essen   glazed tiles, printed decor, two frames a part     three defect classes, a fourth checked and absent
@@ -44,6 +44,8 @@ COLUMNS = (
     "frame", "class", "part_id", "lot", "product", "pose", "environment", "captured_at", "box", "severity", "annotator",
 )  # fmt: skip
 GOOD_SHARE = 0.55
+GRAIN_PX = 512
+"""Of sensor noise, after which it repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ Chunk = tuple[Path, int, list[Part], int]
 
 def _chunks(folder: Path, *, plans: list[list[Part]], seed: int, pieces: int) -> list[Chunk]:
     """Every plant's parts in `pieces`, the plant with the largest frames first."""
-    order = sorted(range(len(FACTORIES)), key=lambda number: -FACTORIES[number].tile_px)
+    order = sorted(range(len(FACTORIES)), key=lambda number: -FACTORIES[number].period_px)
     return [(folder, n, plans[n][start::pieces], seed) for n in order for start in range(pieces)]
 
 
@@ -178,14 +180,14 @@ def _make(chunk: Chunk) -> tuple[str, list[dict[str, Any]]]:
     factory = FACTORIES[number]
     rng = np.random.default_rng((seed, number, 1))
     shape = (max(s.shape[0] for s in factory.stations.values()), max(s.shape[1] for s in factory.stations.values()))
-    material, size = draw.PRODUCTS[factory.material], factory.tile_px
-    blanks = {k: material(rng, size=size, strength=v).continued(shape) for k, v in factory.products.items()}
-    grain = draw.continued(rng.standard_normal((size, size), dtype=np.float32), shape=shape)
+    grain = draw.continued(rng.standard_normal((GRAIN_PX, GRAIN_PX), dtype=np.float32), shape=shape)
+    material = draw.PRODUCTS[factory.material]
     rows = []
     for part in parts:
         rng = np.random.default_rng((seed, number, 2, part.index))
         for turn, pose in enumerate(factory.poses):
-            pixels, box = draw_frame(factory, part, rng=rng, blanks=blanks, grain=grain, shown=part.shown_in[turn])
+            blank = material(rng, size=factory.period_px, strength=factory.products[part.product])
+            pixels, box = draw_frame(factory, part, rng=rng, blank=blank, grain=grain, shown=part.shown_in[turn])
             name = f"frames/{factory.name}-{part.index:04d}-{turn}.{factory.suffix}"
             (folder / factory.name / name).write_bytes(encode(pixels, suffix=factory.suffix))
             rows.append(_row(factory, part, frame=name, pose=pose, box=box))
@@ -193,16 +195,15 @@ def _make(chunk: Chunk) -> tuple[str, list[dict[str, Any]]]:
 
 
 def draw_frame(
-    factory: Factory, part: Part, *, rng: draw.Rng, blanks: dict[str, Surface], grain: draw.Field, shown: bool
+    factory: Factory, part: Part, *, rng: draw.Rng, blank: Surface, grain: draw.Field, shown: bool
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Box | None]:
     """One frame of a part and the box of its defect, None where none is to be seen."""
     station = factory.stations[part.station]
     x0, y0, x1, y1 = station.geometry.get("roi", (0, 0, station.shape[1], station.shape[0]))
-    blank = blanks[part.product]
-    top, left = rng.integers(factory.tile_px, size=2)
+    top, left = rng.integers(factory.period_px, size=2)
     surface = blank.window(top=int(top), left=int(left), shape=(y1 - y0, x1 - x0))
     factory.marks(surface, rng, variant=list(factory.products).index(part.product))
-    draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.tile_px < 512 else 20)))
+    draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.period_px < 512 else 20)))
     harm_rng, camera_rng = rng.spawn(2)
     box = _harm(factory, part, surface=surface, rng=harm_rng) if shown else None
     intensity = shade(surface, light=station.light)

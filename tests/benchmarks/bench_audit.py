@@ -38,6 +38,7 @@ from planted import (
     one_class,
     recompressed,
     saturated,
+    shifted,
     stuck,
     turned,
     written,
@@ -46,12 +47,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from plants.cameras import FrameSummary, faults, summary
-from plants.duplicates import SURE_SCORE, Pair, near_duplicates, signature
+from plants.duplicates import Pair, near_duplicates, signature
 from plants.shortcuts import COLUMNS, shortcuts
 from plants.synthetic import make_fleet
 
 REAL = {"neu": "steel/neu", "xsdd": "steel/xsdd", "magnetic": "magnetic"}
 EMBEDDED = ("arden", "brno", "cadiz", "delft", "essen", "fargo")
+MIN_COPIES = 30
+"""Of each kind: small plants are asked more often."""
 DUPLICATE_SHARE, FAULT_SHARE, WRONG_SHARE = 0.01, 0.03, 0.02
 SIZE_PX = 128
 """Of the images whose features tell wrong labels."""
@@ -63,7 +66,7 @@ CHANGES: dict[str, Sequence[Callable[[Picture, Rng], Picture]]] = {
     "recompression": (recompressed,),
     "all_three": (turned, cropped, recompressed),
 }
-FAULTS = {one.__name__: one for one in (dimmed, stuck, defocused, saturated, black)}
+FAULTS = {one.__name__: one for one in (dimmed, stuck, defocused, saturated, black, shifted)}
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,14 @@ def duplicates(images: list[Picture], signatures: list[Any], *, untouched: list[
     """What was planted and found: 1 % of copies of each kind, all kinds at once, each original copied once.
 
     A pair of a copy and its original is right. A pair of a copy and what the untouched plant pairs with its original,
-    directly or by a chain of pairs sure enough to act upon, follows from what was there before and is not counted;
-    every other pair of a copy is wrong. `indirect`: how many of those not counted hang on a chain.
+    directly or by a chain, follows from what was there before and is not counted; every other pair of a copy is wrong.
+    `indirect`: how many of those not counted hang on a chain.
     """
     before = {(pair.i, pair.j) for pair in untouched}
-    sure = np.array([pair[:2] for pair in untouched if pair.score >= SURE_SCORE], dtype=np.int64).reshape(-1, 2)
-    group = connected_components(coo_array((np.ones(len(sure)), sure.T), shape=(len(images),) * 2), directed=False)[1]
-    num = max(2, round(DUPLICATE_SHARE * len(images)))
+    edges = np.array([pair[:2] for pair in untouched], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(images),) * 2)
+    group = connected_components(graph, directed=False)[1]
+    num = num_copies(images)
     origins = rng.choice(len(images), num * len(CHANGES), replace=False).tolist()
     kinds = [kind for kind in CHANGES for _ in range(num)]
     copies = []
@@ -120,6 +124,11 @@ def duplicates(images: list[Picture], signatures: list[Any], *, untouched: list[
                 what = "found" if a == b else "indirect" if group[a] == group[b] else "wrong"
                 found[kinds[j - len(images)]][what] += 1
     return found
+
+
+def num_copies(images: list[Picture]) -> int:
+    """How many copies of each kind are planted at once."""
+    return max(2, round(DUPLICATE_SHARE * len(images)))
 
 
 def camera_faults(
@@ -250,7 +259,8 @@ def measure(name: str, subject: Subject, *, seeds: Sequence[int], every: int) ->
         rng = np.random.default_rng(seed)
         order = camera_order(table, is_ordered=subject.is_ordered, rng=rng)
         rounds["camera_faults"].append(camera_faults(images, summaries, order=order, rng=rng))
-        rounds["duplicates"].append(duplicates(images, signatures, untouched=untouched, rng=rng))
+        for _ in range(-(-MIN_COPIES // (len(seeds) * num_copies(images)))):
+            rounds["duplicates"].append(duplicates(images, signatures, untouched=untouched, rng=rng))
         rounds["labels"].append(wrong_labels(features, table=table, seed=seed))
         rounds["shortcuts"].append(telling_columns(table, seed=seed))
     spent = dict(zip(("signature", "near_duplicates", "summary", "features"), np.diff(clock).tolist(), strict=True))

@@ -127,11 +127,11 @@ def test_a_plan_has_small_lots_rising_times_and_enough_of_every_class(plant: Fac
     assert set(counts) == {plant.good, *plant.kinds}
 
 
-def test_the_plant_with_few_labels_may_learn_from_about_ten_defects() -> None:
+def test_the_plant_with_few_labels_may_learn_from_under_twenty_defects() -> None:
     parts = plan_parts(factory("brno"), seed=0, scale=1.0)
     shares = factory("brno").shares
     assert shares is not None
-    assert 8 <= shares["train"] * sum(part.label != "dobry" for part in parts) <= 13
+    assert 12 <= shares["train"] * sum(part.label != "dobry" for part in parts) < 20
 
 
 def test_the_rare_class_is_a_third_as_frequent_as_the_others() -> None:
@@ -143,13 +143,13 @@ def test_the_rare_class_is_a_third_as_frequent_as_the_others() -> None:
 def test_a_defect_changes_the_frame_inside_its_box_and_nowhere_else(plant: Factory) -> None:
     rng = np.random.default_rng(0)
     shape = tuple(max(s.shape[i] for s in plant.stations.values()) for i in (0, 1))
-    flat = np.ones((plant.tile_px, plant.tile_px), dtype=np.float32)
-    blanks = {name: Surface(flat, flat).continued((shape[0], shape[1])) for name in plant.products}
+    flat = np.ones((plant.period_px, plant.period_px), dtype=np.float32)
+    blank = Surface(flat, flat)
     grain = continued(rng.standard_normal(flat.shape, dtype=np.float32), shape=(shape[0], shape[1]))
     chosen = {(p.label, p.station): p for p in plan_parts(plant, seed=0, scale=1.0) if p.label != plant.good}
     for part in chosen.values():
         with_defect, without = (
-            draw_frame(plant, part, rng=np.random.default_rng(7), blanks=blanks, grain=grain, shown=shown)
+            draw_frame(plant, part, rng=np.random.default_rng(7), blank=blank, grain=grain, shown=shown)
             for shown in (True, False)
         )
         assert without[1] is None
