@@ -415,9 +415,7 @@ def test_beyond_the_borders_a_tile_shows_their_mirror_image(roi):
     assert found.boxes[-1].tolist() == [x1 - 28, y1 - 28, x1, y1]
 
 
-@pytest.mark.parametrize(
-    ("length", "tile_px", "overlap_px"), [(200, 48, 20), (97, 32, 31), (2448, 256, 64), (49, 48, 9)]
-)
+@pytest.mark.parametrize(("length", "tile_px", "overlap_px"), [(200, 48, 20), (97, 32, 31), (49, 48, 9)])
 def test_every_point_lies_half_an_overlap_within_some_tile(length, tile_px, overlap_px):
     """Also at the borders, where tiles reach beyond them."""
     line = np.tile(np.arange(length), (tile_px, 1))[..., None].repeat(3, axis=2).astype(np.uint8)

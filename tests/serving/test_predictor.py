@@ -262,6 +262,8 @@ def near(colour: tuple[float, float, float], *, places: tuple[tuple[str, str], .
 
 
 SQUARE = (40, 40)
+LAST_TILE = (740, 172, 768, 200)
+"""What the last tile shows of a frame of 768 x 200, half an overlap of it beyond the corner."""
 
 
 def test_a_part_unlike_the_good_ones_is_looked_at_though_its_class_says_good(works: Works):
@@ -309,16 +311,16 @@ def test_where_only_good_parts_are_known_far_parts_are_looked_at_and_none_is_rej
     assert (odd.decision.defect, odd.decision.why) == (None, "far from the good parts of this plant")
     assert usual.probabilities["ok"] > odd.probabilities["ok"]
     assert odd.probabilities["ok"] + odd.impossible == pytest.approx(1.0, abs=1e-6)
-    frame = png(GREEN, size=(32 * 24, 200), patch=(RED, (736, 168, 768, 200)))
+    frame = png(GREEN, size=(32 * 24, 200), patch=(RED, LAST_TILE))
     tiled = one.predict(part(frame, environment="tiled"))
     assert tiled.location is not None
-    assert tiled.location.box == (736, 168, 768, 200)
+    assert tiled.location.box == LAST_TILE
 
 
 def test_a_frame_of_more_tiles_than_one_trunk_pass_takes_is_scored_whole(works: Works):
-    frame = png(GREEN, size=(32 * 24, 200), patch=(RED, (736, 168, 768, 200)))
+    frame = png(GREEN, size=(32 * 24, 200), patch=(RED, LAST_TILE))
     judgement = predictor(works).predict(part(frame, environment="tiled"))
     assert judgement.frames[0].num_views > 2 * CHUNK_VIEWS
     assert judgement.decision.defect == "dent"
     assert judgement.location is not None
-    assert judgement.location.box == (736, 168, 768, 200)
+    assert judgement.location.box == LAST_TILE
