@@ -113,7 +113,13 @@ class Catalog:
             claim.check()
             if corrected:
                 self.seal.write(CORRECTIONS, (trace + "".join(corrected)).encode())
-            self._record(plant.name, assignments, sealed_rows, quarantined.values(), open_rows)
+            self._record(
+                plant.name,
+                assignments=assignments,
+                sealed_rows=sealed_rows,
+                quarantined=quarantined.values(),
+                open_rows=open_rows,
+            )
         rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
         return Imported(
@@ -134,6 +140,7 @@ class Catalog:
     def _record(
         self,
         plant: str,
+        *,
         assignments: pd.DataFrame,
         sealed_rows: pd.DataFrame,
         quarantined: Iterable[Quarantined],

@@ -6,10 +6,13 @@ over the other and judged by how much of the overlap agrees, with and without wh
 threads and the edges of a fixture agree with anything. Not for flips, quarter turns or crops below 80 % of a side, and
 blind to pictures that hold nothing but noise, or nothing but straight lines.
 
+Parts of one print or shape that outshines their grain are told apart by what is left without it. Where there are fewer
+than about 15 of them that is not known, and they may be taken for copies; more copies of one picture, for such parts.
+
 Cost for N pictures: a thumbnail of 4 KiB each; products of 11 x [512, 63] by [63, N] for every 512 pictures, 1400 N^2
 operations in all; at most two times `MAX_CANDIDATES` alignments a picture, 1 to 3 ms each, and 15 ms for every picture
-of a pair. Memory: 7 KiB for every picture and
-blocks of 512 by N, so about 2 GiB for 100,000. Measured, one core: 10,000 pictures in 4 s before alignment.
+of a pair. Memory: 8 KiB for every picture and blocks of 512 by N, so about 2 GiB for 100,000. Measured, one core:
+10,000 pictures in 4 s before alignment.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ MIN_GRAIN = 0.45
 """Agreement without what runs straight. 98 % of planted copies had 0.53 or more (90 % of brushed ones), 98 % of other
 pairs 0.4 or less."""
 CROWD, MIN_CROWD = 16, 5
-"""Pictures that tell what a picture shares with others like it, many more than copies; and how few still tell it."""
+"""Pictures that tell what a picture shares with others like it, and how few still tell it."""
 WEAVE, WEAVE_CONTRAST, WEAVE_BLUR_PX = (0.7, 0.3), (8.0, 16.0), 1.6
 """Contrast of the coarsest level over that of the finest, and grey levels of the finest, from where to where structure
 near the sampling limit, which no alignment can follow, is more and more blurred: a copy as much as its original."""
@@ -120,7 +123,7 @@ def near_duplicates(
     scores, grain, warps = (np.concatenate(column) for column in zip(*laid, strict=True))
     kept = (scores >= MIN_SCORE) & (grain >= MIN_GRAIN)
     pairs, scores, warps = pairs[kept], scores[kept], warps[kept]
-    own = _own(thumbs, pairs=pairs, warps=warps)
+    own = _own(thumbs, pairs=pairs, warps=warps) if len(pairs) else np.ones(0, dtype=np.bool_)
     found = zip(np.sort(pairs[own], axis=1).tolist(), scores[own].tolist(), strict=True)
     return sorted(Pair(i, j, round(score, 3)) for (i, j), score in found)
 
@@ -142,29 +145,36 @@ def _own(thumbs: Pixels, *, pairs: Ints, warps: Warps) -> npt.NDArray[np.bool_]:
     Judged on that picture of the two which is more like the others: a crop lies on none of them.
     """
     grain, like = np.ones((2, len(pairs)), dtype=np.float32), np.zeros((2, len(pairs)), dtype=np.float32)
-    crowds = _crowds(thumbs, asked=np.unique(pairs))
-    for i, crowd in crowds.items():
+    for i, crowd in _crowds(thumbs, pairs=pairs).items():
         common, likeness = in_common(thumbs, fixed=i, crowd=crowd)
-        for side, places in ((0, warps), (1, inverted(warps))):
-            at = np.flatnonzero(pairs[:, side] == i)
-            if len(at):
+        for side in (0, 1):
+            places = np.flatnonzero(pairs[:, side] == i)
+            for at in (places[first : first + _BATCH] for first in range(0, len(places), _BATCH)):
+                laid = warps[at] if side == 0 else inverted(warps[at])
                 others = pairs[at, 1 - side]
-                grain[side, at] = grain_beside(thumbs, fixed=i, moving=others, warps=places[at], common=common)
+                grain[side, at] = grain_beside(thumbs, fixed=i, moving=others, warps=laid, common=common)
                 like[side, at] = likeness
     return np.asarray(np.where(like[0] >= like[1], grain[0], grain[1]) >= MIN_GRAIN)
 
 
-def _crowds(thumbs: Pixels, *, asked: Ints) -> dict[int, Ints]:
-    """The others most like each picture asked for, at the coarsest level; of pictures that have enough."""
-    num = min(CROWD, len(thumbs) - 2)
-    if num < MIN_CROWD:
-        return {}
-    coarse = _unit(level(thumbs, size=LEVELS[0][0]).reshape(len(thumbs), -1))
+def _crowds(thumbs: Pixels, *, pairs: Ints) -> dict[int, Ints]:
+    """The others most like each picture of a pair, at the coarsest level; of pictures that have enough.
+
+    Without those it is paired with, lest copies be their own crowd, unless these are as many as copies never are.
+    """
+    blocks = np.array_split(thumbs, -(-len(thumbs) // _BLOCK))
+    coarse = _unit(np.concatenate([level(block, size=LEVELS[0][0]) for block in blocks]).reshape(len(thumbs), -1))
     found: dict[int, Ints] = {}
-    for block in np.array_split(asked, -(-len(asked) // _BLOCK) or 1):
-        like = coarse[block] @ coarse.T
-        like[np.arange(len(block)), block] = -2
-        found |= dict(zip(block.tolist(), np.argpartition(-like, num, axis=1)[:, :num], strict=True))
+    for i in np.unique(pairs).tolist():
+        like = coarse @ coarse[i]
+        like[i] = -2
+        partners = pairs[(pairs == i).any(axis=1)].ravel()
+        if len(partners) < 2 * MAX_CANDIDATES:
+            like[partners] = -2
+        crowd = np.argpartition(-like, min(CROWD, len(like) - 1))[:CROWD]
+        crowd = crowd[like[crowd] > -2]
+        if len(crowd) >= MIN_CROWD:
+            found[i] = crowd
     return found
 
 

@@ -6,7 +6,7 @@ words, so that one plant's model fails at another; defects cover a small part of
 otherwise under another light; harmless things (holes, printing, pores, dust, fixtures) look like other plants' defects.
 
     arden   brushed covers, coaxial light, mono                five defect classes, chip rare: the plain case
-    brno    the same covers, brushed across, bronze, blurred   few labels: 15 % of its parts may be learned from
+    brno    the same covers, brushed across, bronze, blurred   few labels: 12 % of its parts may be learned from
     cadiz   castings, grazing light, three frames a part       oil and rust told apart; a defect shows in some frames
     delft   woven cloth before a backlight                     openings are bright: what others call light is dark
     essen   glazed tiles, printed decor, two frames a part     three defect classes, a fourth checked and absent
@@ -113,7 +113,9 @@ Chunk = tuple[Path, int, list[Part], int]
 
 def _chunks(folder: Path, *, plans: list[list[Part]], seed: int, pieces: int) -> list[Chunk]:
     """Every plant's parts in `pieces`, the plant with the largest frames first."""
-    order = sorted(range(len(FACTORIES)), key=lambda number: -FACTORIES[number].period_px)
+    order = sorted(
+        range(len(FACTORIES)), key=lambda n: -max(s.shape[0] * s.shape[1] for s in FACTORIES[n].stations.values())
+    )
     return [(folder, n, plans[n][start::pieces], seed) for n in order for start in range(pieces)]
 
 
@@ -203,7 +205,7 @@ def draw_frame(
     top, left = rng.integers(factory.period_px, size=2)
     surface = blank.window(top=int(top), left=int(left), shape=(y1 - y0, x1 - x0))
     factory.marks(surface, rng, variant=list(factory.products).index(part.product))
-    draw.dust(surface, rng, count=int(rng.integers(0, 5 if factory.period_px < 512 else 20)))
+    draw.dust(surface, rng, count=int(rng.integers(0, 5 if surface.height.size < 512**2 else 20)))
     harm_rng, camera_rng = rng.spawn(2)
     box = _harm(factory, part, surface=surface, rng=harm_rng) if shown else None
     intensity = shade(surface, light=station.light)

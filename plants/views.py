@@ -58,7 +58,7 @@ def views(pixels: Pixels, *, geometry: Geometry, photometry: Photometry, size_px
 
     Deterministic; antialiased bilinear. Tiles are spread evenly, overlap at least `overlap_px`, and reach half of that
     beyond the region's borders, where it is mirrored: so a defect at a border lies as far from the edge of a tile as
-    any. They are letterboxed only where the frame is smaller than a tile.
+    any. Along a side no longer than a tile there is one, letterboxed.
 
     Raises:
         InputError: when the region of interest or a mask leaves the frame or leaves nothing, or the tiles would be more
@@ -83,27 +83,24 @@ def _views(frame: Decoded, *, geometry: Geometry, photometry: Photometry, size_p
 
 
 def _content(
-    frame: Decoded, box: list[int], inner: list[int], *, judged: _Mask | None, width: int, height: int
+    frame: Decoded, place: list[int], box: list[int], *, judged: _Mask | None, width: int, height: int
 ) -> Pixels:
-    """A box, what lies outside of its inner one mirrored, what is not judged grey, resized."""
+    """A place in the frame, mirrored where it lies outside of its box, what is not judged grey, resized."""
     k = frame.reduction
-    x0, y0, x1, y1 = _reduced(box, k)
-    left, top, right, bottom = _reduced(inner, k)
+    x0, y0, x1, y1 = place[0] // k, place[1] // k, -(-place[2] // k), -(-place[3] // k)
+    # Where it is mirrored, whole pixels of a smaller frame, lest what lies outside of the box come in.
+    left, top = (out if at == end else -(-end // k) for out, at, end in zip((x0, y0), place[:2], box[:2], strict=True))
+    right, bottom = (out if at == end else end // k for out, at, end in zip((x1, y1), place[2:], box[2:], strict=True))
     region = frame.pixels[top:bottom, left:right]
     if judged is not None:
         region = np.where(judged[top:bottom, left:right, None], region, np.uint8(PAD_VALUE))
-    if inner != box:
+    if place != box:
         region = np.pad(region, ((top - y0, y1 - bottom), (left - x0, x1 - right), (0, 0)), mode="symmetric")
     if k == 1 and region.shape[:2] == (height, width):
         return region
-    place = (box[0] / k - x0, box[1] / k - y0, box[2] / k - x0, box[3] / k - y0)
+    crop = (place[0] / k - x0, place[1] / k - y0, place[2] / k - x0, place[3] / k - y0)
     image = Image.fromarray(np.ascontiguousarray(region))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=place, reducing_gap=None))
-
-
-def _reduced(box: list[int], k: int) -> tuple[int, int, int, int]:
-    """The pixels of a `k` times smaller frame that a box touches."""
-    return box[0] // k, box[1] // k, -(-box[2] // k), -(-box[3] // k)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=crop, reducing_gap=None))
 
 
 def _reduction(width: int, height: int, *, geometry: Geometry, size_px: int) -> int:

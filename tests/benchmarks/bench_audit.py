@@ -38,7 +38,6 @@ from planted import (
     one_class,
     recompressed,
     saturated,
-    shifted,
     stuck,
     turned,
     written,
@@ -66,7 +65,7 @@ CHANGES: dict[str, Sequence[Callable[[Picture, Rng], Picture]]] = {
     "recompression": (recompressed,),
     "all_three": (turned, cropped, recompressed),
 }
-FAULTS = {one.__name__: one for one in (dimmed, stuck, defocused, saturated, black, shifted)}
+FAULTS = {one.__name__: one for one in (dimmed, stuck, defocused, saturated, black)}
 
 
 @dataclass(frozen=True)

@@ -75,19 +75,6 @@ def black(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
     return [_as_image(rng.normal(3, 1, _grey(frame).shape)) for frame in frames]
 
 
-def shifted(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
-    """The camera knocked aside by 8 % of the width and 5 % of the height; the border goes on where nothing was seen."""
-    sign = rng.choice([-1, 1], 2)
-    found = []
-    for frame in frames:
-        grey = np.asarray(frame)
-        down, across = round(0.05 * grey.shape[0]), round(0.08 * grey.shape[1])
-        padded = np.pad(grey, ((down, down), (across, across)), mode="edge")
-        y, x = down * (1 + sign[0]), across * (1 + sign[1])
-        found.append(padded[y : y + grey.shape[0], x : x + grey.shape[1]])
-    return found
-
-
 # --- labels and columns ----------------------------------------------------------------------------------------------
 
 

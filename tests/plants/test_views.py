@@ -71,6 +71,14 @@ def test_a_mirrored_border_of_a_jpeg_decoded_smaller_is_off_by_a_part_of_a_pixel
     assert np.sqrt(np.square(apart[:, 5:-5, 5:-5]).mean()) < 0.6
 
 
+@pytest.mark.parametrize("x0", [403, 404, 405])
+def test_nothing_outside_of_the_region_is_mirrored_into_a_jpeg_decoded_smaller(x0):
+    pixels = np.full((1800, 2400, 3), 60, np.uint8)
+    pixels[:, :x0] = 250
+    tiled = {"roi": (x0, 0, 2400, 1800), "fit": "tiles", "tile_px": 1200, "overlap_px": 300}
+    assert seen(as_jpeg(pixels), **tiled).pixels[:, :, 5:].max() < 75
+
+
 @pytest.mark.parametrize("geometry", [{"fit": "tiles", "tile_px": 128}, {"fit": "letterbox", "roi": (0, 0, 200, 200)}])
 def test_a_jpeg_hardly_larger_than_its_view_is_decoded_whole(geometry):
     data = as_jpeg(surface(640, 480))
