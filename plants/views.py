@@ -1,9 +1,10 @@
 """Pixels -> the uint8 views a model sees: region of interest, mask, whole, letterboxed or tiled, photometry undone.
 
 Every box is in pixels of the whole frame, also where a JPEG was decoded smaller. That is done where a region still has
-four times the sides of its view, and nothing of the frame is masked. 5 megapixels of steel, soft grey texture and
-colour noise then differed by 0.3 to 0.4 grey levels (root mean square), at most 2, from the same decoded whole, in a
-third to a half of the time. Memory: a fortieth of the whole frame's, a third where the JPEG is progressive.
+four times the sides of its view, nothing of the frame is masked and tiles do not overlap. 5 megapixels of steel, soft
+grey texture and colour noise then differed by 0.3 to 0.4 grey levels (root mean square), at most 2, from the same
+decoded whole, in a third to a half of the time. Memory: a fortieth of the whole frame's, a third where the JPEG is
+progressive.
 """
 
 from __future__ import annotations
@@ -87,25 +88,27 @@ def _content(
 ) -> Pixels:
     """A place in the frame, mirrored where it lies outside of its box, what is not judged grey, resized."""
     k = frame.reduction
-    x0, y0, x1, y1 = place[0] // k, place[1] // k, -(-place[2] // k), -(-place[3] // k)
-    # Where it is mirrored, whole pixels of a smaller frame, lest what lies outside of the box come in.
-    left, top = (out if at == end else -(-end // k) for out, at, end in zip((x0, y0), place[:2], box[:2], strict=True))
-    right, bottom = (out if at == end else end // k for out, at, end in zip((x1, y1), place[2:], box[2:], strict=True))
-    region = frame.pixels[top:bottom, left:right]
+    x0, y0, x1, y1 = box[0] // k, box[1] // k, -(-box[2] // k), -(-box[3] // k)
+    crop = (box[0] / k - x0, box[1] / k - y0, box[2] / k - x0, box[3] / k - y0)
+    region = frame.pixels[y0:y1, x0:x1]
     if judged is not None:
-        region = np.where(judged[top:bottom, left:right, None], region, np.uint8(PAD_VALUE))
-    if place != box:
-        region = np.pad(region, ((top - y0, y1 - bottom), (left - x0, x1 - right), (0, 0)), mode="symmetric")
+        region = np.where(judged[y0:y1, x0:x1, None], region, np.uint8(PAD_VALUE))
+    if place != box:  # of a frame that was decoded whole, see `_reduction`
+        beyond = (box[1] - place[1], place[3] - box[3]), (box[0] - place[0], place[2] - box[2]), (0, 0)
+        region = np.pad(region, beyond, mode="symmetric")
+        crop = (0, 0, region.shape[1], region.shape[0])
     if k == 1 and region.shape[:2] == (height, width):
         return region
-    crop = (place[0] / k - x0, place[1] / k - y0, place[2] / k - x0, place[3] / k - y0)
     image = Image.fromarray(np.ascontiguousarray(region))
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=crop, reducing_gap=None))
 
 
 def _reduction(width: int, height: int, *, geometry: Geometry, size_px: int) -> int:
-    """By how much a JPEG may be decoded smaller: not at all where a smaller pixel could hold what is not judged."""
-    if geometry.mask or geometry.ignore:
+    """By how much a JPEG may be decoded smaller: not where a smaller pixel could lie across a border that matters.
+
+    That is the border of what is not judged, and one that tiles reach beyond.
+    """
+    if geometry.mask or geometry.ignore or (geometry.fit == "tiles" and geometry.overlap_px):
         return 1
     across, down = scale(width, height, geometry=geometry, size_px=size_px)
     return next((k for k in (8, 4, 2) if k * max(across, down) * MIN_OVERSAMPLING <= 1), 1)
