@@ -105,20 +105,11 @@ class Catalog:
             rows, assignments = self._dealt(
                 fleet, plant, found.rows, recorded=recorded, pairs=pairs, now=now, is_new_generation=is_new_generation
             )
-            open_rows, sealed_rows = splits.seal(rows)
             joined = self._joined(others, assignments)
             quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
-            trace = self.corrections()
-            corrected = self._corrected(plant.name, sealed_rows, now=now, trace=trace)
             claim.check()
-            if corrected:
-                self.seal.write(CORRECTIONS, (trace + "".join(corrected)).encode())
-            self._record(
-                plant.name,
-                assignments=assignments,
-                sealed_rows=sealed_rows,
-                quarantined=quarantined.values(),
-                open_rows=open_rows,
+            num_corrected = self._record(
+                plant.name, rows, assignments=assignments, quarantined=quarantined.values(), now=now
             )
         rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
@@ -129,7 +120,7 @@ class Catalog:
             classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
             splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
             rejected=list(found.rejected),
-            notes=[*found.notes, *self._told(len(corrected))],
+            notes=[*found.notes, *self._told(num_corrected)],
             lots_known=bool(rows["lot_known"].all()),
             quarantined=list(quarantined.values()),
             rejects=write_rejects(self.store, plant.name, found.rejected),
@@ -140,17 +131,26 @@ class Catalog:
     def _record(
         self,
         plant: str,
+        rows: pd.DataFrame,
         *,
         assignments: pd.DataFrame,
-        sealed_rows: pd.DataFrame,
         quarantined: Iterable[Quarantined],
-        open_rows: pd.DataFrame,
-    ) -> None:
-        """Open rows last: an import that is killed before them is as if it had not begun when it is run again."""
+        now: datetime,
+    ) -> int:
+        """How many sealed answers changed. The trace of them is written first.
+
+        Open rows last: an import that is killed before them is as if it had not begun when it is run again.
+        """
+        open_rows, sealed_rows = splits.seal(rows)
+        trace = self.corrections()
+        corrected = self._corrected(plant, sealed_rows, now=now, trace=trace)
+        if corrected:
+            self.seal.write(CORRECTIONS, (trace + "".join(corrected)).encode())
         self._write(ASSIGNMENTS, assignments)
         self._write(f"{plant}.parquet", sealed_rows, store=self.seal)
         self.store.write_json(f"quarantine/{plant}.json", [row._asdict() for row in quarantined])
         self.store.write(f"labels/{plant}.parquet", to_parquet(open_rows))
+        return len(corrected)
 
     def _read(
         self, plant: Plant, *, files: Files, memory: Readings, progress: Callable[[int, int], None] | None

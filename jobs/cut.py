@@ -43,7 +43,7 @@ def _grouped(backbone: nn.Module, names: list[str]) -> dict[str, int]:
     """Parameter -> group; what shares a group with the classifier (absent here) joins the group before."""
     try:
         matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
-    except (AttributeError, NotImplementedError, TypeError):
+    except (AttributeError, AssertionError):  # a module that is not timm's, and timm's RDNet
         return dict.fromkeys(names, 0)
     classifiers = getattr(backbone, "pretrained_cfg", {}).get("classifier") or "classifier"
     classifier = classifiers if isinstance(classifiers, str) else classifiers[0]

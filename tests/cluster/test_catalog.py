@@ -249,11 +249,11 @@ def test_a_seal_that_moves_takes_its_answers_and_its_ledger_along(catalog, fleet
 def test_pictures_of_unknown_lots_that_show_the_same_lie_in_one_role_also_when_they_come_later(catalog, fleet):
     plant = fleet.plant("north").model_copy(update={"lot_pattern": None})
     fleet = fleet.model_copy(update={"plants": (plant, fleet.plant("south"))})
-    names = [f"good/L{lot:02d}-0.png" for lot in range(11)]
+    names = [f"good/L{lot:02d}-0.png" for lot in range(12)]
     found = read_with(catalog, fleet, looks({f"north:{name}": 1 for name in names}))
     rows = catalog.rows("north").set_index("frame")
     assert rows.loc[names, "lot"].nunique() == rows.loc[names, "role"].nunique() == 1
-    assert rows["lot"].nunique() == 60 - 10
+    assert rows["lot"].nunique() == 60 - 11
     assert found.quarantined == []
     add_frame(fleet, "good/late.png", shade=210)
     marks = {f"north:{name}": 1 for name in [*names, "good/late.png"]}
