@@ -181,7 +181,7 @@ FACTORIES: tuple[Factory, ...] = (
         num_parts=260,
         period_px=256,
         sizes_px=_SMALL,
-        shares={"train": 0.15, "select": 0.1, "decide": 0.4, "test": 0.35},
+        shares={"train": 0.13, "select": 0.1, "decide": 0.4, "test": 0.37},
         costs={"miss": 60_000, "false_alarm": 5_000, "review": 600},
     ),
     Factory(
