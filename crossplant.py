@@ -499,16 +499,13 @@ def _counts(metrics: dict[str, Any]) -> str:
 
 def _stop(loaded: Any, *, keep: bool) -> None:
     """Serving goes on until interrupted, or ends now; then Ray ends."""
-    from cluster import session
-    from serving import app as serving
-    from serving.verbs import wait_until_interrupted
+    from serving import verbs
 
     if keep:
         console.print("serving; Ctrl-C ends it")
-        wait_until_interrupted(loaded)
+        verbs.wait_until_interrupted(loaded)
     else:
-        serving.stop(loaded.fleet)
-    session.stop()
+        verbs.stop(loaded)
 
 
 def _fail_if(bad: list[Any], what: str) -> None:

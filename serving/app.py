@@ -223,10 +223,9 @@ def run(
     port: int = 8000,
     num_replicas: int = 1,
     cpus_per_replica: float = 1.0,
-    blocking: bool = False,
     timeout_s: float = 120.0,
 ) -> str:
-    """The app answers at the address returned; with `blocking`, returns when interrupted, the app stopped.
+    """The app answers at the address returned.
 
     Raises InputError when the port is taken or the CPUs for the replicas are not there.
     """
@@ -251,11 +250,6 @@ def run(
     serve.run(deployment.bind(config), name=APP, route_prefix="/")
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     _wait_until_healthy(address, timeout_s=timeout_s)
-    if blocking:
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            stop(fleet)
     return address
 
 

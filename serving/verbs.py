@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from cluster import session
 from cluster.access import Access, Role, keep_token, kept_token
 from cluster.registry import Journal
 from cluster.settings import Settings
@@ -61,11 +63,21 @@ def ensure_token(settings: Settings, *, plant: str | None = None, role: Role = "
 
 
 def wait_until_interrupted(fleet: Fleet) -> None:
-    """Blocks until Ctrl-C, then the app is stopped."""
+    """Blocks until Ctrl-C, then `stop`."""
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
+        stop(fleet)
+
+
+def stop(fleet: Fleet) -> None:
+    """The app is gone, and Ray where it is ours. Standard output, which may hold a document, is left alone.
+
+    Ray prints there that the controller of Serve did not outlive the call that it was ended by.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
         app.stop(fleet.fleet)
+        session.stop()
 
 
 def predict_files(
