@@ -360,6 +360,7 @@ def submit(
     """
     from plants.errors import InputError
 
+    _check_words(context.args)
     if kuberay:
         from cluster.kuberay import manifests, to_yaml
 
@@ -386,6 +387,14 @@ def submit(
     if done.exit_code == 2:
         raise InputError(f"the job refused its input: {done.message}", field=done.job_id)
     _fail_if([done.status] if done.status in ("FAILED", "STOPPED") else [], "job did not succeed")
+
+
+def _check_words(words: list[str]) -> None:
+    """Ends with how the verb is used where its name or an option is none of ours; values are the cluster's to judge."""
+    if words:
+        command: Any = typer.main.get_command(app)
+        name, verb, rest = command.resolve_command(context := command.make_context("crossplant", words[:1]), words)
+        verb.make_parser(type(context)(verb, info_name=name, parent=context)).parse_args(list(rest))
 
 
 @app.command()

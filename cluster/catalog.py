@@ -96,6 +96,7 @@ class Catalog:
         found = self._read(plant, files=files, memory=memory, progress=progress)
         others = self._others(fleet, plant) if look else []
         pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
+        found.notes.extend(_unlooked(len(found.rows), others=others) if look else [])
         with locked(self.store, "import") as claim:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
@@ -120,7 +121,7 @@ class Catalog:
             classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
             splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
             rejected=list(found.rejected),
-            notes=[*found.notes, *self._told(num_corrected)],
+            notes=[*found.notes, *_shares_told(rows, assignments, plant=plant.name), *self._told(num_corrected)],
             lots_known=bool(rows["lot_known"].all()),
             quarantined=list(quarantined.values()),
             rejects=write_rejects(self.store, plant.name, found.rejected),
@@ -253,7 +254,7 @@ class Catalog:
         if look is None:
             return []
         pairs = copies.equal_files(pd.concat([rows, *(table for _, table in others)]), num_asked=len(rows))
-        if len(rows) + sum(len(table) for _, table in others) <= MAX_LOOKED:
+        if not _unlooked(len(rows), others=others):
             thumbs = [look(plant, rows, True), *(look(other, table, False) for other, table in others)]
             pairs += near_duplicates(np.concatenate(thumbs), num_asked=len(rows))
         return pairs
@@ -301,6 +302,33 @@ class Catalog:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         (store or self.store).write(key, buffer.getvalue())
+
+
+def _unlooked(num_rows: int, *, others: Sequence[tuple[Plant, pd.DataFrame]]) -> list[str]:
+    """What is said where there are too many frames to look for copies among them."""
+    num = num_rows + sum(len(table) for _, table in others)
+    if num <= MAX_LOOKED:
+        return []
+    return [
+        f"{num:,} frames are more than {MAX_LOOKED:,}: only equal files were taken for copies, not what looks alike"
+    ]
+
+
+def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -> list[str]:
+    """Lots that were dealt at another plant, and classes that do not reach every role."""
+    lots = set(rows.loc[rows["lot_known"], "lot"])
+    theirs = assignments[assignments["lot"].isin(lots) & (assignments["plant"] != plant)]
+    said = [
+        f"{len(group)} of {len(lots)} lots are lots of {other} too, first {group['lot'].iloc[0]!r}, and keep the roles "
+        f"they have there; where these are other parts, give their lots names of their own"
+        for other, group in theirs.groupby("plant")
+    ]
+    held = splits.realised(rows)
+    for name, group in held[held["class"] != "*"].groupby("class"):
+        if not group["rows"].all():
+            absent = ", ".join(group.loc[group["rows"] == 0, "role"])
+            said.append(f"class {name!r} lies in {group['lots'].sum()} lots, none of them in {absent}")
+    return said
 
 
 def _images(tables: Sequence[tuple[Plant, pd.DataFrame]]) -> list[tuple[str, list[str]]]:

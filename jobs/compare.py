@@ -307,8 +307,10 @@ def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan, fleet: Fleet) 
     runs = [plan.run(run_id) for run_id in candidate.members]
     if candidate.kind == "without":
         return False
-    if not all(may_hold(fleet.plant(name), serves=run.serves(plant.name)) for run in runs for name in run.plants):
-        return False
+    for run in runs:
+        taught_by = map(fleet.plant, plan.learned_from([run.run_id]))
+        if not all(may_hold(teacher, serves=run.serves(plant.name)) for teacher in taught_by):
+            return False
     return not plant.may_train or candidate.kind == "ensemble" or plant.name in runs[0].plants
 
 

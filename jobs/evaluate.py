@@ -119,7 +119,7 @@ def _evaluate(
 def contaminated(rows: pd.DataFrame, *, members: Sequence[str], exports: Exports) -> int:
     """How many of these test rows show an image that the model has learned from, at whatever plant."""
     taught: set[str] = set()
-    for plant in {plant for run in members for plant in exports.plan.run(run).plants}:
+    for plant in exports.plan.learned_from(members):
         known = exports.material.catalog.rows(plant)
         taught.update(known.loc[known["role"].isin(["train", "select"]), "sha256"])
     return int(rows["sha256"].isin(taught).sum())

@@ -59,19 +59,20 @@ def _publish_run(
     words = exports.words(run_id)
     fleet = exports.material.fleet
     serves = spec.serves(plant) if fleet.plant(plant).may_leave else [plant]
-    check_holds([fleet.plant(name) for name in spec.plants], serves=serves)
+    learned_from = plan.learned_from([run_id])
+    check_holds([fleet.plant(name) for name in learned_from], serves=serves)
     manifest = Manifest(
         kind=words["kind"],
         run_id=run_id,
         name=f"{fleet.fleet}/{run_id}",
-        plants=spec.plants,
+        plants=learned_from,
         leaves=tuple(words["leaves"]),
         trunk=trunk_ref(exports, sha256=trunk),
         cut=words["cut"],
         tier="branch" if words["cut"] else "head",
         branch_inputs="map" if words["cut"] else "features",
         serves=_views(fleet, serves),
-        governance=flags(map(fleet.plant, sorted({*spec.plants, *serves}))),
+        governance=flags(map(fleet.plant, sorted({*learned_from, *serves}))),
         seed=spec.seed,
         recipe=spec.recipe,
         splits_digest=_splits_digest(exports),
@@ -106,13 +107,13 @@ def _publish_ensemble(
     fleet, decision = exports.material.fleet, document["decisions"][name]
     runs = decision["members"]
     leaves = tuple(dict.fromkeys(leaf for run_id in runs for leaf in exports.branch(run_id)[0]["leaves"]))
-    learned_from = sorted({plant for run_id in runs for plant in plan.run(run_id).plants})
+    learned_from = plan.learned_from(runs)
     check_holds([fleet.plant(plant) for plant in learned_from], serves=[name])
     manifest = Manifest(
         kind="ensemble",
         run_id=decision["model"],
         name=f"{fleet.fleet}/{decision['model']}",
-        plants=tuple(learned_from),
+        plants=learned_from,
         leaves=leaves,
         trunk=trunk_ref(exports, sha256=trunk),
         serves=_views(fleet, [name]),

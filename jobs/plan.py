@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -67,6 +67,17 @@ class Plan:
             if run.run_id == run_id:
                 return run
         raise KeyError(run_id)
+
+    def learned_from(self, run_ids: Iterable[str]) -> tuple[str, ...]:
+        """The plants whose images these runs, their parents and theirs have learned from, sorted."""
+        found: set[str] = set()
+        for run_id in run_ids:
+            at: str | None = run_id
+            while at is not None:
+                run = self.run(at)
+                found.update(run.plants)
+                at = run.parent
+        return tuple(sorted(found))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, for storage."""

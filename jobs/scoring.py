@@ -26,7 +26,7 @@ from plants.errors import CheckFailed
 from plants.governance import kept
 from plants.normality import Normalities, evenly, goodness
 from plants.plant import Plant, projection
-from plants.scores import PartScores, pool_groups, softmax
+from plants.scores import PartScores, pool_groups, softmax, truth_of_parts
 
 Leaves = tuple[str, ...]
 Member = tuple[np.ndarray, Leaves]
@@ -144,7 +144,7 @@ class RoleInputs:
             part_ids=self.parts,
             lots=first["lot"].to_numpy(dtype=object),
             environments=first["environment"].to_numpy(dtype=object),
-            truth=first["class"].to_numpy(dtype=object),
+            truth=truth_of_parts(self.frames["class"].to_numpy(dtype=object), self.part_groups, ok=self.plant.ok),
             probs=parts @ projection(leaves, leaf_sets, classes),
             classes=classes,
             ok=self.plant.ok,

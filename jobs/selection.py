@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.activations import PlantData, ok_mask
 from plants.plant import Costs, projection
-from plants.scores import pool_groups
+from plants.scores import pool_groups, truth_of_parts
 
 SHRINK_PARTS = 20
 """A plant's score is shrunk towards the mean of all plants as if it had this many more average parts."""
@@ -56,8 +56,8 @@ def select_set(data: PlantData, *, leaf_sets: dict[str, tuple[str, ...]], leaves
     rows = data.rows.iloc[data.num_train :]
     frames, frame_groups = np.unique(rows["frame"].to_numpy(dtype=object), return_inverse=True)
     first = rows.drop_duplicates("frame").set_index("frame").loc[list(frames)]
-    parts, part_groups = np.unique(first["part_id"].to_numpy(dtype=object), return_inverse=True)
-    truth = first.drop_duplicates("part_id").set_index("part_id").loc[list(parts), "truth"].to_numpy(dtype=object)
+    part_groups = np.unique(first["part_id"].to_numpy(dtype=object), return_inverse=True)[1]
+    truth = truth_of_parts(first["truth"].to_numpy(dtype=object), part_groups, ok=data.plant.ok)
     classes = data.plant.annotated
     return SelectSet(
         plant=data.plant.name,

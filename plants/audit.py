@@ -204,7 +204,7 @@ def _roles(rows: pd.DataFrame, *, shares: Shares) -> Found:
             "warning",
             "few_lots",
             f"not enough lots for an interval (under {MIN_LOTS}) in: {', '.join(few)}",
-            "Import more lots; until then decide is scored out-of-fold by lot",
+            "Import more lots; until then thresholds are chosen out of fold by lot and figures lack intervals",
         )
     off = [role for role in ROLES if abs(held[role] - getattr(shares, role)) > MAX_SHARE_ERROR]
     if off:

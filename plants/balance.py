@@ -86,7 +86,9 @@ def _enough(plant: Plant, counts: Mapping[str, int]) -> Found:
             "warning" if is_thin else "info",
             "few_labels" if is_thin else "strategy",
             f"labelled images allow {words} for: {', '.join(names)}",
-            f"Label at least {STRATEGIES[0][0]} of each" if is_thin else "None; the plan starts there",
+            f"Label at least {STRATEGIES[0][0]} of each"
+            if is_thin
+            else "None; the plan fits frozen heads and fine-tunes in stages, and keeps what wins",
         )
 
 

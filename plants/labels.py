@@ -107,6 +107,10 @@ def read_rows(
     num_frames = len(rows)
     rows = _completed(rows, frames.seen, plant=plant, rejected=rejected)
     rows = _without_straddling_parts(rows, rejected=rejected)
+    mixed = rows.groupby("part_id")["class"].nunique()
+    if (mixed > 1).any():
+        first = f"{(mixed > 1).sum()} parts have frames of several classes, first {mixed.index[mixed > 1][0]!r}"
+        notes.append(f"{first}: such a part is what most of its frames with a defect show")
     rejected.sort()
     if not len(rows):
         first = f"; the first of {len(rejected)}: {rejected[0].frame}: {rejected[0].reason}" if rejected else ""

@@ -56,6 +56,14 @@ class PlantClass(Config):
     fleet: str = Field(min_length=1)
     state: Literal["occurs", "absent", "unannotated"] = "occurs"
 
+    @field_validator("fleet")
+    @classmethod
+    def _is_written_as_others_write_it(cls, fleet: str) -> str:
+        meant = OK if fleet.strip().casefold() == OK else fleet.strip()
+        if fleet != meant:
+            raise ValueError(f"the fleet class {fleet!r} would be another one than {meant!r}; write {meant!r}")
+        return fleet
+
 
 class Costs(Config):
     """Money and floors of one plant. Costs are per part, in any one currency."""
@@ -326,6 +334,26 @@ def projection(
     return matrix
 
 
+class _WrittenTwiceError(Exception):
+    def __init__(self, key: Any, *, line: int) -> None:
+        super().__init__(key)
+        self.key, self.line = key, line
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of two equal keys in silence, but raising _WrittenTwiceError."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            if key.value in seen:
+                raise _WrittenTwiceError(key.value, line=key.start_mark.line + 1)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_fleet(path: str | Path) -> Fleet:
     """Read `fleet.yaml`; relative paths in it are relative to the file. Raises InputError with every fault at once."""
     file = Path(path)
@@ -336,7 +364,12 @@ def load_fleet(path: str | Path) -> Fleet:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read ({type(error).__name__})", file=str(file)) from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)
+    except _WrittenTwiceError as error:
+        remedy = "Keep one of the two"
+        raise InputError(
+            f"the key {error.key!r} is written twice, at line {error.line} again", file=str(file), remedy=remedy
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line, remedy = f" at line {mark.line + 1}" if mark else "", "Indent with spaces and quote odd names"

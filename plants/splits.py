@@ -100,7 +100,9 @@ def deal(
             )
         roles.update(dealt)
         number = generation_of(record, plant=str(name)) + is_new_generation
-        new.extend((lot, role, number, str(name)) for lot, role in dealt.items())
+        # Not in the order of dealing, which is class by class: neighbours in the record would tell a sealed answer.
+        shuffled = sorted(dealt, key=lambda lot: unit_hash("record", seed, lot))
+        new.extend((lot, dealt[lot], number, str(name)) for lot in shuffled)
     return _appended(record, new, now=now)
 
 

@@ -158,6 +158,9 @@ def test_three_faults_of_a_fleet_file_are_reported_at_once_by_the_installed_comm
             "classes: 'ok ' has white space at its ends; write 'ok'",
         ),
         ({"classes": {}}, "field classes"),
+        ({"classes": {"good": "ok", "dent": "dent "}}, "the fleet class 'dent ' would be another one than 'dent'"),
+        ({"classes": {"good": "OK", "dent": "dent"}}, "write 'ok'"),
+        ({"costs": {"miss": float("inf")}}, "field costs.miss: Input should be a finite number"),
         (
             {"costs": {"miss_by_class": {"rust": 9}}},
             "costs.miss_by_class: unknown class 'rust'; known classes: dent, Kratzer groß",
@@ -183,7 +186,12 @@ def test_a_faulty_plant_is_one_line_and_nothing_is_made(mill, run, change, words
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("plants: [}", "is not YAML at line 1"), ("- a", "must be a mapping"), ("\xff", "cannot be read")],
+    [
+        ("plants: [}", "is not YAML at line 1"),
+        ("- a", "must be a mapping"),
+        ("\xff", "cannot be read"),
+        ("fleet: a\nplants: []\nplants: []", "the key 'plants' is written twice, at line 3 again. Keep one"),
+    ],
 )
 def test_a_file_that_is_no_fleet_file_is_one_line(tmp_path, run, text, words):
     (tmp_path / "fleet.yaml").write_bytes(text.encode("latin-1"))

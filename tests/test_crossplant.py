@@ -55,14 +55,16 @@ def test_demo_ends_with_1_when_a_run_failed_or_a_decision_was_withdrawn_once_it_
         "jobs.release.compare": {"matrix": {}, "decisions": {}, "report": "compare.html"},
         "jobs.release.evaluate": {},
         "jobs.release.publish": {"withdrawn": withdrawn},
-        "crossplant._called": {"address": "http://127.0.0.1:9"},
+        "crossplant._called": {"address": "http://127.0.0.1:9", "endpoints": {}, "metrics": {}},
     }
     for name, answer in answers.items():
         monkeypatch.setattr(name, lambda *_, found=answer, **__: found)
     monkeypatch.setattr("crossplant._stop", lambda _, keep: stopped.append(keep))
     assert code(monkeypatch, "demo", "--json", "-", *words) == expected
     assert stopped == [bool(words)]
-    assert json.loads(capsys.readouterr().out)["withdrawn"] == withdrawn
+    document = json.loads(capsys.readouterr().out)
+    assert document["withdrawn"] == withdrawn
+    assert set(document) >= {"plants", "synthetic", "runs", "matrix", "decisions", "endpoints", "metrics", "seconds"}
 
 
 def test_serve_has_said_every_endpoint_in_a_line_and_its_document_before_it_waits(fleet, tmp_path, monkeypatch, capsys):

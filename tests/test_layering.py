@@ -162,6 +162,19 @@ def test_an_import_that_the_drawing_allows_is_not_named(tmp_path: Path, file: st
     assert breaches(tmp_path) == []
 
 
+def test_the_embedded_fleet_and_the_pretraining_share_no_generator():
+    """A backbone that has seen the fleet's own surfaces would prove nothing on them."""
+
+    def imported(*files: str) -> set[str]:
+        paths = [ROOT / file for file in files]
+        found = [one for path in paths for one in imports(path.read_text("utf-8"), file=path)]
+        return {word for one in found for word in one.name.split(".")}
+
+    assert not imported("jobs/procedural.py", "jobs/pretrain.py") & {"surfaces", "rendering", "factories", "synthetic"}
+    fleet = (f"plants/{name}.py" for name in ("surfaces", "rendering", "factories", "synthetic"))
+    assert not imported(*fleet) & {"procedural", "pretrain", "jobs"}
+
+
 def test_the_front_door_imports_no_room_before_a_verb_asks():
     tree = ast.parse((ROOT / "crossplant.py").read_text("utf-8"))
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pytest
 from object_store import KEY_ID, SECRET, TRAINER_SECRET, ObjectStore
 
+import crossplant
 from cluster.catalog import Catalog
 from cluster.kuberay import SEALED_VERBS
 from cluster.registry import Bundles, Journal
@@ -209,6 +210,17 @@ def test_every_run_is_done_and_every_plant_has_a_column_a_decision_and_a_route(w
     assert walk.store.read("reports/compare.html").startswith(b"<!DOCTYPE html")
     routes = {row["plant"]: row["bundle"] for row in walk.documents["publish"]["plants"]}
     assert routes == {name: decision["bundle"] for name, decision in compared["decisions"].items()}
+
+
+def test_the_demo_calls_every_endpoint_with_its_token_and_counts_by_environment(walk: Walk, monkeypatch):
+    monkeypatch.setattr("serving.verbs.serve_fleet", lambda *_, **__: walk.documents["serve"])
+    found = crossplant._called(walk.fleet, settings=walk.settings)
+    assert set(found) == {"address", "endpoints", "metrics"}
+    assert found["endpoints"] == {name: f"{found['address']}/plants/{name}/predict" for name in EVERY}
+    for name in EVERY:
+        counted = found["metrics"][name]["environments"]
+        assert set(counted) <= set(walk.fleet.plant(name).environments)
+        assert sum(row["requests"] for row in counted.values()) >= 1
 
 
 def test_training_again_repeats_nothing(walk: Walk):

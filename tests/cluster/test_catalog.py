@@ -82,6 +82,23 @@ def test_a_lot_that_passes_through_two_plants_has_one_role(catalog, fleet):
         read(catalog, fleet, name)
     roles = [catalog.rows(name).groupby("lot")["role"].first() for name in ("north", "south")]
     assert roles[0].equals(roles[1])
+    (note,) = read(catalog, fleet, "south").notes
+    assert note.startswith("20 of 20 lots are lots of north too, first 'L")
+    assert read(catalog, fleet, "north").notes == []
+
+
+def test_a_class_that_does_not_reach_every_role_is_said(catalog, fleet):
+    cracked = sorted(Path(fleet.plant("north").images, "crack").glob("*.png"))
+    for frame in cracked[2:]:
+        frame.unlink()
+    (note,) = read(catalog, fleet).notes
+    assert note == "class 'crack' lies in 2 lots, none of them in select, decide"
+
+
+def test_more_frames_than_are_looked_at_are_said(catalog, fleet, monkeypatch):
+    monkeypatch.setattr("cluster.catalog.MAX_LOOKED", 59)
+    (note,) = read_with(catalog, fleet, looks({})).notes
+    assert note.startswith("60 frames are more than 59: only equal files were taken for copies")
 
 
 def test_a_corrected_answer_of_the_test_leaves_a_trace_and_nothing_else_does(catalog, fleet):

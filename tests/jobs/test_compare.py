@@ -265,10 +265,11 @@ def test_a_plant_is_judged_by_finished_runs_of_its_sisters_only():
 @pytest.mark.parametrize(
     ("forge", "mill", "eligible"),
     [
-        ({}, {}, ["m", "p"]),
+        ({}, {}, ["m", "p", "w"]),
         ({}, {"may_train": False}, ["f"]),
         ({"may_leave": False}, {"may_train": False}, []),
         ({"may_leave": False}, {}, ["m"]),
+        ({"may_train": False}, {}, ["m"]),
     ],
 )
 def test_a_plant_that_may_not_train_is_served_by_its_sisters_and_nobody_by_what_may_not_leave(forge, mill, eligible):
@@ -277,7 +278,8 @@ def test_a_plant_that_may_not_train_is_served_by_its_sisters_and_nobody_by_what_
     plants = [p.model_copy(update=changes) for p, changes in zip(fleet.plants, (mill, forge), strict=True)]
     fleet = fleet.model_copy(update={"plants": tuple(plants)})
     runs = [("m", "own", ("mill",)), ("f", "own", ("forge",)), ("p", "pooled", ("mill", "forge"))]
-    plan = Plan("f", "d", tuple(RunSpec(name, kind, p, 0, {}) for name, kind, p in runs))
+    runs += [("w", "warm", ("mill",))]
+    plan = Plan("f", "d", tuple(RunSpec(n, kind, p, 0, {}, parent="p" if n == "w" else None) for n, kind, p in runs))
     model = candidate("m", skill=1, num_lots=10)
     found = [Candidate(**{**vars(model), "name": name, "members": (name,)}) for name, _, _ in runs]
     at = fleet.plant("mill")

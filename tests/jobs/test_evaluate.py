@@ -128,6 +128,8 @@ def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(wo
     assert (row["withdrawn"], row["contaminated"]) == (False, 0)
     taught = rows[rows["role"] == "train"].head(3)
     assert contaminated(taught, members=["own-arden-s0"], exports=works.exports()) == 3
+    assert contaminated(taught, members=["own-brno-s0"], exports=works.exports()) == 0
+    assert contaminated(taught, members=["warm-brno-s0"], exports=works.exports()) == 3, "its parent has seen them"
     assert [opening["plant"] for opening in found["ledger"]] == ["arden"]
     with pytest.raises(InputError, match="plant brno: has no decision"):
         evaluate_fleet(works.fleet, names=["brno"], **given)

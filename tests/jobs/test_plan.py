@@ -119,3 +119,11 @@ def test_what_is_left_out_gets_a_run_that_does_not_see_it_and_is_judged_on_it():
 def test_what_cannot_be_left_out_is_said(out, changes, words):
     with pytest.raises(InputError, match=words):
         plan_of(fleet(**changes), leave_out=[out])
+
+
+def test_a_run_has_learned_from_what_its_parents_have_learned_from():
+    plan = plan_of(fleet())
+    assert plan.learned_from(["own-neu-s0"]) == ("neu",)
+    assert plan.learned_from(["warm-neu-s0"]) == ("neu", "xsdd")
+    assert plan.learned_from(["sister-xsdd-s0"]) == ("neu", "xsdd")
+    assert plan.learned_from(["own-neu-s0", "own-xsdd-s0"]) == ("neu", "xsdd")

@@ -102,6 +102,17 @@ def test_the_same_image_twice_shares_a_lot_so_that_it_cannot_straddle(root):
     assert rows.loc["gut/copy.png", "lot"] == rows.loc["gut/0.png", "lot"]
 
 
+def test_parts_whose_frames_have_several_classes_are_said(tmp_path):
+    for name in ("gut/P1_front.png", "Riss/P1_back.png", "gut/P2_front.png"):
+        write(tmp_path / name, seed=len(name))
+    classes = {"gut": "ok", "Riss": "crack"}
+    notes = imported(tmp_path, classes=classes, part_pattern=r"(P\d)_").notes
+    assert (
+        "1 parts have frames of several classes, first 'P1': such a part is what most of its frames with a defect show"
+        in notes
+    )
+
+
 def test_patterns_tell_part_lot_and_environment(tmp_path):
     for name in ("L7_P1_cam1.png", "L7_P1_cam2.png", "L8_P2_cam1.png"):
         write(tmp_path / "gut" / name, seed=len(name))

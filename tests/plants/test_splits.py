@@ -140,6 +140,23 @@ def test_a_lot_seen_at_two_plants_plays_one_role():
     assert set(record["plant"]) == {"werk-1"}
 
 
+@pytest.mark.parametrize("order", ["class", "time"])
+def test_neighbours_in_the_record_do_not_tell_the_class_of_a_sealed_lot(order):
+    """Guessed by the classes of the nearest lots in the record that are open."""
+    rng = np.random.default_rng(0)
+    words = rng.choice(["ok", "dent", "crack", "chip"], 600, p=[0.25] * 4)
+    lots = [f"mill:{rng.integers(2**60):016x}" for _ in words]
+    times = pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(rng.permutation(600), unit="h")
+    rows = pd.DataFrame({"frame": lots, "lot": lots, "class": words, "captured_at": times})
+    record = deal(rows, assignments=None, shares=Shares(order=order), seed=0, now=NOW, plant="mill")
+    known = record["lot"].map(dict(zip(lots, words, strict=True))).where(record["role"] != "test")
+    sealed = known.isna()
+    guessed = known.ffill().where(known.ffill() == known.bfill())[sealed].dropna()
+    truth = record.loc[guessed.index, "lot"].map(dict(zip(lots, words, strict=True)))
+    assert sealed.sum() > 100
+    assert (guessed == truth).mean() < 0.5
+
+
 def test_another_seed_deals_other_lots():
     rows = made(0)
     first, second = (dealt(rows, seed=seed).set_index("lot")["role"] for seed in (0, 1))
