@@ -20,6 +20,8 @@ from plants.metrics import paired, report
 from plants.plant import Fleet
 
 LEDGER = "ledger.jsonl"
+HEAD = "sealed-head.json"
+"""In the fleet's store, the digest of the last opening: a ledger that lost its end is found out."""
 
 
 def openings(sealed: Store) -> list[seal.Opening]:
@@ -36,10 +38,11 @@ def open_test(
     """
     with locked(catalog.seal, "ledger") as claim:
         rows, generation = closed_test(name, catalog=catalog, budget=budget)
-        record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now)
-        lines = [opening.line for opening in [*openings(catalog.seal), record]]
+        before = openings(catalog.seal)
+        record = seal.opened(plant=name, generation=generation, who=who, bundles=bundles, at=now, after=before)
         claim.check()
-        catalog.seal.write(LEDGER, "".join(lines).encode())
+        catalog.seal.write(LEDGER, "".join(opening.line for opening in [*before, record]).encode())
+        catalog.store.write_json(HEAD, {"last": record.digest})
     return splits.unseal(rows, catalog.sealed(name))
 
 
@@ -55,7 +58,9 @@ def closed_test(name: str, *, catalog: Catalog, budget: int) -> tuple[pd.DataFra
     rows = rows[rows["generation"] == generation]
     if not (rows["role"] == "test").any():
         raise InputError("has no test rows", plant=name, remedy="Import more lots")
-    seal.check_budget(openings(catalog.seal), plant=name, generation=generation, budget=budget)
+    before = openings(catalog.seal)
+    seal.check_whole(before, last=catalog.store.read_json(HEAD)["last"] if catalog.store.exists(HEAD) else None)
+    seal.check_budget(before, plant=name, generation=generation, budget=budget)
     return rows, generation
 
 

@@ -6,6 +6,7 @@ plant; then new lots are needed, dealt as the next generation. A sealed answer m
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from plants.config import Config
 from plants.errors import InputError, SealError
 
 BUDGET = 5
+START = "0" * 64
 ANSWERS = ["class", "severity", "box"]
 
 
@@ -30,6 +32,13 @@ class Opening(Config):
     bundles: tuple[str, ...]
     """Digests of what was evaluated."""
     at: AwareDatetime
+    prev: str = START
+    """Digest of the opening before, so that none can be changed or taken out unseen."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the line."""
+        return hashlib.sha256(self.line.encode()).hexdigest()
 
     @property
     def line(self) -> str:
@@ -39,20 +48,33 @@ class Opening(Config):
 
 
 def read_ledger(text: str) -> list[Opening]:
-    """Every opening, oldest first. Raises InputError naming a line that is none: an unreadable ledger opens nothing."""
-    openings = []
+    """Every opening, oldest first.
+
+    Raises InputError naming a line that is none or does not go on from the one before: such a ledger opens nothing.
+    """
+    openings: list[Opening] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            openings.append(Opening.model_validate_json(line))
+            opening = Opening.model_validate_json(line)
         except ValidationError:
-            raise InputError(
-                f"line {number} is not an opening of the sealed test",
-                file="sealed/ledger.jsonl",
-                remedy="Restore the file from a backup; the seal stays closed until then",
-            ) from None
+            raise _broken(f"line {number} is not an opening of the sealed test") from None
+        if opening.prev != (openings[-1].digest if openings else START):
+            raise _broken(f"line {number} does not go on from the line before: the ledger was changed")
+        openings.append(opening)
     return openings
+
+
+def check_whole(openings: Sequence[Opening], *, last: str | None) -> None:
+    """Raises InputError where the opening with the digest `last`, kept elsewhere, is not among these."""
+    if last is not None and last not in {opening.digest for opening in openings}:
+        raise _broken("openings that were counted are missing: its end was cut off, or it is gone")
+
+
+def _broken(what: str) -> InputError:
+    remedy = "Restore the file from a backup; the seal stays closed until then"
+    return InputError(what, file="sealed/ledger.jsonl", remedy=remedy)
 
 
 def num_openings(openings: Sequence[Opening], *, plant: str, generation: int) -> int:
@@ -79,10 +101,13 @@ def check_budget(openings: Sequence[Opening], *, plant: str, generation: int, bu
     return budget - spent - 1
 
 
-def opened(*, plant: str, generation: int, who: str, bundles: Sequence[str], at: datetime) -> Opening:
-    """The record of an opening. Raises SealError when it does not say who, for what and when."""
+def opened(
+    *, plant: str, generation: int, who: str, bundles: Sequence[str], at: datetime, after: Sequence[Opening] = ()
+) -> Opening:
+    """The record of an opening after others. Raises SealError when it does not say who, for what and when."""
+    chain = {"prev": after[-1].digest} if after else {}
     try:
-        return Opening(generation=generation, plant=plant, who=who, bundles=tuple(bundles), at=at)
+        return Opening(generation=generation, plant=plant, who=who, bundles=tuple(bundles), at=at, **chain)
     except ValidationError as error:
         fault = error.errors()[0]
         raise SealError(

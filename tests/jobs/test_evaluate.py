@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyarrow import ArrowInvalid
 from safetensors.numpy import load, save
@@ -17,6 +20,7 @@ from jobs.compare import compare_fleet
 from jobs.evaluate import LEDGER, _is_worse, contaminated, evaluate_fleet, open_test, openings
 from jobs.fleet import planned
 from jobs.material import fit_run
+from jobs.plan import Plan, RunSpec
 from plants.errors import InputError, SealError
 from tests.fleets import NOW, Works, console, drawn_fleet, imported
 
@@ -100,6 +104,25 @@ def test_a_ledger_that_cannot_be_understood_opens_nothing(catalog):
     assert ("read", "north.parquet") not in catalog.seal.acts
 
 
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (None, "openings that were counted are missing"),
+        ([0, 1], "openings that were counted are missing"),
+        ([1, 2], "line 1 does not go on from the line before"),
+        ([0, 2], "line 2 does not go on from the line before"),
+    ],
+)
+def test_a_ledger_that_has_lost_an_opening_opens_nothing(catalog, kept, words):
+    for _ in range(3):
+        open_test("north", catalog=catalog, budget=3, **WHO)
+    ledger = catalog.seal.root / LEDGER
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.unlink() if kept is None else ledger.write_text("".join(lines[i] for i in kept))
+    with pytest.raises(InputError, match=words):
+        open_test("north", catalog=catalog, budget=3, **WHO)
+
+
 def test_a_plant_without_test_rows_opens_nothing(catalog):
     with pytest.raises(InputError, match="plant west"):
         open_test("west", catalog=catalog, budget=5, **WHO)
@@ -128,11 +151,19 @@ def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(wo
     assert (row["withdrawn"], row["contaminated"]) == (False, 0)
     taught = rows[rows["role"] == "train"].head(3)
     assert contaminated(taught, members=["own-arden-s0"], exports=works.exports()) == 3
-    assert contaminated(taught, members=["own-brno-s0"], exports=works.exports()) == 0
-    assert contaminated(taught, members=["warm-brno-s0"], exports=works.exports()) == 3, "its parent has seen them"
     assert [opening["plant"] for opening in found["ledger"]] == ["arden"]
     with pytest.raises(InputError, match="plant brno: has no decision"):
         evaluate_fleet(works.fleet, names=["brno"], **given)
+
+
+def test_what_a_parent_has_learned_from_contaminates_too():
+    runs = (RunSpec("a", "own", ("arden",), 0, {}), RunSpec("b", "sister", ("brno",), 0, {}, parent="a"))
+    rows = {"arden": ["a1", "a2"], "brno": ["b1"]}
+    tables = {name: pd.DataFrame({"sha256": shas, "role": "train"}) for name, shas in rows.items()}
+    catalog = SimpleNamespace(rows=tables.__getitem__)
+    exports: Any = SimpleNamespace(plan=Plan("f", "d", runs), material=SimpleNamespace(catalog=catalog))
+    test = pd.DataFrame({"sha256": ["a1", "x"]})
+    assert [contaminated(test, members=[run], exports=exports) for run in ("a", "b")] == [1, 1]
 
 
 @pytest.mark.slow

@@ -42,7 +42,9 @@ def test_a_budget_of_nothing_opens_nothing():
 
 
 def test_the_ledger_gives_back_what_was_written():
-    openings = [opening(), opening(plant="werk-2", generation=3)]
+    first = opening()
+    given = {"plant": "werk-2", "generation": 3, "who": "kim", "bundles": ["b" * 64], "at": NOON}
+    openings = [first, opened(**given, after=[first])]
     assert read_ledger("".join(o.line for o in openings)) == openings
     assert read_ledger("") == []
     assert read_ledger("\n\n") == []
