@@ -4,7 +4,7 @@ Limits are checked before anything is decoded. An image is read rightly or refus
 environment's window, never through Pillow's saturating `convert`. Subtracting the mean and dividing by the standard
 deviation happens inside the exported trunk, so a uint8 view is the model's input everywhere.
 Embedded colour profiles are not applied: a camera's raw values are what models learn from.
-Memory: 10 bytes a pixel of an 8-bit frame or a deep grey one (640 MB at `MAX_PIXELS`), up to 50 of 16-bit colour.
+Memory: 11 bytes a pixel of an 8-bit frame or a deep grey one (700 MB at `MAX_PIXELS`), up to 50 of 16-bit colour.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -477,3 +480,33 @@ def test_the_same_frame_gives_the_same_tensor_and_another_frame_another():
     assert tensor_digest(first) == tensor_digest(again)
     assert tensor_digest(first) != tensor_digest(other)
     assert tensor_digest(first) != tensor_digest(first.reshape(1, 8, 32, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_frame_of_20_megapixels_takes_eleven_bytes_a_pixel(tmp_path, form):
+    """At its peak, in a process of its own."""
+    for name, size in (("small", (50, 40)), ("large", (5000, 4000))):
+        Image.linear_gradient("L").resize(size).save(tmp_path / name, form)
+    program = """
+import sys
+from pathlib import Path
+from plants.images import decode
+
+def memory(what):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what)) * 1024
+
+small, data = (Path(sys.argv[1], name).read_bytes() for name in ("small", "large"))
+decode(small)
+before = memory("VmRSS")
+decode(data)
+print((memory("VmHWM") - before) / 20e6)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 3 < float(done.stdout) < 11.5

@@ -195,3 +195,19 @@ def test_the_smallest_defect_is_declared_in_pixels_or_on_the_part():
     assert Geometry(min_defect_px=30).smallest_px == 30
     assert Geometry(min_defect_mm=0.4, px_per_mm=25).smallest_px == pytest.approx(10)
     assert Geometry(px_per_mm=25).smallest_px is None
+
+
+def test_a_line_scan_is_cut_into_tiles_that_show_every_pixel_at_its_own_size():
+    """8192 x 1024: squeezed into a square of 128 px, a defect of 30 px would be half a pixel high."""
+    pixels = np.zeros((1024, 8192, 3), np.uint8)
+    pixels[700:730, 5000:5030] = 255
+    tiled = Geometry(fit="tiles", tile_px=256, overlap_px=32)
+    found = views(pixels, geometry=tiled, photometry=Photometry(), size_px=256)
+    covered, shown = np.zeros((1024, 8192), bool), 0
+    for tile, (x0, y0, x1, y1) in zip(found.pixels, found.boxes.tolist(), strict=True):
+        covered[max(y0, 0) : y1, max(x0, 0) : x1] = True
+        if x0 <= 5000 and x1 >= 5030 and y0 <= 700 and y1 >= 730:
+            shown += 1
+            assert tile[700 - y0 : 730 - y0, 5000 - x0 : 5030 - x0].min() == 255
+    assert covered.all()
+    assert shown
