@@ -402,6 +402,18 @@ def _with_absolute_paths(fleet: Fleet, *, base: Path) -> Fleet:
     return fleet.model_copy(update={**stores, "plants": plants, "trunks": trunks})
 
 
+_REMEDIES = {
+    "extra_forbidden": "Remove it or correct its spelling",
+    "missing": "Add it",
+    "string_pattern_mismatch": "Small letters, digits, - and _, a letter or digit first",
+    "tuple_type": "Write a list: [one, two]",
+    "dict_type": "Write `name: value`, a line each",
+    "model_type": "Write `name: value`, a line each",
+    "string_type": "Quote it",
+    "key": "Quote it: YAML takes bare numbers, yes and no for something else",
+}
+
+
 def _fault(file: Path, raw: dict[str, Any], error: Any) -> str:
     location = list(error["loc"])
     plant = None
@@ -412,7 +424,7 @@ def _fault(file: Path, raw: dict[str, Any], error: Any) -> str:
             plant = str(location[1])
         location = location[2:]
     message = error["msg"].removeprefix("Value error, ")
-    remedy = "Remove it or correct its spelling" if error["type"] == "extra_forbidden" else None
+    remedy = _REMEDIES.get("key" if location[-1:] == ["[key]"] else error["type"])
     field = ".".join(str(part) for part in location)
     return str(InputError(message, plant=plant, file=str(file), field=field or None, remedy=remedy))
 

@@ -169,9 +169,11 @@ def test_three_faults_of_a_fleet_file_are_reported_at_once_by_the_installed_comm
             {"costs": {"defect_rate": [0.02, 0.03, 0.05]}},
             "field costs.defect_rate: is estimate, low, high, so write [0.03, 0.02, 0.05]",
         ),
-        ({"name": ".."}, "field name"),
-        ({"classes": None}, "field classes"),
-        ({"images": 7}, "field images"),
+        ({"name": ".."}, "Small letters, digits, - and _"),
+        ({"classes": None}, "Write `name: value`, a line each"),
+        ({"classes": {1: "ok"}}, "Quote it: YAML takes bare numbers, yes and no for something else"),
+        ({"ok": "good"}, "Write a list: [one, two]"),
+        ({"images": 7}, "field images: Input should be a valid string. Quote it"),
     ],
 )
 def test_a_faulty_plant_is_one_line_and_nothing_is_made(mill, run, change, words):
