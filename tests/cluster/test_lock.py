@@ -7,7 +7,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from cluster.catalog import Catalog
 from cluster.lock import locked
@@ -106,3 +109,40 @@ def test_plants_that_are_imported_at_once_deal_each_lot_once(tmp_path, uri):
     splits.verify(assignments)
     for name in names:
         assert len(catalog.rows(name)) == 60
+
+
+def draw_lots(folder: Path, lots: list[int], *, cracked: set[int]) -> None:
+    """Two good frames a lot, and a third with a crack where there is one; plants share no lot."""
+    for number, plant in enumerate(("north", "south")):
+        for lot in lots:
+            for i, label in enumerate(("good", "good", "crack")):
+                file = folder / plant / label / f"L{number}{lot:03d}-{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if label == "good" or lot in cracked:
+                    Image.new("RGB", (8, 8), (lot % 256, lot // 256 * 10 + i, number)).save(file)
+
+
+@pytest.mark.slow
+def test_sixty_lots_and_then_four_hundred_from_two_processes_move_none_and_leave_each_class_in_every_role(
+    tmp_path, uri
+):
+    path, uri = drawn_fleet(tmp_path / "fleet", "north", "south", num_lots=0), str(tmp_path / "store")
+    rng = np.random.default_rng(0)
+    order = rng.permutation(460)
+    cracked = {*rng.choice(order[:60], 5, replace=False), *rng.choice(order[60:], 40, replace=False)}
+    roles: dict[str, dict[str, str]] = {"north": {}, "south": {}}
+    for lots in (order[:60], *np.array_split(order[60:], 3)):
+        draw_lots(path.parent, lots.tolist(), cracked=cracked)
+        run_at_once(import_one, [(str(path), uri, name) for name in roles])
+        catalog = Catalog(open_store(uri))
+        assignments = catalog.assignments()
+        assert assignments is not None
+        assert assignments["lot"].is_unique
+        for name, before in roles.items():
+            rows = catalog.rows(name).set_index("frame")
+            roles[name] = dict(zip(rows["lot"], rows["role"], strict=True))
+            assert before.items() <= roles[name].items()
+            assert (rows["role"] == "test").mean() == pytest.approx(0.2, abs=0.05)
+            classes = rows["class"].fillna(catalog.sealed(name).set_index("frame")["class"])
+            assert pd.crosstab(classes, rows["role"]).shape == (2, 4)
+            assert (pd.crosstab(classes, rows["role"]) > 0).all(axis=None)
