@@ -123,9 +123,7 @@ def draw_lots(folder: Path, lots: list[int], *, cracked: set[int]) -> None:
 
 
 @pytest.mark.slow
-def test_sixty_lots_and_then_four_hundred_from_two_processes_move_none_and_leave_each_class_in_every_role(
-    tmp_path, uri
-):
+def test_sixty_lots_and_then_four_hundred_from_two_processes_move_none_and_leave_each_class_in_every_role(tmp_path):
     path, uri = drawn_fleet(tmp_path / "fleet", "north", "south", num_lots=0), str(tmp_path / "store")
     rng = np.random.default_rng(0)
     order = rng.permutation(460)
