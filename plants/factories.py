@@ -178,10 +178,10 @@ FACTORIES: tuple[Factory, ...] = (
             ),
         },
         marks=_cover,
-        num_parts=260,
+        num_parts=400,
         period_px=256,
         sizes_px=_SMALL,
-        shares={"train": 0.13, "select": 0.1, "decide": 0.4, "test": 0.37},
+        shares={"train": 0.085, "select": 0.07, "decide": 0.48, "test": 0.365},
         costs={"miss": 60_000, "false_alarm": 5_000, "review": 600},
     ),
     Factory(

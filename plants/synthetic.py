@@ -6,7 +6,7 @@ words, so that one plant's model fails at another; defects cover a small part of
 otherwise under another light; harmless things (holes, printing, pores, dust, fixtures) look like other plants' defects.
 
     arden   brushed covers, coaxial light, mono                five defect classes, chip rare: the plain case
-    brno    the same covers, brushed across, bronze, blurred   few labels: 13 % of its parts may be learned from
+    brno    the same covers, brushed across, bronze, blurred   few labels: one part in twelve may be learned from
     cadiz   castings, grazing light, three frames a part       oil and rust told apart; a defect shows in some frames
     delft   woven cloth before a backlight                     openings are bright: what others call light is dark
     essen   glazed tiles, printed decor, two frames a part     three defect classes, a fourth checked and absent
