@@ -493,6 +493,7 @@ def test_frames_that_went_bad_do_not_undo_a_split(mill, run):
     assert pd.read_parquet(mill / "store/assignments.parquet").set_index("lot")["role"].equals(roles)
 
 
+@pytest.mark.slow
 def test_plants_that_cannot_be_imported_are_named_and_the_plants_before_and_after_are_imported(mill, run):
     (mill / "tables").mkdir()
     write_fleet(

@@ -202,6 +202,7 @@ def test_a_fresh_interpreter_that_opens_the_front_door_has_loaded_no_room_and_no
     assert sorted(loaded_after(["crossplant"]) & {*ROOMS, "ray", "torch", "pandas", "mlflow"}) == []
 
 
+@pytest.mark.slow
 def test_what_the_rooms_import_is_installed_because_pyproject_asks_for_it():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     wanted = closure_of(declared)

@@ -103,7 +103,9 @@ def found(pictures: list[np.ndarray]) -> list[tuple[int, int]]:
     return [(i, j) for i, j, _ in near_duplicates([signature(picture) for picture in pictures])]
 
 
-@pytest.mark.parametrize("draw", [material, in_fixture, ring, printed])
+@pytest.mark.parametrize(
+    "draw", [material, *(pytest.param(d, marks=pytest.mark.slow) for d in (in_fixture, ring, printed))]
+)
 def test_a_changed_copy_is_paired_with_its_original_and_with_nothing_else(draw):
     rng = np.random.default_rng(1)
     pictures = [draw(seed) for seed in range(24)]
@@ -115,12 +117,13 @@ def test_a_changed_copy_is_paired_with_its_original_and_with_nothing_else(draw):
     assert found(pictures) == [(origin, 24 + origin) for origin in range(2 * len(CHANGES))]
 
 
+@pytest.mark.slow
 def test_any_number_of_the_same_picture_is_found():
     pairs = found([*[material(0)] * 13, *(material(seed) for seed in range(1, 30))])
     assert pairs == [(i, j) for i in range(13) for j in range(i + 1, 13)]
 
 
-@pytest.mark.parametrize(("num_others", "num_copies"), [(24, 11), (3, 3), (40, 2)])
+@pytest.mark.parametrize(("num_others", "num_copies"), [pytest.param(24, 11, marks=pytest.mark.slow), (3, 3), (40, 2)])
 def test_every_pair_of_many_copies_is_found(num_others, num_copies):
     """Copies are not taken for a crowd that looks alike."""
     rng = np.random.default_rng(0)
@@ -147,6 +150,7 @@ def test_different_pictures_of_one_material_are_not_paired(grain_px):
 @pytest.mark.parametrize(
     ("draw", "num"), [(in_fixture, 40), (brushed, 6), (brushed, 24), (woven, 40), (ring, 24), (printed, 40)]
 )
+@pytest.mark.slow
 def test_different_parts_that_look_alike_are_not_paired(draw, num):
     assert found([draw(seed) for seed in range(num)]) == []
 
