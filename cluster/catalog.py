@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cluster.lock import locked
+from cluster.lock import Claim, locked
 from cluster.readings import Readings, write_rejects
 from cluster.storage import Store, open_store
 from plants import copies, seal, splits
@@ -108,9 +108,8 @@ class Catalog:
             )
             joined = self._joined(others, assignments)
             quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
-            claim.check()
             num_corrected = self._record(
-                plant.name, rows, assignments=assignments, quarantined=quarantined.values(), now=now
+                plant.name, rows, assignments=assignments, quarantined=quarantined.values(), now=now, claim=claim
             )
         rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
@@ -137,6 +136,7 @@ class Catalog:
         assignments: pd.DataFrame,
         quarantined: Iterable[Quarantined],
         now: datetime,
+        claim: Claim,
     ) -> int:
         """How many sealed answers changed. The trace of them is written first.
 
@@ -145,6 +145,7 @@ class Catalog:
         open_rows, sealed_rows = splits.seal(rows)
         trace = self.corrections()
         corrected = self._corrected(plant, sealed_rows, now=now, trace=trace)
+        claim.check()
         if corrected:
             self.seal.write(CORRECTIONS, (trace + "".join(corrected)).encode())
         self._write(ASSIGNMENTS, assignments)

@@ -304,7 +304,8 @@ def unseal(open_rows: pd.DataFrame, sealed_rows: pd.DataFrame) -> pd.DataFrame:
 
 def realised(rows: pd.DataFrame) -> pd.DataFrame:
     """What the roles hold: one row a class and role, and `*` for all classes: lots, parts, rows, share of the rows."""
-    every = pd.concat([rows, rows.assign(**{"class": "*"})])
+    counted = rows[["class", "role", "lot", "part_id", "frame"]]
+    every = pd.concat([counted, counted.assign(**{"class": "*"})])
     found = every.groupby(["class", "role"], sort=True).agg(
         lots=("lot", "nunique"), parts=("part_id", "nunique"), rows=("frame", "size")
     )
