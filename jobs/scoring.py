@@ -24,9 +24,10 @@ from jobs.model import Branch
 from jobs.plan import Plan
 from plants.errors import CheckFailed
 from plants.governance import kept
+from plants.labels import truth_of_parts
 from plants.normality import Normalities, evenly, goodness
 from plants.plant import Plant, projection
-from plants.scores import PartScores, pool_groups, softmax, truth_of_parts
+from plants.scores import PartScores, pool_groups, softmax
 
 Leaves = tuple[str, ...]
 Member = tuple[np.ndarray, Leaves]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.activations import PlantData, ok_mask
+from plants.labels import truth_of_parts
 from plants.plant import Costs, projection
-from plants.scores import pool_groups, truth_of_parts
+from plants.scores import pool_groups
 
 SHRINK_PARTS = 20
 """A plant's score is shrunk towards the mean of all plants as if it had this many more average parts."""

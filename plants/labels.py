@@ -123,6 +123,18 @@ def read_rows(
     return Imported(from_table(_table(rows)), rejected, notes, num_frames=num_frames, num_read=frames.num_read)
 
 
+def truth_of_parts(classes: npt.NDArray[Any], parts: npt.NDArray[np.intp], *, ok: Sequence[str]) -> npt.NDArray[Any]:
+    """What parts [P] are whose frames [N] were labelled one by one; parts: number of each frame's part, all of 0..P-1.
+
+    A defect that one frame shows is the part's, as in pooling; of several the most frequent, of equals the first by
+    name.
+    """
+    counts = pd.DataFrame({"part": parts, "class": classes}).value_counts(sort=False).reset_index()
+    counts["is_ok"] = counts["class"].isin(list(ok))
+    ranked = counts.sort_values(["part", "is_ok", "count", "class"], ascending=[True, True, False, True])
+    return np.asarray(ranked.drop_duplicates("part")["class"].to_numpy(dtype=object))
+
+
 def to_parquet(rows: pd.DataFrame) -> bytes:
     """Label rows as the bytes of a Parquet file with `LABEL_SCHEMA`."""
     buffer = io.BytesIO()

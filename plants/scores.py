@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -48,18 +47,6 @@ def calibrate(probs: npt.NDArray[Floating], temperature: float) -> npt.NDArray[F
     scaled = powered * wide.sum(axis=-1, keepdims=True) / np.where(total > 0, total, 1)
     result: npt.NDArray[Floating] = scaled.astype(probs.dtype)
     return result
-
-
-def truth_of_parts(classes: npt.NDArray[Any], parts: Indices, *, ok: Sequence[str]) -> npt.NDArray[Any]:
-    """What parts [P] are whose frames [N] were labelled one by one; parts: number of each frame's part, all of 0..P-1.
-
-    A defect that one frame shows is the part's, as in pooling; of several the most frequent, of equals the first by
-    name.
-    """
-    counts = pd.DataFrame({"part": parts, "class": classes}).value_counts(sort=False).reset_index()
-    counts["is_ok"] = counts["class"].isin(list(ok))
-    ranked = counts.sort_values(["part", "is_ok", "count", "class"], ascending=[True, True, False, True])
-    return np.asarray(ranked.drop_duplicates("part")["class"].to_numpy(dtype=object))
 
 
 def suspicion(probs: npt.NDArray[Floating], *, ok: Mask) -> npt.NDArray[np.float64]:

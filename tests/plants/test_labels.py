@@ -15,7 +15,7 @@ from PIL import Image
 from plants.errors import InputError
 from plants.geometry import Environment, Geometry
 from plants.hashing import sha256
-from plants.labels import LABEL_SCHEMA, Imported, from_parquet, read_rows, to_parquet
+from plants.labels import LABEL_SCHEMA, Imported, from_parquet, read_rows, to_parquet, truth_of_parts
 from plants.plant import Plant
 from plants.splits import seal
 from plants.tables import Listed
@@ -504,3 +504,19 @@ def test_rows_do_not_depend_on_the_order_of_the_listing(root):
             return sorted(super().list(uri), reverse=True)
 
     assert to_parquet(read_rows(plant(root), files=Reversed()).rows) == to_parquet(imported(root).rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["good", "good"], "good"),
+        (["good", "dent"], "dent"),
+        (["good", "good", "crack", "dent", "dent"], "dent"),
+        (["fine", "good", "good"], "good"),
+        (["dent", "crack"], "crack"),
+    ],
+)
+def test_a_part_is_the_defect_that_most_of_its_frames_with_one_show(words, expected):
+    classes = np.array(["other", *words, "other"], dtype=object)
+    parts = np.array([0, *[1] * len(words), 2])
+    assert truth_of_parts(classes, parts, ok=("good", "fine")).tolist() == ["other", expected, "other"]

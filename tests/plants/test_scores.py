@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plants.scores import PartScores, calibrate, pool, pool_groups, softmax, truth_of_parts
+from plants.scores import PartScores, calibrate, pool, pool_groups, softmax
 
 OK_FIRST = np.array([True, False, False])
 NO_OK = np.zeros(3, dtype=bool)
@@ -150,19 +150,3 @@ def test_scores_survive_storage_to_the_bit(novelty):
     for name in ("part_ids", "lots", "environments", "truth", "probs"):
         assert getattr(again, name).tolist() == getattr(scores, name).tolist()
     assert (again.novelty is None) if novelty is None else again.novelty.tolist() == novelty
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["good", "good"], "good"),
-        (["good", "dent"], "dent"),
-        (["good", "good", "crack", "dent", "dent"], "dent"),
-        (["fine", "good", "good"], "good"),
-        (["dent", "crack"], "crack"),
-    ],
-)
-def test_a_part_is_the_defect_that_most_of_its_frames_with_one_show(words, expected):
-    classes = np.array(["other", *words, "other"], dtype=object)
-    parts = np.array([0, *[1] * len(words), 2])
-    assert truth_of_parts(classes, parts, ok=("good", "fine")).tolist() == ["other", expected, "other"]
