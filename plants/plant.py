@@ -409,7 +409,7 @@ _REMEDIES = {
     "tuple_type": "Write a list: [one, two]",
     "dict_type": "Write `name: value`, a line each",
     "model_type": "Write `name: value`, a line each",
-    "string_type": "Quote it",
+    "string_type": "Write one text, quoted where it is a number",
     "key": "Quote it: YAML takes bare numbers, yes and no for something else",
 }
 

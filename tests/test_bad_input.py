@@ -169,11 +169,11 @@ def test_three_faults_of_a_fleet_file_are_reported_at_once_by_the_installed_comm
             {"costs": {"defect_rate": [0.02, 0.03, 0.05]}},
             "field costs.defect_rate: is estimate, low, high, so write [0.03, 0.02, 0.05]",
         ),
-        ({"name": ".."}, "Small letters, digits, - and _"),
-        ({"classes": None}, "Write `name: value`, a line each"),
-        ({"classes": {1: "ok"}}, "Quote it: YAML takes bare numbers, yes and no for something else"),
-        ({"ok": "good"}, "Write a list: [one, two]"),
-        ({"images": 7}, "field images: Input should be a valid string. Quote it"),
+        ({"name": ".."}, "field name: String should match pattern '^[a-z0-9][a-z0-9_-]{0,62}$'. Small letters, digits"),
+        ({"classes": None}, "field classes: Input should be a valid dictionary. Write `name: value`, a line each"),
+        ({"classes": {1: "ok"}}, "field classes.1.[key]: Input should be a valid string. Quote it: YAML takes bare"),
+        ({"ok": "good"}, "field ok: Input should be a valid tuple. Write a list: [one, two]"),
+        ({"images": 7}, "field images: Input should be a valid string. Write one text, quoted where it is a number"),
     ],
 )
 def test_a_faulty_plant_is_one_line_and_nothing_is_made(mill, run, change, words):

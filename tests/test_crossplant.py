@@ -94,3 +94,19 @@ def test_policy_needs_a_comparison_and_takes_its_parts_in_pairs(fleet, monkeypat
 def test_a_port_that_is_none_is_refused(fleet, monkeypatch, capsys, port):
     assert code(monkeypatch, "serve", "--fleet", fleet, "--port", port) == 2
     assert "'--port'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(("foo",), "No such command 'foo'"), (("train", "--sed", "3"), "No such option: --sed")]
+)
+@pytest.mark.parametrize("where", [("--kuberay",), ("--address", "http://127.0.0.1:9")])
+def test_what_no_verb_takes_is_refused_before_it_is_sent(monkeypatch, capsys, where, words, said):
+    assert code(monkeypatch, "submit", *where, *words) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == ""
+
+
+def test_a_path_of_the_cluster_is_not_looked_for_here(monkeypatch, capsys):
+    assert code(monkeypatch, "submit", "--kuberay", "train", "--json", "/nowhere/here/train.json") == 0
+    assert "/nowhere/here/train.json" in capsys.readouterr().out
