@@ -334,14 +334,8 @@ def projection(
     return matrix
 
 
-class _WrittenTwiceError(Exception):
-    def __init__(self, key: Any, *, line: int) -> None:
-        super().__init__(key)
-        self.key, self.line = key, line
-
-
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of two equal keys in silence, but raising _WrittenTwiceError."""
+    """YAML's safe loader, but for two equal keys, of which that takes the last in silence. Raises MarkedYAMLError."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -349,7 +343,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
                 continue
             if key.value in seen:
-                raise _WrittenTwiceError(key.value, line=key.start_mark.line + 1)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is written twice", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -365,15 +361,12 @@ def load_fleet(path: str | Path) -> Fleet:
         raise InputError(f"cannot be read ({type(error).__name__})", file=str(file)) from None
     try:
         raw = yaml.load(text, _Loader)
-    except _WrittenTwiceError as error:
-        remedy = "Keep one of the two"
-        raise InputError(
-            f"the key {error.key!r} is written twice, at line {error.line} again", file=str(file), remedy=remedy
-        ) from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line, remedy = f" at line {mark.line + 1}" if mark else "", "Indent with spaces and quote odd names"
-        raise InputError(f"is not YAML{line}", file=str(file), remedy=remedy) from None
+        what = "is not YAML"
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            what += f" at line {error.problem_mark.line + 1}: {error.problem}"
+        remedy = "Indent with spaces, quote odd names, write every key once"
+        raise InputError(what, file=str(file), remedy=remedy) from None
     if not isinstance(raw, dict):
         raise InputError("must be a mapping with `fleet` and `plants`", file=str(file))
     raw.setdefault("store", f".crossplant/{raw.get('fleet', 'fleet')}")

@@ -192,7 +192,7 @@ def test_a_faulty_plant_is_one_line_and_nothing_is_made(mill, run, change, words
         ("plants: [}", "is not YAML at line 1"),
         ("- a", "must be a mapping"),
         ("\xff", "cannot be read"),
-        ("fleet: a\nplants: []\nplants: []", "the key 'plants' is written twice, at line 3 again. Keep one"),
+        ("fleet: a\nplants: []\nplants: []", "is not YAML at line 3: the key 'plants' is written twice. Indent"),
     ],
 )
 def test_a_file_that_is_no_fleet_file_is_one_line(tmp_path, run, text, words):
