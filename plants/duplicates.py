@@ -8,7 +8,7 @@ blind to pictures that hold nothing but noise, or nothing but straight lines.
 
 Parts of one print or shape that outshines their grain are told apart by what is left without it. Where there are fewer
 than about 15 of them that is not known, and they may be taken for copies; more than a dozen copies of one picture are
-taken for such parts, unless they agree wholly.
+taken for such parts, unless their signatures are equal.
 
 Networks' features, which other tools choose candidates by, are not asked: of 1,080 copies planted at nine plants the
 signs of the thumbnails left out 4, and what decides is the alignment.
@@ -65,8 +65,6 @@ MIN_SCORE = 0.55
 MIN_GRAIN = 0.45
 """Agreement without what runs straight. 98 % of planted copies had 0.53 or more (90 % of brushed ones), 98 % of other
 pairs 0.4 or less."""
-SAME_GRAIN = 0.97
-"""Agreement of grain from which two pictures are the same one, however many more there are."""
 CROWD, MIN_CROWD = 16, 5
 """Pictures that tell what a picture shares with others like it, and how few still tell it."""
 WEAVE, WEAVE_CONTRAST, WEAVE_BLUR_PX = (0.7, 0.3), (8.0, 16.0), 1.6
@@ -118,8 +116,9 @@ def near_duplicates(signatures: Sequence[Pixels] | Pixels, *, num_asked: int | N
     kept = _margin(scores, grain) >= 1
     if not kept.any():
         return []
-    pairs, scores, grain, warps = pairs[kept], scores[kept], grain[kept], warps[kept]
-    own = (grain >= SAME_GRAIN) | _own(thumbs, pairs=pairs, warps=warps)
+    pairs, scores, warps = pairs[kept], scores[kept], warps[kept]
+    is_same = (thumbs[pairs[:, 0]] == thumbs[pairs[:, 1]]).all(axis=(1, 2))
+    own = is_same | _own(thumbs, pairs=pairs, warps=warps)
     found = zip(np.sort(pairs[own], axis=1).tolist(), scores[own].tolist(), strict=True)
     return sorted(Pair(i, j, round(score, 3)) for (i, j), score in found)
 

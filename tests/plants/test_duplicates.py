@@ -118,6 +118,14 @@ def test_a_changed_copy_is_paired_with_its_original_and_with_nothing_else(draw):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("spread", [2.0, 4.0])
+def test_parts_under_one_print_at_one_place_are_not_paired_however_faint_their_grain(spread):
+    layout = np.kron(np.random.default_rng(99).integers(-40, 40, (20, 20)), np.ones((8, 8)))
+    parts = [np.clip(material(seed, spread=spread) + layout, 0, 255).astype(np.uint8) for seed in range(30)]
+    assert found(parts) == []
+
+
+@pytest.mark.slow
 def test_any_number_of_the_same_picture_is_found():
     pairs = found([*[material(0)] * 13, *(material(seed) for seed in range(1, 30))])
     assert pairs == [(i, j) for i in range(13) for j in range(i + 1, 13)]
