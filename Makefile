@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than 3.11: say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@free=$$(df -Pm . | awk 'NR == 2 {print $$4}'); test "$$free" -ge 12000 || echo "Only $$free MB are free here:" \
+	  "the packages take 8,000, and while they are unpacked 4,000 more in $${TMPDIR:-/tmp}" >&2
 	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "Installing crossplant and the packages that constraints.txt pins; the first time this takes about 2 minutes"
 	@$(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off --no-compile \

@@ -31,6 +31,8 @@ JsonFile = Annotated[
 ]
 Plants = Annotated[list[str] | None, typer.Option("--plant", help="Only this plant; may be repeated.")]
 FLEET = Path("fleet.yaml")
+DEMO_EPOCHS = 5
+"""Epochs a stage in the demo; a recipe's own default is 8."""
 WITHDRAWN = "decisions were withdrawn by the sealed test"
 
 
@@ -412,6 +414,7 @@ def demo(
 
     from cluster.settings import Settings
     from jobs import release, verbs
+    from jobs.recipe import default_recipe, save_recipe
     from plants.errors import ManyInputErrors
     from plants.synthetic import make_fleet
 
@@ -431,8 +434,10 @@ def demo(
     if faults := verbs.import_fleet(loaded, names=names, show=console)["faults"]:
         raise ManyInputErrors(faults)
     verbs.audit_fleet(loaded, settings=settings, names=names, show=console, is_looking=False)
+    recipe = home / "recipe.yaml"
+    save_recipe(default_recipe(loaded.trunks[0].cuts, epochs=DEMO_EPOCHS), recipe, header="The demo's: short stages")
     trained = verbs.train(
-        loaded, settings=settings, recipe_file=None, seeds=(0,), leave_out=(), retry_failed=False, show=console
+        loaded, settings=settings, recipe_file=recipe, seeds=(0,), leave_out=(), retry_failed=False, show=console
     )
     compared = release.compare(loaded, settings=settings, show=console)
     release.evaluate(loaded, settings=settings, names=names, show=console)

@@ -367,7 +367,7 @@ def compare_fleet(
     work = functools.partial(
         _compare_one, material=exports.material.to_config(), plan=plan.to_json(), done=list(done), seed=seed
     )
-    names = [plant.name for plant in fleet.plants]
+    names = exports.material.largest_first([plant.name for plant in fleet.plants])
     for name, found in zip(names, map_tasks(work, names), strict=True):
         if isinstance(found, str):
             say(f"{name}: {found}")

@@ -166,7 +166,8 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
-    board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store)
+    order = material.largest_first([plant.name for plant in material.fleet.plants])
+    board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store, order)
     there = ray.cluster_resources()
     lanes = max(1, min(settings.slots, len(plan.runs), int(there.get("CPU", 1))))
     shared_gpu = math.floor(1e4 * min(1.0, there.get("GPU", 0) / lanes)) / 1e4

@@ -11,7 +11,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.train import UserCallback
@@ -31,7 +31,8 @@ ALL_LANES = "all"
 class Board:
     """Which run is next for which lane. One actor; the only writer of the run ledger."""
 
-    def __init__(self, plan: dict[str, Any], store_uri: str) -> None:
+    def __init__(self, plan: dict[str, Any], store_uri: str, order: Sequence[str] = ()) -> None:
+        """order: plants in the order in which they are to be prepared, the others after them."""
         self.plan = Plan.from_json(plan)
         self.sizes: dict[str, int] = {}
         """Rows of each prepared plant, so that long runs start first and no lane ends long after the others."""
@@ -40,7 +41,8 @@ class Board:
         self.records = {run.run_id: known.get(run.run_id, RunRecord(run_id=run.run_id)) for run in self.plan.runs}
         self.lost = {run_id for run_id, record in self.records.items() if record.state == "running"}
         todo = [run for run in self.plan.runs if not self.records[run.run_id].is_over]
-        self.unprepared = sorted({name for run in todo for name in run.plants})
+        needed = {name for run in todo for name in run.plants}
+        self.unprepared = [name for name in dict.fromkeys([*order, *sorted(needed)]) if name in needed]
         self.preparing: dict[str, int] = {}
         self.deaths: Counter[str] = Counter()
         self.tokens: dict[int, str] = {}

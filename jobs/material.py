@@ -34,9 +34,11 @@ from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
 from plants.copies import QUARANTINE
+from plants.errors import InputError
 from plants.governance import kept, oldest
 from plants.normality import Normalities
 from plants.plant import Fleet, Plant
+from plants.views import view_boxes
 
 LEARNING_ROLES = ("train", "select")
 
@@ -120,6 +122,24 @@ class Material:
         """The plant's label rows that play a role and whose frames may still be stored, see `plants.governance`."""
         rows = self.catalog.rows(name)
         return kept(self.fleet.plant(name), rows[rows["role"] != QUARANTINE], now=datetime.now(UTC))
+
+    def largest_first(self, names: Sequence[str]) -> list[str]:
+        """The plants by how many inputs their frames make, the most first: so that no worker is last for long.
+
+        A plant whose geometry no longer fits its frames counts as none; its runs will say why.
+        """
+        return sorted(names, key=lambda name: (-self._expected_inputs(name), name))
+
+    def _expected_inputs(self, name: str) -> int:
+        environments = self.fleet.plant(name).environments
+        sizes = self.rows(name).groupby(["environment", "width_px", "height_px"]).size()
+        try:
+            return sum(
+                int(count) * len(view_boxes(int(width), int(height), geometry=environments[environment].geometry))
+                for (environment, width, height), count in sizes.items()
+            )
+        except (InputError, KeyError):
+            return 0
 
     def data(
         self, name: str, *, left_out: LeftOut | None = None, progress: Callable[[int, int], None] | None = None

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -85,9 +85,9 @@ class Recipe(Config):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def default_recipe(cuts: Sequence[int]) -> Recipe:
-    """Progressive unfreezing through all the cuts that a trunk allows."""
-    return Recipe(stages=tuple(Stage(cut=cut) for cut in sorted(set(cuts)) if cut > 0))
+def default_recipe(cuts: Sequence[int], **stage: Any) -> Recipe:
+    """Progressive unfreezing through all the cuts that a trunk allows; stage: other settings of every `Stage`."""
+    return Recipe(stages=tuple(Stage(cut=cut, **stage) for cut in sorted(set(cuts)) if cut > 0))
 
 
 def load_recipe(path: str | Path) -> Recipe:

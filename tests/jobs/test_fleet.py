@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from jobs.fleet import planned
@@ -42,3 +43,27 @@ def test_another_geometry_class_map_or_seed_is_another_plan_and_other_costs_are_
     assert at == plan_id(fleet, tmp_path)
     assert len({at, *(plan_id(other, tmp_path) for other in others)}) == 4
     assert plan_id(changed(fleet, costs=Costs(miss=1.0)), tmp_path) == at
+
+
+def test_the_plant_whose_frames_make_most_inputs_comes_first_and_one_whose_roi_leaves_them_last(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = {"mill": [(64, 64)] * 5, "oven": [(256, 256)]}
+    tables = {
+        name: pd.DataFrame(sizes, columns=["width_px", "height_px"]).assign(environment="default")
+        for name, sizes in rows.items()
+    }
+    monkeypatch.setattr(Material, "rows", lambda self, name: tables[name])
+
+    def order(oven: Geometry, mill: Geometry = Geometry()) -> list[str]:
+        shapes = {"oven": oven, "mill": mill}
+        plants = tuple(
+            p.model_copy(update={"environments": {"default": Environment(geometry=shapes[p.name])}})
+            for p in fleet.plants
+        )
+        other = fleet.model_copy(update={"plants": plants})
+        return Material(other, cache=tmp_path, recipe=RECIPE).largest_first(["mill", "oven"])
+
+    assert order(Geometry()) == ["mill", "oven"]
+    assert order(Geometry(fit="tiles", tile_px=64, overlap_px=0)) == ["oven", "mill"]
+    assert order(Geometry(), mill=Geometry(roi=(0, 0, 4096, 4096))) == ["oven", "mill"]

@@ -54,6 +54,13 @@ def test_parents_come_first_and_children_wait_for_them(store_uri):
     assert at.take(0) == {"do": "wait"}
 
 
+def test_plants_are_prepared_in_the_order_given_and_none_is_left_out(store_uri):
+    names = sorted({name for run in PLAN.runs for name in run.plants})
+    at = Board(PLAN.to_json(), store_uri, order=["not in the plan", names[-1]])
+    taken = [at.prepare(0)["plant"] for _ in names]
+    assert taken == [names[-1], *names[:-1]]
+
+
 def test_lanes_stop_when_nothing_is_left(store_uri):
     at = board(store_uri)
     at.start("pooled", lane=ALL_LANES)
