@@ -6,6 +6,7 @@ have defects of its own. It is named so that somebody says which.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 from typing import NamedTuple
@@ -14,7 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-COLUMNS = ("environment", "product", "pose", "annotator", "source", "suffix", "width_px", "height_px", "day", "hour")
+COLUMNS = (
+    *("environment", "product", "pose", "annotator", "source", "width_px", "height_px"),
+    *("day", "hour"),  # of `captured_at`
+    *("suffix", "folder", "number"),  # of the frame's path
+)
+"""Not `sample_prob`: parts are sampled by what the line said of them, so it tells the class by design."""
 MIN_ROWS = 30
 MIN_LOTS = 10
 NUM_FOLDS = 5
@@ -79,9 +85,25 @@ def _word(text: str) -> str:
     return "".join(letter for letter in composed if letter.isalpha()) or composed
 
 
+def _folder(path: str, *, label: str) -> str:
+    """Where the frame lies, but for folders that are its class: those are how it was labelled."""
+    return "/".join("" if _word(folder) == _word(label) else folder for folder in _parts(path)[:-1])
+
+
+def _number(path: str) -> float:
+    """The longest number in the file's name, the last of equals; -1 where there is none."""
+    numbers = re.findall(r"[0-9]+", _parts(path)[-1])
+    return float(max(reversed(numbers), key=len)) if numbers else -1.0
+
+
 def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
     if name == "suffix":
         return rows["frame"].str.rpartition(".")[2].str.lower()
+    if name == "folder":
+        pairs = zip(rows["frame"].astype(str), rows["class"].astype(str), strict=True)
+        return pd.Series([_folder(path, label=label) for path, label in pairs], index=rows.index, dtype=object)
+    if name == "number":
+        return pd.Series([_number(path) for path in rows["frame"].astype(str)], index=rows.index)
     if name in ("day", "hour"):
         if "captured_at" not in rows or rows["captured_at"].isna().all():
             return None

@@ -201,7 +201,7 @@ def telling_columns(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
         column = free[(3 * seed + number) % len(free)]
         values = tell(filled["class"].to_numpy(dtype=object), faith=faith, rng=rng)
         named = {one.column for one in shortcuts(written(filled, column, values=values))} - before
-        others = set(COLUMNS) & {*filled.columns, "suffix", "day", "hour"} - before - {column}
+        others = set(COLUMNS) & {*filled.columns, "suffix", "folder", "number", "day", "hour"} - before - {column}
         found[kind] = {
             "planted": 1,
             "found": int(column in named),

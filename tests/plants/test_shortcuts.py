@@ -65,6 +65,28 @@ def test_defects_photographed_on_other_days_are_named():
     assert "day" in [one.column for one in shortcuts(table)]
 
 
+def test_defects_filed_in_folders_of_their_own_are_named_and_folders_that_are_the_class_are_not():
+    table = rows(4)
+    is_bad = (table["class"] == "dent").to_numpy()
+    by_class = table.assign(frame=table["class"] + "/" + table["frame"].str.replace(r"[0-9]+", "f", regex=True))
+    assert shortcuts(by_class) == []
+    nights = np.where(is_bad, "night/", "day/") + by_class["frame"]
+    (found,) = shortcuts(by_class.assign(frame=nights))
+    assert found.column == "folder"
+    assert "with night/" in found.words or "with day/" in found.words
+
+
+def test_classes_that_lie_apart_in_the_numbering_are_named():
+    table = rows(5)
+    is_bad = (table["class"] == "dent").to_numpy()
+    order = np.argsort(is_bad, kind="stable")
+    at = np.empty(len(table), dtype=int)
+    at[order] = np.arange(len(table))
+    (found,) = shortcuts(table.assign(frame=[f"cam2_{number:06d}-0.png" for number in at]))
+    assert found.column == "number"
+    assert found.strength > 0.9
+
+
 def test_a_value_of_each_lot_tells_nothing_about_other_lots():
     table = rows(3)
     table["class"] = table.groupby("lot")["class"].transform("first")
