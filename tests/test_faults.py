@@ -28,7 +28,7 @@ from jobs.recipe import Recipe, Stage, save_recipe
 from plants.plant import load_fleet
 from tests.fleets import imported, small_fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:patience 40 is above 10")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:patience 24 is above 10")]
 ROOT = Path(__file__).resolve().parents[1]
 POISONED = "brno"
 POISONED_RUNS = {"frozen-brno-s0", "own-brno-s0"}
@@ -39,7 +39,7 @@ NORMALITY = "normality-brno-s0"
 
 def recipe_of_long_runs() -> Recipe:
     """Runs of some seconds, so that there is a middle to kill them in."""
-    return Recipe(stages=(Stage(cut=1, epochs=40),), views=2, patience=40, batch=8)
+    return Recipe(stages=(Stage(cut=1, epochs=24),), views=2, patience=24, batch=8)
 
 
 class Driver:
@@ -72,7 +72,7 @@ class Driver:
     def finished(self, process: subprocess.Popen[bytes]) -> int:
         """Its exit code; one that hangs fails the test."""
         try:
-            return process.wait(timeout=150)
+            return process.wait(timeout=300)
         except subprocess.TimeoutExpired:
             kill_driver(process)
             pytest.fail(f"train hangs; it said: {self.printed[-2000:]}")
@@ -252,5 +252,5 @@ def test_a_plant_without_labels_fails_alone_with_its_cause_and_all_others_finish
         assert frame in runs[name]["error"]
     assert frame in undisturbed.printed
     assert "Traceback" not in undisturbed.printed
-    assert "\nwarning: patience 40 is above 10: expect wasted epochs" in f"\n{undisturbed.printed}"
+    assert "\nwarning: patience 24 is above 10: expect wasted epochs" in f"\n{undisturbed.printed}"
     assert "check failed: 2 runs failed" in undisturbed.printed
