@@ -318,13 +318,17 @@ def predict(
     policy: Annotated[Path | None, typer.Option(help="Policy file for --bundle.")] = None,
     environment: Annotated[str | None, typer.Option(help="Where the frames were taken.")] = None,
     one_part: Annotated[bool, typer.Option("--one-part", help="All frames show one part.")] = False,
+    expect: Annotated[Path | None, typer.Option(help="Golden parts: their last `--json`, to be reproduced.")] = None,
+    repeats: Annotated[bool, typer.Option("--repeats", help="Shots of one part: all must be judged alike.")] = False,
     json_to: JsonFile = None,
 ) -> None:
     """Judge frames through a plant's endpoint or with a bundle on disk: the same frames get the same answer.
 
     Example: crossplant predict --plant neu --address http://127.0.0.1:8000 frames/
     """
-    from serving import verbs
+    from serving import golden, verbs
+
+    before = golden.load_predictions(expect) if expect else None
 
     document = verbs.predict_files(
         images,
@@ -339,8 +343,13 @@ def predict(
     for row in document["predictions"]:
         said = row.get("error") or f"{row['verdict']}  {row['defect'] or ''}  {row['confidence']:.3f}"
         console.print(f"{row['image']}: {said}", markup=False, soft_wrap=True)
-    _finish(document, to=json_to)
+    found = golden.changed(document["predictions"], before=before) if before is not None else []
+    found += golden.unlike(document["predictions"]) if repeats else []
+    for line in found:
+        console.print(f"not as expected: {line}", markup=False, soft_wrap=True)
+    _finish({**document, "unexpected": found}, to=json_to)
     _fail_if([row for row in document["predictions"] if row.get("error")], "frames could not be judged")
+    _fail_if(found, "results are not as expected")
 
 
 @app.command(

@@ -173,19 +173,28 @@ def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Con
     document = compared(store)
     evaluated = store.read_json(EVALUATED)["plants"] if store.exists(EVALUATED) else {}
     journal = Journal(settings.journal_url)
-    rows, withdrawn = [], []
+    rows: list[dict[str, Any]] = []
+    withdrawn: list[str] = []
+    contaminated: list[str] = []
     for name in _decided(names, document=document, show=show):
         decision, sealed = document["decisions"][name], evaluated.get(name, {})
-        if sealed.get("withdrawn") and sealed.get("bundle") == decision["bundle"]:
+        sealed = sealed if sealed.get("bundle") == decision["bundle"] else {}
+        if sealed.get("withdrawn"):
             withdrawn.append(name)
             show.print(f"plant {name}: not published: the sealed test withdrew the decision", markup=False)
             continue
+        if sealed.get("contaminated"):
+            contaminated.append(name)
+            learned = f"the model has learned from {sealed['contaminated']} of the sealed test's images"
+            show.print(
+                f"plant {name}: published unproven: {learned}. Import new lots with --new-generation", markup=False
+            )
         route = _published(name, decision=decision, journal=journal)
         _mirror(route, fleet=fleet, settings=settings, show=show)
         rows.append(route.model_dump(include={"plant", "sequence", "bundle", "policy", "challenger"}))
     _show_routes(rows, show=show)
     first = rows[0] if len(rows) == 1 else {}
-    return {**first, "plants": rows, "withdrawn": withdrawn}
+    return {**first, "plants": rows, "withdrawn": withdrawn, "contaminated": contaminated}
 
 
 def _decided(names: Sequence[str], *, document: Mapping[str, Any], show: Console) -> list[str]:

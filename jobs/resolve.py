@@ -42,7 +42,7 @@ def resolve(
     plant, store = fleet.plant(name), open_store(fleet.store)
     if not plant.ok:
         raise InputError("no class is good here, so there is no money to solve for", plant=name, field="ok")
-    found = measured(plant, file=checked, num_parts=num_parts)
+    found = measured(plant, file=checked, num_parts=num_parts, show=show)
     route = Journal(settings.journal_url).route(name)
     if route is None and is_promoted:
         raise InputError("has no route yet", plant=name, remedy="Run `crossplant publish` first")
@@ -74,7 +74,7 @@ def resolve(
     return document
 
 
-def measured(plant: Plant, *, file: Path | None, num_parts: int | None) -> Prevalence | None:
+def measured(plant: Plant, *, file: Path | None, num_parts: int | None, show: Console) -> Prevalence | None:
     """The line's defect rate from a file of checked parts; None without one. Raises InputError for half of the two."""
     if file is None and num_parts is None:
         return None
@@ -91,6 +91,8 @@ def measured(plant: Plant, *, file: Path | None, num_parts: int | None) -> Preva
         reason = (error.strerror or type(error).__name__).lower()
         raise InputError(reason, plant=plant.name, file=str(file), field="--checked") from None
     found = read_checked(data, plant=plant, file=str(file))
+    if found.num_returned:
+        show.print(f"{found.num_returned} returned parts are left out: customers picked them, not the audit sample")
     try:
         return prevalence(found.is_defect, found.sample_prob, num_parts=num_parts)
     except InputError as error:

@@ -16,6 +16,7 @@ import pandas as pd
 from plants.balance import classes
 from plants.findings import LEVELS, Finding, Found, Level
 from plants.geometry import Environment, Geometry
+from plants.labels import RETURN
 from plants.plant import Fleet, Plant, Shares
 from plants.representation import unrepresented
 from plants.shortcuts import class_in_path, shortcuts
@@ -45,6 +46,7 @@ def audit(plant: Plant, rows: pd.DataFrame, *, fleet: Fleet, trunk_size_px: int)
             _duplicates(rows),
             _roles(rows, shares=shares),
             _shortcuts(rows),
+            _returned(rows),
             _sisters(plant, fleet=fleet),
         )
         for level, kind, detail, remedy in check
@@ -234,6 +236,19 @@ def _shortcuts(rows: pd.DataFrame) -> Found:
             f"the path of {named} of {known} frames names their class, so the paths of the sealed test may tell its "
             "answers: the seal keeps honest people honest, and no others",
             "Where it must hold against people: a table with neutral file names, and sealed/ under its own credentials",
+        )
+
+
+def _returned(rows: pd.DataFrame) -> Found:
+    back = rows[rows["source"] == RETURN].drop_duplicates("part_id")
+    if len(back):
+        known = ", ".join(f"{name!r} ({n})" for name, n in back["class"].value_counts().items())
+        yield (
+            "info",
+            "returned",
+            f"{len(back)} parts came back from customers, the only direct count of escapes; they are: "
+            f"{known or 'sealed'}",
+            "Weigh `costs.miss` against what they cost; they are learned from, and no defect rate is told from them",
         )
 
 

@@ -1,7 +1,8 @@
 """What people found on the parts of a period that they checked: a table, read for `plants.prevalence`.
 
 A row is a part: `part_id`, `class` (the plant's word) or `is_defect`, and `sample_prob`, how likely it was to be
-checked: 1 for rejects and reviews, the audit sample's share for parts that had passed.
+checked: 1 for rejects and reviews, the audit sample's share for parts that had passed. Parts that customers sent back
+(`source` is return) were picked by what was wrong with them, so they tell nothing of a rate and are left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plants.errors import InputError
+from plants.labels import RETURN
 from plants.plant import Plant
 
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
@@ -26,6 +28,8 @@ class Checked(NamedTuple):
 
     is_defect: npt.NDArray[np.bool_]
     sample_prob: npt.NDArray[np.float64]
+    num_returned: int
+    """Parts of the table that were left out, because customers sent them back."""
 
 
 def read_checked(data: bytes, *, plant: Plant, file: str) -> Checked:
@@ -50,6 +54,10 @@ def read_checked(data: bytes, *, plant: Plant, file: str) -> Checked:
     if table.empty:
         raise fault("holds no part", field="part_id", remedy="Name the parts that people checked")
     texts = table.astype(str).apply(lambda column: column.str.strip())
+    is_returned = texts.get("source", pd.Series("", index=texts.index)).str.lower() == RETURN
+    texts = texts[~is_returned]
+    if texts.empty:
+        raise fault("holds returned parts alone", field="source", remedy="Add what the line itself has checked")
     twice = texts.loc[texts["part_id"].duplicated(), "part_id"]
     if len(twice):
         remedy = "Write each part once, with the last word on it"
@@ -73,7 +81,7 @@ def read_checked(data: bytes, *, plant: Plant, file: str) -> Checked:
         raise fault(
             f"{value!r} of part {part!r} is no probability above 0, at most 1", field="sample_prob", remedy=remedy
         )
-    return Checked(values.isin(bad).to_numpy(dtype=bool), prob)
+    return Checked(values.isin(bad).to_numpy(dtype=bool), prob, int(is_returned.sum()))
 
 
 def _table(data: bytes, *, plant: Plant, file: str) -> pd.DataFrame:

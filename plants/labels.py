@@ -27,6 +27,8 @@ from plants.seal import ANSWERS
 from plants.tables import CORNERS, Files, Listed, Rejected, raw_rows, to_arrow
 from plants.views import view_boxes
 
+RETURN = "return"
+"""The `source` of a part that a customer sent back."""
 LABEL_SCHEMA = pa.schema(
     [
         pa.field("frame", pa.string(), nullable=False),

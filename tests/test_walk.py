@@ -337,6 +337,28 @@ def test_the_command_asks_an_endpoint_with_the_token_kept_under_home(walk: Walk,
     assert len(row["frames"]) == 2
 
 
+def test_golden_parts_are_judged_as_before_ten_shots_of_one_alike_and_another_result_is_a_failed_check(walk, tmp_path):
+    part = walk.part("fargo", role="decide")
+    ((_, data),) = walk.frames("fargo", part=part)
+    shots, last = tmp_path / "shots", tmp_path / "last.json"
+    shots.mkdir()
+    for number in range(10):
+        (shots / f"{number}.png").write_bytes(data)
+    words = ("predict", str(shots), "--plant", "fargo", "--address", walk.address)
+    done = command(walk, *words, "--repeats", "--json", str(last))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(last.read_text())
+    assert document["unexpected"] == []
+    assert command(walk, *words, "--expect", str(last)).returncode == 0
+    row = document["predictions"][3]
+    row |= {"verdict": "ok" if row["verdict"] == "reject" else "reject", "defect": None}
+    last.write_text(json.dumps(document))
+    done = command(walk, *words, "--expect", str(last))
+    assert done.returncode == 1
+    assert "not as expected: 3.png: " in done.stdout + done.stderr
+    assert "check failed: 1 results are not as expected" in done.stdout + done.stderr
+
+
 def test_another_plants_token_opens_nothing_and_says_nothing(walk: Walk):
     url = f"{walk.address}/plants/essen/predict"
     assert httpx.post(url, content=b"x").status_code == 401

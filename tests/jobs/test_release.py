@@ -123,6 +123,19 @@ def test_a_decision_that_the_sealed_test_withdrew_is_not_published_and_the_other
 
 
 @pytest.mark.slow
+def test_a_model_that_has_seen_the_sealed_test_is_published_as_unproven(decided):
+    bundle = release.compared(decided.store)["decisions"]["arden"]["bundle"]
+    row = {"withdrawn": False, "contaminated": 3, "bundle": bundle}
+    decided.store.write_json(release.EVALUATED, {"plants": {"arden": row}})
+    show, printed = console()
+    given = {"settings": decided.settings, "names": NAMES}
+    assert release.publish(decided.fleet, show=show, **given)["contaminated"] == ["arden"]
+    assert "plant arden: published unproven: the model has learned from 3 of the sealed test's images" in printed()
+    decided.store.write_json(release.EVALUATED, {"plants": {"arden": {**row, "bundle": "f" * 64}}})
+    assert publish(decided)["contaminated"] == [], "another model's test is none of this one's"
+
+
+@pytest.mark.slow
 def test_a_plant_without_a_decision_is_named(decided):
     with pytest.raises(InputError, match="plant brno: has no decision"):
         release.publish(decided.fleet, settings=decided.settings, names=["brno"], show=SHOW)

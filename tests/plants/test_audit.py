@@ -39,6 +39,7 @@ def sound_rows(*, size: tuple[int, int] = (256, 256), side_px: int = 40) -> pd.D
         part_id=table["frame"],
         lot_known=True,
         severity=np.nan,
+        source="import",
         environment="default",
         box=pd.Series(boxes, dtype=object),
         width_px=size[0],
@@ -317,6 +318,19 @@ def test_paths_that_name_the_class_are_told_of_frames_outside_the_seal(frame, to
     assert ("paths_tell_class" in kinds(found, level="info")) == told
     if told:
         assert "of 288 of 288 frames" in the(found, "paths_tell_class").detail
+
+
+def test_parts_that_customers_sent_back_are_counted_by_what_they_are_and_sealed_ones_not_told():
+    rows = sound_rows()
+    assert "returned" not in kinds(findings(rows))
+    sealed = seal(rows)[0]
+    is_back = sealed["lot"].isin(["L0", "L1", "L119"]) & (sealed["class"] != "gut")
+    found = the(findings(sealed.assign(source=np.where(is_back, "return", "import"))), "returned")
+    assert found.level == "info"
+    assert found.detail.startswith("7 parts came back from customers")
+    assert "'Delle' (2)" in found.detail
+    assert "'Kratzer groß' (2)" in found.detail
+    assert "gut" not in found.detail
 
 
 def test_a_plant_alone_in_its_classes_is_told_so():

@@ -33,6 +33,15 @@ def test_a_class_or_a_yes_says_what_was_found(text):
     assert found.sample_prob.tolist() == [1.0, 0.005]
 
 
+def test_parts_that_customers_sent_back_tell_nothing_of_the_rate_and_are_counted():
+    text = "part_id,class,sample_prob,source\n1,Riss,1,import\n2,gut,0.005,\n3,Riss,1, Return \n"
+    found = read(text)
+    assert found.is_defect.tolist() == [True, False]
+    assert found.num_returned == 1
+    with pytest.raises(InputError, match="field source: holds returned parts alone"):
+        read(text.replace("import", "return").replace("0.005,", "1,return"))
+
+
 def test_parquet_with_typed_columns_reads_alike():
     buffer = io.BytesIO()
     columns = {"part_id": [1, 2], "is_defect": [True, False], "sample_prob": np.array([1, 0.005])}
