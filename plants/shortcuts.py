@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ COLUMNS = (
 MIN_ROWS = 30
 MIN_LOTS = 10
 NUM_FOLDS = 5
+MANY_VALUES = 16
+"""Numbers of more values are told of by the tenth."""
 NOTABLE = 0.3
 """Share of the way from guessing to certainty that a column alone must go to be named."""
 NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 20
@@ -31,6 +34,7 @@ NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 20
 
 
 ALL = "the class"
+EPOCH = pd.Timestamp(0, tz="UTC")
 
 Folds = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
@@ -62,7 +66,8 @@ def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
         if column is not None and column.nunique(dropna=False) > 1:
             strength, what = _strength(column, truth=truth, folds=folds)
             if strength >= (NOTABLE if what == ALL else NOTABLE_OF_ONE):
-                found.append(Shortcut(name, round(strength, 3), what, _told(column, known["class"])))
+                words = _told(column, known["class"], show=_date if name == "day" else "{:.12g}".format)
+                found.append(Shortcut(name, round(strength, 3), what, words))
     return sorted(found, key=lambda one: -one.strength)
 
 
@@ -108,7 +113,7 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
         if "captured_at" not in rows or rows["captured_at"].isna().all():
             return None
         at = pd.to_datetime(rows["captured_at"], utc=True)
-        return at.dt.floor("D").astype("int64").where(at.notna()) if name == "day" else at.dt.hour
+        return (at - EPOCH).dt.days if name == "day" else at.dt.hour
     return rows.get(name)
 
 
@@ -152,9 +157,19 @@ def _coded(column: pd.Series) -> npt.NDArray[np.float64]:
     return np.asarray(pd.get_dummies(column.fillna("")), dtype=np.float64)
 
 
-def _told(column: pd.Series, classes: pd.Series) -> str:
-    """The frequent value whose rows are most of one class."""
-    table = pd.crosstab(column.fillna("missing"), classes)
+def _date(days: float) -> str:
+    return str((EPOCH + pd.Timedelta(days=days)).date())
+
+
+def _told(column: pd.Series, classes: pd.Series, *, show: Callable[[float], str]) -> str:
+    """The frequent value, or tenth of many numbers, whose rows are most of one class."""
+    named = column.fillna("missing")
+    if pd.api.types.is_numeric_dtype(column):
+        tenths = column if column.nunique() <= MANY_VALUES else pd.qcut(column.rank(method="first"), 10, labels=False)
+        ends = column.groupby(tenths).agg(["min", "max"])
+        spans = {at: " to ".join(dict.fromkeys(map(show, pair))) for at, *pair in ends.itertuples()}
+        named = tenths.map(spans).fillna("missing")
+    table = pd.crosstab(named, classes)
     table = table[table.sum(axis=1) >= min(NUM_FOLDS, table.sum(axis=1).max())]
     share = table.max(axis=1) / table.sum(axis=1)
     value = share.idxmax()

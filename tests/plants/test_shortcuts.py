@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,7 +64,8 @@ def test_defects_photographed_on_other_days_are_named():
     table = rows(2)
     late = table["class"] == "dent"
     table.loc[late, "captured_at"] += pd.Timedelta(days=30)
-    assert "day" in [one.column for one in shortcuts(table)]
+    words = {one.column: one.words for one in shortcuts(table)}
+    assert re.search(r"with 2026-0[12]-\d\d( to 2026-0[12]-\d\d)? are 'dent'|with 2026-01-0\d.* are 'ok'", words["day"])
 
 
 def test_defects_filed_in_folders_of_their_own_are_named_and_folders_that_are_the_class_are_not():
@@ -85,6 +88,7 @@ def test_classes_that_lie_apart_in_the_numbering_are_named():
     (found,) = shortcuts(table.assign(frame=[f"cam2_{number:06d}-0.png" for number in at]))
     assert found.column == "number"
     assert found.strength > 0.9
+    assert found.words == "40 of 40 with 0 to 39 are 'ok'"
 
 
 def test_a_value_of_each_lot_tells_nothing_about_other_lots():
