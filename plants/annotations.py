@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -88,11 +88,14 @@ class Action:
 
     annotator: str
     said: Said
-    before: Said
+    before: Verdicts
+    """What everybody had said of these frames."""
     rows: Mapping[str, tuple[Row, ...]]
     """Frame -> its label rows as they were."""
+    written: Mapping[str, tuple[Row, ...]]
+    """The same afterwards."""
     head: Row
-    """Of the label table these rows were written for."""
+    """Of the label table that holds these rows."""
 
 
 def table_addresses(plant: Plant) -> tuple[str, str]:
@@ -168,38 +171,49 @@ def judge(
     A label row has a class where all who judged its frame agree. Where they do not it has none, and is gone unless it
     holds more than that (a lot, a box).
     """
-    before = read_verdicts(tables.golden, plant=plant)
-    rows: dict[str, tuple[Row, ...]] = dict.fromkeys(said, ())
-    for row in tables.labels.rows:
-        if (frame := tables.labels.frame(row)) in rows:
-            rows[frame] += (row,)
-    old = {frame: before.get(frame, {}).get(annotator) for frame in said}
-    action = Action(annotator, dict(said), old, rows, tables.labels.head)
+    verdicts = read_verdicts(tables.golden, plant=plant)
     golden = _with_verdicts(tables.golden, annotator=annotator, said=said, digests=digests)
     labels = _with_labels(tables.labels, said=read_verdicts(golden, plant=plant), frames=said, first=annotator)
-    return Tables(labels, golden), action
+    rows, written = _rows_of(said, labels=tables.labels), _rows_of(said, labels=labels)
+    before = {frame: verdicts.get(frame, {}) for frame in said}
+    return Tables(labels, golden), Action(annotator, dict(said), before, rows, written, labels.head)
 
 
 def take_back(tables: Tables, *, plant: Plant, action: Action, digests: Mapping[str, str]) -> Tables:
     """The tables as if the action had not been, where nothing was said since: what came later stands.
 
-    Frames of which nobody says anything any more have the very label rows that they had before.
+    Frames of which the same is said as before, and whose label rows nobody has edited, have their very rows back.
     """
-    now = read_verdicts(tables.golden, plant=plant)
-    mine = {frame: now.get(frame, {}).get(action.annotator) for frame in action.said}
-    back = {frame: action.before[frame] for frame, name in action.said.items() if mine[frame] == name}
-    given, _ = judge(tables, plant=plant, annotator=action.annotator, said=back, digests=digests)
-    after = read_verdicts(given.golden, plant=plant)
-    if action.head != tables.labels.head:
-        return given
-    restored = {frame: action.rows[frame] for frame in back if frame not in after}
-    there = {frame for frame in map(tables.labels.frame, given.labels.rows) if frame in restored}
-    rows: list[Row] = []
-    for row in given.labels.rows:
-        frame = given.labels.frame(row)
-        rows += restored.pop(frame, ()) if frame in there else (row,)
-    rows += [row for gone in restored.values() for row in gone]
-    return replace(given, labels=replace(given.labels, rows=tuple(rows)))
+    verdicts = read_verdicts(tables.golden, plant=plant)
+    stands = [f for f, name in action.said.items() if verdicts.get(f, {}).get(action.annotator) == name]
+    said = {frame: action.before[frame].get(action.annotator) for frame in stands}
+    given, _ = judge(tables, plant=plant, annotator=action.annotator, said=said, digests=digests)
+    after, there = read_verdicts(given.golden, plant=plant), _rows_of(said, labels=tables.labels)
+    back = {
+        frame: action.rows[frame]
+        for frame in said
+        if after.get(frame, {}) == action.before[frame]
+        and there[frame] == action.written[frame]
+        and tables.labels.head == action.head
+    }
+    return replace(given, labels=_with_rows(given.labels, rows=back))
+
+
+def _rows_of(frames: Iterable[str], *, labels: Table) -> dict[str, tuple[Row, ...]]:
+    found: dict[str, tuple[Row, ...]] = dict.fromkeys(frames, ())
+    for row in labels.rows:
+        if (frame := labels.frame(row)) in found:
+            found[frame] += (row,)
+    return found
+
+
+def _with_rows(labels: Table, *, rows: Mapping[str, tuple[Row, ...]]) -> Table:
+    """These rows in place of all others of their frames, at the end where there were none."""
+    kept, todo = list[Row](), dict(rows)
+    for row in labels.rows:
+        frame = labels.frame(row)
+        kept += todo.pop(frame, ()) if frame in rows else (row,)
+    return replace(labels, rows=(*kept, *(row for new in todo.values() for row in new)))
 
 
 def _with_verdicts(golden: Table, *, annotator: str, said: Said, digests: Mapping[str, str]) -> Table:
