@@ -12,6 +12,7 @@ import io
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from plants.errors import InputError
@@ -44,15 +45,15 @@ class Table:
     mark: str = ""
     """The byte order mark that Excel puts first, or nothing."""
 
-    def at(self, name: str) -> int | None:
-        """The place of a column; of several of one name the last, as `plants.tables` reads it."""
-        places = [i for i, column in enumerate(self.head.cells) if column.strip() == name]
-        return places[-1] if places else None
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where each column stands; of several of one name the last, as `plants.tables` reads it."""
+        return {column.strip(): place for place, column in enumerate(self.head.cells)}
 
     def cell(self, row: Row, name: str) -> str:
         """What the row says in a column, empty where it says nothing."""
-        place = self.at(name)
-        return row.cells[place] if place is not None and place < len(row.cells) else ""
+        place = self.places.get(name, len(row.cells))
+        return row.cells[place] if place < len(row.cells) else ""
 
     def frame(self, row: Row) -> str:
         """The row's frame, as the plant's folder is listed; see `plants.tables`."""
@@ -63,8 +64,8 @@ class Table:
         cells = list(over.cells if over else ())
         cells += [""] * (len(self.head.cells) - len(cells))
         for name, value in given.items():
-            if (place := self.at(name)) is not None:
-                cells[place] = value
+            if name in self.places:
+                cells[self.places[name]] = value
         text = io.StringIO()
         csv.writer(text, delimiter=self.delimiter, lineterminator=_ending(self.head.text)).writerow(cells)
         return Row(text.getvalue(), tuple(cells))
@@ -136,9 +137,9 @@ def read_table(data: bytes | None, *, columns: Sequence[str], plant: str, addres
         raise InputError(f"is not a readable table ({error})", **at, remedy="Correct its quotes") from None
     table = Table(first, tuple(rows), delimiter, mark)
     needed = columns[:2] if columns == LABEL_COLUMNS else LABEL_COLUMNS
-    if missing := [name for name in needed if table.at(name) is None]:
+    if missing := [name for name in needed if name not in table.places]:
         raise InputError(f"lacks the column {' and '.join(missing)}", **at, remedy="Add it")
-    new = [name for name in columns[len(LABEL_COLUMNS) :] if table.at(name) is None]
+    new = [name for name in columns[len(LABEL_COLUMNS) :] if name not in table.places]
     return replace(table, head=table.written({}, over=Row("", (*first.cells, *new)))) if new else table
 
 
@@ -258,7 +259,7 @@ def _label(said: Mapping[str, str], *, first: str) -> dict[str, str]:
 
 
 def _holds_more(labels: Table, row: Row) -> bool:
-    own = {labels.at(name) for name in LABEL_COLUMNS}
+    own = {labels.places.get(name) for name in LABEL_COLUMNS}
     return any(cell.strip() for i, cell in enumerate(row.cells) if i not in own)
 
 

@@ -42,7 +42,7 @@ Which = Literal["todo", "mine", "open", "apart"]
 PAGE = 60
 THUMBNAIL_PX = 256
 MAX_NAME = 64
-TTL_S, TIMEOUT_S = 20.0, 30.0
+TTL_S, TIMEOUT_S = 20.0, 60.0
 """Of the lock on the tables: a killed writer stops the others for less than they wait."""
 NUM_DECODERS = 2
 """Frames decoded side by side: each may take 700 MB."""

@@ -27,7 +27,7 @@ from PIL import Image
 
 import crossplant
 from cluster.catalog import Catalog
-from cluster.storage import PlantFiles
+from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
 from plants.plant import Fleet, Plant, load_fleet
 from serving.desk import PAGE, Desk
@@ -319,7 +319,7 @@ def keep_labelling(fleet: str, who: str, first: int, count: int) -> None:
 
 @pytest.mark.slow
 def test_writers_in_three_processes_lose_nothing(tmp_path, plant):
-    fleet, num = str(tmp_path / "fleet.yaml"), 5
+    fleet, num = str(tmp_path / "fleet.yaml"), 4
     jobs = [("ada", 10), ("bob", 10), ("ada", 40)]
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=keep_labelling, args=(fleet, who, first, num)) for who, first in jobs]
@@ -340,6 +340,24 @@ def test_requests_of_one_page_that_come_at_once_lose_nothing_and_are_all_undone(
         assert len(rows(plant.labels)) == 12
         list(pool.map(lambda _: desk.undo(), range(12)))
     assert rows(plant.labels) == rows(plant.golden) == []
+
+
+@pytest.mark.slow
+def test_frames_and_tables_may_lie_in_a_bucket(tmp_path, bucket):
+    write_plant(tmp_path, num=2)
+    store = open_store(f"{bucket}/mill")
+    store.upload_folder(tmp_path / "mill", "frames")
+    plant = load_fleet(tmp_path / "fleet.yaml").plants[0].model_copy(
+        update={"images": store.at("frames"), "labels": store.at("labels.csv"), "golden": store.at("golden.csv")}
+    )  # fmt: skip
+    ada, bob = page_of(plant, "ada"), page_of(plant, "bob")
+    assert Image.open(io.BytesIO(ada.get("thumbnails/1").content)).size == (50, 20)
+    label(ada, [0, 1], "good")
+    label(bob, [0], CLASSES[1])
+    assert store.read("labels.csv") == b"frame,class,annotator\n001.png,good,ada\n"
+    bob.post("undo")
+    assert len(store.read("labels.csv").splitlines()) == 3
+    assert store.list(".crossplant") == []
 
 
 # --- what comes afterwards -------------------------------------------------------------------------------------------
@@ -455,7 +473,7 @@ def test_in_a_browser_frames_are_labelled_by_keyboard_many_at_once_and_undone(tm
             assert rows(labels) == [(f"00{i}.png", name, "ada") for i, name in enumerate(CLASSES)]
             assert page.locator(".cell .word").all_inner_texts()[:4] == [*CLASSES, ""]
             page.keyboard.press("u")
-            stands(page, "undone: 1 frames")
+            stands(page, "undone: 1 frame")
             assert rows(labels) == [(f"00{i}.png", name, "ada") for i, name in enumerate(CLASSES[:2])]
             page.locator(".cell").nth(4).click()
             page.locator(".cell").nth(6).click(modifiers=["Shift"])
@@ -471,7 +489,13 @@ def test_in_a_browser_frames_are_labelled_by_keyboard_many_at_once_and_undone(tm
             assert len(rows(labels)) == 4
             assert page.locator("#progress").inner_text().startswith("4 of 8 judged by me")
             page.locator(".cell").nth(7).dblclick()
-            page.wait_for_function("document.querySelector('#picture').naturalWidth === 110")
+            page.wait_for_function("() => document.querySelector('#picture').naturalWidth === 110")
+            page.keyboard.press("a")
+            page.keyboard.press("ArrowLeft")
+            page.wait_for_function("() => document.querySelector('#picture').naturalWidth === 100")
+            page.keyboard.press("1")
+            stands(page, "1 frame: good")
+            assert page.locator("#caption").inner_text() == "006.png: good"
             page.keyboard.press("z")
             page.get_by_role("button", name="labelled by me", exact=True).click()
             stands(page, "1 to 4 of 4 labelled by me")
