@@ -310,25 +310,27 @@ def test_frames_whose_names_no_table_can_hold_are_left_out_and_counted(tmp_path)
 # --- several writers -------------------------------------------------------------------------------------------------
 
 
-def keep_labelling(fleet: str, who: str, first: int, count: int) -> None:
-    """One annotator labels frame after frame."""
+def keep_labelling(fleet: str, who: str, frames: list[int], start: Any) -> None:
+    """One annotator labels frame after frame, each at the same moment as the others."""
     desk = Desk(load_fleet(fleet).plants[0], annotator=who)
-    for number in range(first, first + count):
+    for number in frames:
+        desk.picture(number)
+        start.wait(60)
         desk.label([number], "good")
 
 
 @pytest.mark.slow
-def test_writers_in_three_processes_lose_nothing(tmp_path, plant):
-    fleet, num = str(tmp_path / "fleet.yaml"), 4
-    jobs = [("ada", 10), ("bob", 10), ("ada", 40)]
+def test_writers_in_three_processes_who_write_at_the_same_moments_lose_nothing(tmp_path, plant):
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=keep_labelling, args=(fleet, who, first, num)) for who, first in jobs]
+    start, fleet = context.Barrier(3), str(tmp_path / "fleet.yaml")
+    jobs = [("ada", list(range(10, 14))), ("bob", list(range(10, 14))), ("ada", list(range(40, 44)))]
+    processes = [context.Process(target=keep_labelling, args=(fleet, *job, start)) for job in jobs]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    said = {(f"{first + i:03d}.png", who) for who, first in jobs for i in range(num)}
+    said = {(f"{number:03d}.png", who) for who, frames in jobs for number in frames}
     assert sorted((frame, who) for frame, _, who in rows(plant.golden)) == sorted(said)
     assert sorted(frame for frame, _, _ in rows(plant.labels)) == sorted({frame for frame, _ in said})
 
@@ -491,14 +493,15 @@ def test_in_a_browser_frames_are_labelled_by_keyboard_many_at_once_and_undone(tm
             page.locator(".cell").nth(7).dblclick()
             page.wait_for_function("() => document.querySelector('#picture').naturalWidth === 110")
             page.keyboard.press("a")
-            page.keyboard.press("ArrowLeft")
-            page.wait_for_function("() => document.querySelector('#picture').naturalWidth === 100")
             page.keyboard.press("1")
             stands(page, "1 frame: good")
+            assert page.locator("#caption").inner_text() == "007.png: good"
+            page.keyboard.press("ArrowLeft")
+            page.wait_for_function("() => document.querySelector('#picture').naturalWidth === 100")
             assert page.locator("#caption").inner_text() == "006.png: good"
             page.keyboard.press("z")
             page.get_by_role("button", name="labelled by me", exact=True).click()
-            stands(page, "1 to 4 of 4 labelled by me")
-            assert page.locator(".cell").count() == 4
+            stands(page, "1 to 5 of 5 labelled by me")
+            assert page.locator(".cell").count() == 5
     except BrowserUnavailable as reason:
         pytest.skip(str(reason))
