@@ -107,6 +107,29 @@ def import_(
 
 
 @app.command()
+def label(
+    plant: Annotated[str, typer.Option(help="The plant.")],
+    annotator: Annotated[str | None, typer.Option(help="Who judges; the system's user when absent.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 picks a free one.")] = 0,
+    fleet: FleetFile = FLEET,
+    json_to: JsonFile = None,
+) -> None:
+    """Label a plant's frames on a page by keyboard, until interrupted: many at once, undo, several annotators.
+
+    Example: crossplant label --fleet steel.yaml --plant neu --annotator ada
+    """
+    from serving import labelling
+
+    chosen = _fleet(fleet).plant(plant)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    _finish(labelling.label(chosen, annotator=annotator, host=host, port=port, say=say), to=json_to)
+
+
+@app.command()
 def audit(
     fleet: FleetFile = FLEET,
     plant: Plants = None,

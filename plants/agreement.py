@@ -96,10 +96,11 @@ def read_golden(plant: Plant, *, files: Files, rows: pd.DataFrame, sealed: Colle
             faults.append(f"plant {plant.name}: file {address}: field golden: frame {frame}: {fault}")
         judgements.append((image, frame, lot, name, who))
     table = pd.DataFrame(judgements, columns=list(COLUMNS))
-    for row in table[table.duplicated(["image", "annotator"])].itertuples():
+    for row in table[table.duplicated(["image", "frame", "annotator"])].itertuples():
         faults.append(f"plant {plant.name}: file {address}: field golden: {row.annotator} judges {row.frame} twice")
     if faults:
         raise ManyInputErrors(faults)
+    table = table.drop_duplicates(["image", "annotator"])  # a picture that lies there under two names is judged once
     is_sealed = table["image"].isin(list(sealed))
     return Golden(plant, table[~is_sealed].reset_index(drop=True), int(is_sealed.sum()))
 
@@ -222,6 +223,8 @@ def _plant(rater: str) -> str:
 
 
 def _agreement(judgements: pd.DataFrame, *, raters: Sequence[str], pairs: Pairs, seed: int) -> Agreement:
+    if judgements.empty:
+        return Agreement(0, None, None, {})
     names = sorted(set(judgements["class"]))
     wide = judgements.pivot(index="image", columns="annotator", values="class").reindex(columns=list(raters))
     codes = np.stack([pd.Categorical(wide[rater], categories=names).codes for rater in raters], axis=1)

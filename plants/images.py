@@ -25,6 +25,8 @@ from plants.errors import InputError
 MAX_BYTES = 40 << 20
 MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+"""Of files that are frames where a folder holds others too, in small letters."""
 
 _ORIENTATION = 0x0112
 """The EXIF tag; 1 is upright."""

@@ -15,6 +15,7 @@ from cluster.access import Access, Role, keep_token, kept_token
 from cluster.registry import Journal
 from cluster.settings import Settings
 from plants.errors import InputError
+from plants.images import ENDINGS
 from plants.plant import Fleet, checked_name
 from serving import app
 from serving.client import Client
@@ -26,7 +27,6 @@ FLEET_ROLES: tuple[Role, ...] = ("lead", "auditor")
 """Roles that open the whole fleet: a lead promotes and rolls back, an auditor reads, as Prometheus does."""
 Files = list[tuple[str, Path]]
 """Frames on disk, each with the name it is reported by."""
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 
 
 def serve_fleet(

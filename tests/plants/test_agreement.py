@@ -179,6 +179,17 @@ def test_judgements_of_sealed_frames_are_left_out_and_counted():
     assert "2 judgements of sealed test frames are left out" in the(findings(found), "agreement_unknown").detail
 
 
+def test_of_a_picture_that_lies_there_under_two_names_an_annotators_first_judgement_counts():
+    found = read("frame,class,annotator,sha256\n1.png,good,ada,\ncopy.png,crack,ada,s1\ncopy.png,good,bob,s1\n")
+    assert found.judgements[["annotator", "class"]].to_numpy().tolist() == [["ada", "good"], ["bob", "good"]]
+
+
+@pytest.mark.parametrize("sealed", [(), ("s1",)])
+def test_a_table_in_which_nothing_open_is_judged_tells_nothing(sealed):
+    text = "frame,class,annotator\n" + ("1.png,good,ada\n" if sealed else "")
+    assert the(findings(read(text, sealed=sealed)), "agreement_unknown").level == "warning"
+
+
 def test_every_fault_of_the_table_is_said_at_once():
     with pytest.raises(ManyInputErrors) as raised:
         read("frame,class,annotator\n1.png,goood,ada\n2.png,good,\n3.png,dent,bob\n1.png,good,eve\n1.png,dent,eve\n")
