@@ -110,7 +110,6 @@ def import_(
 def label(
     plant: Annotated[str, typer.Option(help="The plant.")],
     annotator: Annotated[str | None, typer.Option(help="Who judges; the system's user when absent.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 picks a free one.")] = 0,
     fleet: FleetFile = FLEET,
     json_to: JsonFile = None,
@@ -126,7 +125,7 @@ def label(
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    _finish(labelling.label(chosen, annotator=annotator, host=host, port=port, say=say), to=json_to)
+    _finish(labelling.label(chosen, annotator=annotator, port=port, say=say), to=json_to)
 
 
 @app.command()
@@ -349,8 +348,11 @@ def predict(
 
     Example: crossplant predict --plant neu --address http://127.0.0.1:8000 frames/
     """
+    from plants.errors import InputError
     from serving import golden, verbs
 
+    if repeats and one_part:
+        raise InputError("shots of one part are judged one by one", field="--repeats / --one-part")
     before = golden.load_predictions(expect) if expect else None
 
     document = verbs.predict_files(

@@ -22,6 +22,8 @@ LABEL_COLUMNS = ("frame", "class", "annotator")
 GOLDEN_COLUMNS = (*LABEL_COLUMNS, "sha256")
 """With the digest, for a frame that people disagree on has no label row that the audit could know it by."""
 
+UNKNOWN = "labels"
+"""Who said what a label table says without naming anybody."""
 Verdicts = dict[str, dict[str, str]]
 """Frame -> annotator -> class."""
 Said = Mapping[str, str | None]
@@ -97,6 +99,8 @@ class Action:
     """The same afterwards."""
     head: Row
     """Of the label table that holds these rows."""
+    adopted: Mapping[str, Mapping[str, str]]
+    """Annotator -> frame -> class of the labels that became verdicts thereby."""
 
 
 def table_addresses(plant: Plant) -> tuple[str, str]:
@@ -170,14 +174,21 @@ def judge(
     """Both tables after one annotator's verdicts, and how to take them back; digests: SHA-256 of each of the frames.
 
     A label row has a class where all who judged its frame agree. Where they do not it has none, and is gone unless it
-    holds more than that (a lot, a box).
+    holds more than that (a lot, a box). A label that was there before anybody judged its frame is the verdict of the
+    annotator beside it: it is contradicted, never overwritten. Verdicts that were never given are not taken away.
     """
     verdicts = read_verdicts(tables.golden, plant=plant)
-    golden = _with_verdicts(tables.golden, annotator=annotator, said=said, digests=digests)
+    said = {f: name for f, name in said.items() if name is not None or annotator in verdicts.get(f, {})}
+    adopted = _given_before(tables.labels, frames=said.keys() - verdicts.keys(), plant=plant)
+    adopted.pop(annotator, None)
+    golden = tables.golden
+    given: dict[str, Said] = {**adopted, annotator: said}
+    for who, words in given.items():
+        golden = _with_verdicts(golden, annotator=who, said=words, digests=digests)
     labels = _with_labels(tables.labels, said=read_verdicts(golden, plant=plant), frames=said, first=annotator)
     rows, written = _rows_of(said, labels=tables.labels), _rows_of(said, labels=labels)
     before = {frame: verdicts.get(frame, {}) for frame in said}
-    return Tables(labels, golden), Action(annotator, dict(said), before, rows, written, labels.head)
+    return Tables(labels, golden), Action(annotator, dict(said), before, rows, written, labels.head, adopted)
 
 
 def take_back(tables: Tables, *, plant: Plant, action: Action, digests: Mapping[str, str]) -> Tables:
@@ -189,6 +200,10 @@ def take_back(tables: Tables, *, plant: Plant, action: Action, digests: Mapping[
     stands = [f for f, name in action.said.items() if verdicts.get(f, {}).get(action.annotator) == name]
     said = {frame: action.before[frame].get(action.annotator) for frame in stands}
     given, _ = judge(tables, plant=plant, annotator=action.annotator, said=said, digests=digests)
+    for who, words in action.adopted.items():
+        now = read_verdicts(given.golden, plant=plant)
+        alone = {frame: None for frame, word in words.items() if frame in said and now.get(frame) == {who: word}}
+        given = replace(given, golden=_with_verdicts(given.golden, annotator=who, said=alone, digests=digests))
     after, there = read_verdicts(given.golden, plant=plant), _rows_of(said, labels=tables.labels)
     back = {
         frame: action.rows[frame]
@@ -198,6 +213,18 @@ def take_back(tables: Tables, *, plant: Plant, action: Action, digests: Mapping[
         and tables.labels.head == action.head
     }
     return replace(given, labels=_with_rows(given.labels, rows=back))
+
+
+def _given_before(labels: Table, *, frames: Iterable[str], plant: Plant) -> dict[str, dict[str, str]]:
+    """Annotator -> frame -> class of the labels of these frames; `UNKNOWN` where no annotator stands there."""
+    wanted, declared = set(frames), {_nfc(name): name for name in plant.classes}
+    found: dict[str, dict[str, str]] = {}
+    for row in labels.rows:
+        word = labels.cell(row, "class").strip()
+        if labels.frame(row) in wanted and word:
+            who = labels.cell(row, "annotator").strip() or UNKNOWN
+            found.setdefault(who, {})[labels.frame(row)] = declared.get(_nfc(word), word)
+    return found
 
 
 def _rows_of(frames: Iterable[str], *, labels: Table) -> dict[str, tuple[Row, ...]]:

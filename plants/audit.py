@@ -240,7 +240,7 @@ def _shortcuts(rows: pd.DataFrame) -> Found:
 
 
 def _returned(rows: pd.DataFrame) -> Found:
-    back = rows[rows["source"] == RETURN].drop_duplicates("part_id")
+    back = rows[rows["source"].astype(str).str.strip().str.lower() == RETURN].drop_duplicates("part_id")
     if len(back):
         known = ", ".join(f"{name!r} ({n})" for name, n in back["class"].value_counts().items())
         yield (

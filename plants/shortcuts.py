@@ -66,7 +66,7 @@ def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
         if column is not None and column.nunique(dropna=False) > 1:
             strength, what = _strength(column, truth=truth, folds=folds)
             if strength >= (NOTABLE if what == ALL else NOTABLE_OF_ONE):
-                words = _told(column, known["class"], show=_date if name == "day" else "{:.12g}".format)
+                words = _told(column, known["class"], show=_shown(known, name))
                 found.append(Shortcut(name, round(strength, 3), what, words))
     return sorted(found, key=lambda one: -one.strength)
 
@@ -90,25 +90,29 @@ def _word(text: str) -> str:
     return "".join(letter for letter in composed if letter.isalpha()) or composed
 
 
-def _folder(path: str, *, label: str) -> str:
-    """Where the frame lies, but for folders that are its class: those are how it was labelled."""
-    return "/".join("" if _word(folder) == _word(label) else folder for folder in _parts(path)[:-1])
+def _folders(rows: pd.DataFrame) -> pd.Series:
+    """Where each frame lies, but for folders that are a class: those are how it was labelled."""
+    classes = {_word(name) for name in rows["class"].astype(str).unique()}
+    kept = [
+        "/".join(folder for folder in _parts(path)[:-1] if _word(folder) not in classes)
+        for path in rows["frame"].astype(str)
+    ]
+    return pd.Series(kept, index=rows.index, dtype=object).replace("", "no folder")
 
 
-def _number(path: str) -> float:
-    """The longest number in the file's name, the last of equals; -1 where there is none."""
-    numbers = re.findall(r"[0-9]+", _parts(path)[-1])
-    return float(max(reversed(numbers), key=len)) if numbers else -1.0
+def _numbers(rows: pd.DataFrame) -> list[int]:
+    """The longest number in each file's name, the last of equals; -1 where there is none."""
+    found = [re.findall(r"[0-9]+", _parts(path)[-1]) for path in rows["frame"].astype(str)]
+    return [int(max(reversed(numbers), key=len)) if numbers else -1 for numbers in found]
 
 
 def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
     if name == "suffix":
         return rows["frame"].str.rpartition(".")[2].str.lower()
     if name == "folder":
-        pairs = zip(rows["frame"].astype(str), rows["class"].astype(str), strict=True)
-        return pd.Series([_folder(path, label=label) for path, label in pairs], index=rows.index, dtype=object)
+        return _folders(rows)
     if name == "number":
-        return pd.Series([_number(path) for path in rows["frame"].astype(str)], index=rows.index)
+        return pd.Series(np.unique(np.array(_numbers(rows), dtype=object), return_inverse=True)[1], index=rows.index)
     if name in ("day", "hour"):
         if "captured_at" not in rows or rows["captured_at"].isna().all():
             return None
@@ -157,8 +161,14 @@ def _coded(column: pd.Series) -> npt.NDArray[np.float64]:
     return np.asarray(pd.get_dummies(column.fillna("")), dtype=np.float64)
 
 
-def _date(days: float) -> str:
-    return str((EPOCH + pd.Timedelta(days=days)).date())
+def _shown(rows: pd.DataFrame, name: str) -> Callable[[float], str]:
+    """How a value of the column is written; a number stands there by its rank, as a tree takes no long ones."""
+    if name == "number":
+        by_rank = sorted(set(_numbers(rows)))
+        return lambda rank: str(by_rank[int(rank)])
+    if name == "day":
+        return lambda days: str((EPOCH + pd.Timedelta(days=days)).date())
+    return "{:.12g}".format
 
 
 def _told(column: pd.Series, classes: pd.Series, *, show: Callable[[float], str]) -> str:

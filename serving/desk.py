@@ -7,6 +7,7 @@ them. Nothing here reads the seal, and nothing shows what others said but the li
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import threading
@@ -38,14 +39,14 @@ from plants.plant import Plant
 from serving.schemas import Refusal
 
 Which = Literal["todo", "mine", "open", "apart"]
-"""Frames that I have not judged, that I have, that have no label yet, and that people disagree on."""
+"""Frames that I have not judged, that I have, that have no label yet, and that I and others disagree on."""
 PAGE = 60
 THUMBNAIL_PX = 256
 MAX_NAME = 64
 TTL_S, TIMEOUT_S = 20.0, 60.0
 """Of the lock on the tables: a killed writer stops the others for less than they wait."""
 NUM_DECODERS = 2
-"""Frames decoded side by side: each may take 700 MB."""
+"""Frames decoded side by side: a large one takes hundreds of megabytes, see `plants.images`."""
 
 
 class Desk:
@@ -74,7 +75,7 @@ class Desk:
             "todo": lambda frame: self.annotator not in verdicts.get(frame, {}),
             "mine": lambda frame: self.annotator in verdicts.get(frame, {}),
             "open": lambda frame: frame not in labelled,
-            "apart": lambda frame: _is_apart(verdicts.get(frame, {})),
+            "apart": lambda frame: self.annotator in verdicts.get(frame, {}) and _is_apart(verdicts[frame]),
         }
         found = [number for number, frame in enumerate(self.frames) if is_shown[which](frame)]
         if before is None:
@@ -97,11 +98,8 @@ class Desk:
         said, actions = dict.fromkeys(frames, name), list[Action]()
 
         def judged(tables: Tables) -> Tables:
-            recorded = {tables.golden.frame(row): tables.golden.cell(row, "sha256") for row in tables.golden.rows}
-            self._digests = {frame: recorded.get(frame, "") for frame in frames} | self._digests
-            changed, action = judge(
-                tables, plant=self.plant, annotator=self.annotator, said=said, digests=self._digests
-            )
+            digests = self._known(frames, tables=tables)
+            changed, action = judge(tables, plant=self.plant, annotator=self.annotator, said=said, digests=digests)
             actions.append(action)
             return changed
 
@@ -116,8 +114,11 @@ class Desk:
             if not self._actions:
                 raise Refusal("there is nothing to undo in this session", status=409, plant=self.plant.name)
             action = self._actions[-1]
+            frames = list(action.said)
             changed = self._change(
-                lambda tables: take_back(tables, plant=self.plant, action=action, digests=self._digests)
+                lambda tables: take_back(
+                    tables, plant=self.plant, action=action, digests=self._known(frames, tables=tables)
+                )
             )
             self._actions.pop()
         return self._told(list(action.said), changed)
@@ -169,6 +170,11 @@ class Desk:
             raise Refusal(f"there is no frame {number}", status=status, plant=plant, field="frames", remedy=remedy)
         return self.frames[number]
 
+    def _known(self, frames: Sequence[str], *, tables: Tables) -> dict[str, str]:
+        """The digests of frames: as they were seen, or as the table has them."""
+        recorded = {tables.golden.frame(row): tables.golden.cell(row, "sha256") for row in tables.golden.rows}
+        return {frame: self._digests.get(frame) or recorded.get(frame, "") for frame in frames}
+
     def _environment(self, frame: str) -> str:
         names = self.plant.environments
         match = re.search(self.plant.environment_pattern, frame) if self.plant.environment_pattern else None
@@ -218,21 +224,27 @@ class Desk:
     def _change(self, change: Callable[[Tables], Tables]) -> Tables:
         """Afterwards both tables are what the function makes of them, and nobody else's change is lost.
 
-        The lock lies beside the labels, where all who write them meet, whatever store they know. Verdicts are written
-        first: should this process be killed before the labels are, the page still counts those frames as unlabelled.
+        The locks lie beside the tables, where all who write them meet, whatever store they know. Verdicts are written
+        first: should this process be killed before the labels are, a label stays as it was until its frame is judged
+        again.
         """
-        store, name = _place(self._addresses[0])
-        beside = open_store(f"{store.uri}/.crossplant")
-        with locked(beside, f"label-{name}", timeout_s=TIMEOUT_S, ttl_s=TTL_S) as claim:
+        with contextlib.ExitStack() as held:
+            claims = [held.enter_context(self._locked(address)) for address in sorted(self._addresses)]
             tables = self._read()
             changed = change(tables)
             pairs = ((tables.labels, changed.labels), (tables.golden, changed.golden))
             for address, (old, new) in reversed([*zip(self._addresses, pairs, strict=True)]):
                 if new != old:
-                    claim.check()
+                    for claim in claims:
+                        claim.check()
                     store, name = _place(address)
                     store.write(name, new.to_bytes())
         return changed
+
+    def _locked(self, address: str) -> contextlib.AbstractContextManager[Any]:
+        store, name = _place(address)
+        beside = open_store(f"{store.uri}/.crossplant")
+        return locked(beside, f"label-{name}", timeout_s=TIMEOUT_S, ttl_s=TTL_S)
 
 
 def _place(address: str) -> tuple[Store, str]:

@@ -30,14 +30,16 @@ def load_predictions(path: Path) -> list[Prediction]:
         raise InputError(f"cannot be read ({error.strerror})", field="--expect", file=str(path)) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError("holds no predictions", field="--expect", file=str(path), remedy=_HOW) from None
-    if len({row["image"] for row in found}) < len(found):
-        raise InputError("names an image twice", field="--expect", file=str(path), remedy=_HOW)
+    _by_image(found)
     return list(found)
 
 
 def changed(now: Sequence[Prediction], *, before: Sequence[Prediction]) -> list[str]:
-    """A sentence for every golden part, matched by `image`, that is not judged as before, is new or is missing."""
-    known, seen = {row["image"]: row for row in before}, {row["image"]: row for row in now}
+    """A sentence for every golden part, matched by `image`, that is not judged as before, is new or is missing.
+
+    Raises InputError where two are of one name.
+    """
+    known, seen = _by_image(before), _by_image(now)
     lines = []
     for image in sorted(known.keys() | seen.keys()):
         if image not in seen:
@@ -51,14 +53,27 @@ def changed(now: Sequence[Prediction], *, before: Sequence[Prediction]) -> list[
 
 
 def unlike(shots: Sequence[Prediction]) -> list[str]:
-    """A sentence for every shot of one part that is not judged as most of them are, the first of equals."""
-    if not shots:
-        return []
+    """A sentence for every shot of one part that is not judged as most of them are, the first of equals.
+
+    Raises InputError for fewer than two shots.
+    """
+    if len(shots) < 2:
+        raise InputError(f"{len(shots)} shot says nothing", field="--repeats", remedy="Give several, each of one frame")
     results = [_result(row) for row in shots]
     usual = shots[results.index(max(results, key=results.count))]
     same = results.count(_result(usual))
     most = f"{same} of {len(shots)} shots are {_said(usual)}"
     return [f"{row['image']}: {_said(row)}, but {most}" for row in shots if _result(row) != _result(usual)]
+
+
+def _by_image(rows: Sequence[Prediction]) -> dict[str, Prediction]:
+    found: dict[str, Prediction] = {}
+    for row in rows:
+        if row["image"] in found:
+            remedy = "Give one folder: its frames are named by their paths in it"
+            raise InputError(f"two frames are named {row['image']}", field="--expect", remedy=remedy)
+        found[row["image"]] = row
+    return found
 
 
 def _result(row: Prediction) -> tuple[Any, ...]:

@@ -31,6 +31,8 @@ from serving.schemas import Refusal, Wire
 
 log = logging.getLogger("crossplant.labelling")
 
+HOST = "127.0.0.1"
+"""The token travels in the address, without TLS: for nobody but this machine."""
 MAX_BODY_BYTES = 1 << 20
 POLICY = (
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; img-src 'self' data:; connect-src 'self'; "
@@ -48,20 +50,19 @@ class Judgement(Wire):
     name: Annotated[StrictStr | None, Field(alias="class")]
 
 
-def label(plant: Plant, *, annotator: str | None, host: str, port: int, say: Callable[[str], None]) -> dict[str, Any]:
+def label(plant: Plant, *, annotator: str | None, port: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The page was served until interrupted; what was done there. Raises InputError before anything is served."""
     desk = Desk(plant, annotator=_user() if annotator is None else annotator)
     token = secrets.token_urlsafe(32)
     try:
-        bound = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        bound = socket.create_server((HOST, port))
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise InputError(f"cannot listen at {host}, port {port}: {reason}", field="--host / --port") from None
-    shown = f"[{host}]" if ":" in host else host
+        raise InputError(f"cannot listen at port {port}: {reason}", field="--port") from None
     if desk.num_left_out:
         say(f"{desk.num_left_out} frames are left out: no table can hold their names; rename them")
     say(f"{plant.name}: {len(desk.frames)} frames, annotator {desk.annotator}; Ctrl-C ends it")
-    say(f"http://{shown}:{bound.getsockname()[1]}/{token}/")
+    say(f"http://{HOST}:{bound.getsockname()[1]}/{token}/")
     config = uvicorn.Config(
         build_page(desk, token=token), log_level="warning", access_log=False, timeout_graceful_shutdown=5
     )

@@ -110,3 +110,8 @@ def test_what_no_verb_takes_is_refused_before_it_is_sent(monkeypatch, capsys, wh
 def test_a_path_of_the_cluster_is_not_looked_for_here(monkeypatch, capsys):
     assert code(monkeypatch, "submit", "--kuberay", "train", "--json", "/nowhere/here/train.json") == 0
     assert "/nowhere/here/train.json" in capsys.readouterr().out
+
+
+def test_shots_of_one_part_are_not_asked_as_one_part(monkeypatch, capsys):
+    assert code(monkeypatch, "predict", "--bundle", "nowhere", "--one-part", "--repeats", "shots") == 2
+    assert "field --repeats / --one-part: shots of one part are judged one by one" in capsys.readouterr().err

@@ -110,6 +110,18 @@ def test_a_policy_that_is_not_promoted_lies_in_the_store_and_changes_no_route(tm
         assert words in said()
 
 
+def test_parts_that_customers_sent_back_change_no_rate_and_are_said(tmp_path):
+    at = Line(tmp_path)
+    file = at.period(rate=0.02, seed=1)
+    show, said = console()
+    before = at.resolve(checked=file, num_parts=20_000)["prevalence"]
+    table = pd.read_csv(file).assign(source="import")
+    back = table.tail(5).assign(part_id=[f"back-{i}" for i in range(5)], source="return")
+    pd.concat([table, back]).to_csv(file, index=False)
+    assert at.resolve(checked=file, num_parts=20_000, show=show)["prevalence"] == before
+    assert "5 returned parts are left out" in said()
+
+
 def test_without_checked_parts_the_prices_of_the_file_are_solved_for_again(tmp_path):
     at = Line(tmp_path)
     assert at.resolve()["after"]["policy"] == at.first.digest

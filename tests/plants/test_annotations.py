@@ -11,6 +11,7 @@ import pytest
 from plants.annotations import (
     GOLDEN_COLUMNS,
     LABEL_COLUMNS,
+    UNKNOWN,
     Action,
     Table,
     Tables,
@@ -127,7 +128,27 @@ WRITTEN = (
 def test_rows_of_other_frames_keep_every_character_and_a_changed_row_its_other_cells():
     found, _ = told(tables(WRITTEN), "ada", {"sub/a.png": "Riß, tief", "new.png": "good"})
     text = found.labels.to_bytes().decode()
-    assert text == WRITTEN.replace("L1;./sub\\a.png;good;", "L1;./sub\\a.png;Riß, tief;") + ";new.png;good;;\r\n"
+    assert text == WRITTEN.replace("L1;./sub\\a.png;good;", "L1;./sub\\a.png;;") + ";new.png;good;;\r\n"
+
+
+def test_a_label_that_was_there_is_contradicted_and_not_overwritten_and_counts_as_its_annotators():
+    before = tables("frame,class,annotator\nx.png,good,eve\ny.png,good,\nz.png,good,ada\n")
+    found, _ = told(before, "ada", dict.fromkeys(["x.png", "y.png", "z.png"], ODD[1]))
+    assert rows(found.labels) == [("z.png", ODD[1], "ada")]
+    assert read_verdicts(found.golden, plant=PLANT) == {
+        "x.png": {"eve": "good", "ada": ODD[1]},
+        "y.png": {UNKNOWN: "good", "ada": ODD[1]},
+        "z.png": {"ada": ODD[1]},
+    }
+    settled, _ = told(found, UNKNOWN, {"y.png": ODD[1]})
+    assert ("y.png", ODD[1], UNKNOWN) in rows(settled.labels)
+
+
+def test_a_verdict_that_was_never_given_is_not_taken_away_nor_the_label_with_it():
+    before = tables("frame,class,annotator\nx.png,good,eve\n")
+    found, action = told(before, "ada", {"x.png": None, "new.png": None})
+    assert (found.labels.to_bytes(), found.golden.to_bytes()) == (before.labels.to_bytes(), before.golden.to_bytes())
+    assert undone(found, action).labels.to_bytes() == before.labels.to_bytes()
 
 
 def test_a_row_of_a_customers_table_that_says_the_same_is_not_touched_at_all():
@@ -141,7 +162,8 @@ def test_where_people_differ_a_row_that_holds_more_than_a_label_stays_without_a_
     assert two.labels.to_bytes() == b"frame,class,lot\nx.png,,L1\n"
     assert labelled_frames(two.labels) == set()
     three, _ = told(two, "ada", {"x.png": ODD[1]})
-    assert rows(three.labels) == [("x.png", ODD[1], "L1")]
+    four, _ = told(three, UNKNOWN, {"x.png": ODD[1]})
+    assert (rows(three.labels), rows(four.labels)) == ([("x.png", "", "L1")], [("x.png", ODD[1], "L1")])
 
 
 def test_undoing_everything_in_turn_gives_both_files_back_byte_for_byte():
@@ -171,11 +193,11 @@ def test_undoing_takes_nothing_back_that_was_said_later_by_oneself_or_others():
 
 
 def test_undoing_keeps_what_somebody_wrote_into_the_label_row_meanwhile():
-    one, action = say(tables("frame,class,lot\na.png,good,\n"), "ada", a=ODD[3])
-    edited = tables(one.labels.to_bytes().replace(b",\n", b",L7\n"), one.golden.to_bytes().decode())
-    assert b"L7" in edited.labels.to_bytes()
+    one, action = say(tables("frame,class,lot\na.png,good,L1\n"), "ada", a=ODD[3])
+    edited = tables(one.labels.to_bytes().replace(b"L1", b"L7"), one.golden.to_bytes().decode())
+    assert edited.labels.to_bytes() == b"frame,class,lot\na.png,,L7\n"
     found = undone(edited, action)
-    assert (rows(found.labels), rows(found.golden)) == ([("a.png", "", "L7")], [])
+    assert (rows(found.labels), rows(found.golden)) == ([("a.png", "good", "L7")], [])
 
 
 def test_a_golden_table_without_digests_gains_a_column_and_its_rows_stay():

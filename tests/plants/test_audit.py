@@ -325,7 +325,7 @@ def test_parts_that_customers_sent_back_are_counted_by_what_they_are_and_sealed_
     assert "returned" not in kinds(findings(rows))
     sealed = seal(rows)[0]
     is_back = sealed["lot"].isin(["L0", "L1", "L119"]) & (sealed["class"] != "gut")
-    found = the(findings(sealed.assign(source=np.where(is_back, "return", "import"))), "returned")
+    found = the(findings(sealed.assign(source=np.where(is_back, "Return ", "import"))), "returned")
     assert found.level == "info"
     assert found.detail.startswith("7 parts came back from customers")
     assert "'Delle' (2)" in found.detail

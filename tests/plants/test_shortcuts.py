@@ -76,7 +76,7 @@ def test_defects_filed_in_folders_of_their_own_are_named_and_folders_that_are_th
     nights = np.where(is_bad, "night/", "day/") + by_class["frame"]
     (found,) = shortcuts(by_class.assign(frame=nights))
     assert found.column == "folder"
-    assert "with night/" in found.words or "with day/" in found.words
+    assert re.search("with (night|day) are", found.words)
 
 
 def test_classes_that_lie_apart_in_the_numbering_are_named():
@@ -89,6 +89,21 @@ def test_classes_that_lie_apart_in_the_numbering_are_named():
     assert found.column == "number"
     assert found.strength > 0.9
     assert found.words == "40 of 40 with 0 to 39 are 'ok'"
+
+
+def test_a_folder_named_like_a_class_tells_nothing_where_all_frames_lie_in_it():
+    table = rows(6)
+    assert shortcuts(table.assign(frame="dent/" + table["frame"].str.replace(r"[0-9]+", "f", regex=True))) == []
+
+
+@pytest.mark.parametrize("start", [20_240_131_093_015, 10**60])
+def test_numbers_of_many_digits_are_told_apart_to_the_last_one(start):
+    table = rows(7)
+    order = np.argsort((table["class"] == "dent").to_numpy(), kind="stable")
+    at = np.empty(len(table), dtype=int)
+    at[order] = np.arange(len(table))
+    (found,) = shortcuts(table.assign(frame=[f"{start + int(number)}.png" for number in at]))
+    assert found.words == f"40 of 40 with {start} to {start + 39} are 'ok'"
 
 
 def test_a_value_of_each_lot_tells_nothing_about_other_lots():

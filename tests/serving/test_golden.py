@@ -40,7 +40,20 @@ def test_a_part_that_was_never_judged_before_is_named():
 def test_shots_of_one_part_that_are_judged_otherwise_than_most_are_named():
     shots = [row(f"{i}.png", "reject", "dent") for i in range(9)] + [row("9.png")]
     assert unlike(shots) == ["9.png: ok, but 9 of 10 shots are reject dent"]
-    assert unlike(shots[:9]) == unlike([]) == []
+    assert unlike(shots[:9]) == []
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_too_few_shots_are_refused_and_not_called_alike(num):
+    with pytest.raises(InputError, match=r"field --repeats: .* says nothing"):
+        unlike([row("0.png")][:num])
+
+
+def test_two_frames_of_one_name_are_refused_on_either_side():
+    twice = [row("1.png"), row("1.png", "reject", "dent")]
+    for now, before in ((twice, [row("1.png")]), ([row("1.png")], twice)):
+        with pytest.raises(InputError, match=r"two frames are named 1\.png"):
+            changed(now, before=before)
 
 
 def test_a_shot_that_could_not_be_judged_is_unlike_the_others():
@@ -62,5 +75,5 @@ def test_a_file_that_is_missing_or_names_an_image_twice_is_refused(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         load_predictions(path)
     path.write_text(json.dumps({"predictions": [row("a.png"), row("a.png")]}))
-    with pytest.raises(InputError, match="names an image twice"):
+    with pytest.raises(InputError, match=r"two frames are named a\.png"):
         load_predictions(path)

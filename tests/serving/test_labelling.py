@@ -261,7 +261,11 @@ def test_rows_that_a_customer_wrote_stay_as_they_are_and_count_as_labelled(plant
     assert shown(page, "open")[0] == 2
     label(page, [1, 2], CLASSES[1])
     text = Path(str(plant.labels)).read_bytes().decode()
-    assert text == theirs.replace('001.png;good;"L,2"', f"001.png;{CLASSES[1]};L,2") + f"002.png;{CLASSES[1]};\r\n"
+    assert text == theirs.replace('001.png;good;"L,2"', "001.png;;L,2") + f"002.png;{CLASSES[1]};\r\n"
+    assert [frame["said"] for frame in page.get("frames?which=apart").json()["frames"]] == [
+        {"labels": "good", "ada": CLASSES[1]}
+    ]
+    assert page_of(plant, "bob").get("frames?which=apart").json()["frames"] == [], "bob has not judged it yet"
     page.post("undo")
     assert Path(str(plant.labels)).read_bytes().decode() == theirs
 
