@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -63,7 +64,9 @@ def ensure_token(settings: Settings, *, plant: str | None = None, role: Role = "
 
 
 def wait_until_interrupted(fleet: Fleet) -> None:
-    """Blocks until Ctrl-C, then `stop`."""
+    """Blocks until Ctrl-C or SIGTERM, then `stop`; also where a shell began this in the background, ignoring Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -345,6 +345,7 @@ def test_golden_parts_are_judged_as_before_ten_shots_of_one_alike_and_another_re
     for number in range(10):
         (shots / f"{number}.png").write_bytes(data)
     words = ("predict", str(shots), "--plant", "fargo", "--address", walk.address)
+    words += ("--environment", str(part["environment"].iloc[0]))
     done = command(walk, *words, "--repeats", "--json", str(last))
     assert done.returncode == 0, done.stderr
     document = json.loads(last.read_text())

@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_standard_output_holds_one_document_and_an_interrupt_ends_all(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_standard_output_holds_one_document_and_an_interrupt_ends_all(tmp_path, number):
+    """Started as a shell starts what goes on in the background: with SIGINT ignored."""
     works = Works(tmp_path)
     works.promote(bundle=works.bundle("own"), policy=works.policy())
     words = ("serve", "--fleet", str(drawn_fleet(tmp_path, "mill", num_lots=1)), "--port", "0", "--json", "-")
@@ -45,7 +47,7 @@ def test_standard_output_holds_one_document_and_an_interrupt_ends_all(tmp_path):
         token = (works.settings.home / "tokens/mill.token").read_text().strip()
         with Client(document["address"], token=token) as client:
             answer = client.predict("mill", [("red.png", png(RED))], environment="cam-1")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert ended(process) == 0, err.read_text()
     finally:
         kill_driver(process)
