@@ -35,6 +35,7 @@ from serving.labelling import build_page
 from tests.browser import BrowserUnavailable, opened
 from tests.fleets import NOW
 
+pytestmark = pytest.mark.slow
 TOKEN = "the-token"
 CLASSES = ("good", "Riß, tief", '<img src=x onerror="throw 1">')
 NUM = 70
@@ -270,7 +271,6 @@ def test_rows_that_a_customer_wrote_stay_as_they_are_and_count_as_labelled(plant
     assert Path(str(plant.labels)).read_bytes().decode() == theirs
 
 
-@pytest.mark.slow
 def test_ten_thousand_frames_are_no_problem(tmp_path):
     path = write_plant(tmp_path, num=1)
     for i in range(10_000):
@@ -323,7 +323,6 @@ def keep_labelling(fleet: str, who: str, frames: list[int], start: Any) -> None:
         desk.label([number], "good")
 
 
-@pytest.mark.slow
 def test_writers_in_three_processes_who_write_at_the_same_moments_lose_nothing(tmp_path, plant):
     context = multiprocessing.get_context("spawn")
     start, fleet = context.Barrier(3), str(tmp_path / "fleet.yaml")
@@ -348,7 +347,6 @@ def test_requests_of_one_page_that_come_at_once_lose_nothing_and_are_all_undone(
     assert rows(plant.labels) == rows(plant.golden) == []
 
 
-@pytest.mark.slow
 def test_frames_and_tables_may_lie_in_a_bucket(tmp_path, bucket):
     write_plant(tmp_path, num=2)
     store = open_store(f"{bucket}/mill")
@@ -369,7 +367,6 @@ def test_frames_and_tables_may_lie_in_a_bucket(tmp_path, bucket):
 # --- what comes afterwards -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_import_and_audit_read_what_two_annotators_said_as_it_is(tmp_path, fleet, plant):
     from jobs.look import audit_tables
     from jobs.material import Material
@@ -410,7 +407,6 @@ def test_a_plant_without_a_table_ends_the_command_with_2_and_the_remedy(tmp_path
     )
 
 
-@pytest.mark.slow
 def test_the_command_serves_until_ctrl_c_and_then_says_what_was_done_without_ray_or_torch(tmp_path):
     path = write_plant(tmp_path)
     program = (
@@ -461,7 +457,6 @@ def address(tmp_path: Path) -> Iterator[str]:
     thread.join(10)
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 def test_in_a_browser_frames_are_labelled_by_keyboard_many_at_once_and_undone(tmp_path, address):
     labels = str(tmp_path / "labels.csv")
