@@ -24,6 +24,7 @@ from plants import copies, seal, splits
 from plants.copies import Quarantined
 from plants.duplicates import Pair, near_duplicates
 from plants.errors import InputError
+from plants.hashing import sha256
 from plants.labels import Imported as Labelled
 from plants.labels import NoUsableFrame, from_parquet, read_rows, to_parquet
 from plants.plant import Fleet, Plant
@@ -65,6 +66,8 @@ class Catalog:
     def __init__(self, store: Store, *, seal: Store | None = None) -> None:
         self.store = store
         self.seal = seal or open_store(store.at("sealed"))
+        self._verified: tuple[str, pd.DataFrame] | None = None
+        """The record whose chain was followed last, by its file's digest: it holds every plant's lots."""
 
     @classmethod
     def of(cls, fleet: Fleet) -> Catalog:
@@ -195,9 +198,13 @@ class Catalog:
         """The fleet's split assignments, their chain verified; None before the first import."""
         if not self.store.exists(ASSIGNMENTS):
             return None
-        table = pd.read_parquet(io.BytesIO(self.store.read(ASSIGNMENTS)))
-        splits.verify(table)
-        return table
+        data = self.store.read(ASSIGNMENTS)
+        digest, known = sha256(data), self._verified
+        if known is None or known[0] != digest:
+            table = pd.read_parquet(io.BytesIO(data))
+            splits.verify(table)
+            self._verified = known = (digest, table)
+        return known[1].copy()
 
     def rows(self, plant: str) -> pd.DataFrame:
         """The plant's label rows with their role; the class of test rows is null. Raises InputError before import.

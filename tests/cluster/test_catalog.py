@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from cluster.catalog import ASSIGNMENTS, Catalog, Imported, Look
 from cluster.storage import PlantFiles
+from plants import splits
 from plants.copies import Quarantined
 from plants.errors import InputError
 from plants.plant import Fleet, Plant, load_fleet
@@ -170,6 +171,25 @@ def test_assignments_that_were_edited_are_refused(catalog, fleet):
     catalog.store.write(ASSIGNMENTS, buffer.getvalue())
     with pytest.raises(InputError, match=r"assignments"):
         catalog.rows("north")
+
+
+def test_the_record_of_roles_is_followed_once_as_long_as_it_is_the_same_and_a_reader_cannot_change_it(
+    catalog, fleet, monkeypatch
+):
+    read(catalog, fleet)
+    followed: list[int] = []
+    verify = splits.verify
+    monkeypatch.setattr(splits, "verify", lambda table: (followed.append(len(table)), verify(table))[1])
+    catalog = Catalog.of(fleet)
+    first = catalog.assignments()
+    mine = catalog.assignments()
+    mine["role"] = "train"
+    pd.testing.assert_frame_equal(catalog.assignments(), first)
+    assert followed == [len(first)]
+    add_frame(fleet, "good/L99-0.png")
+    read(catalog, fleet)
+    assert len(catalog.assignments()) == len(first) + 1
+    assert followed[-1] == len(first) + 1
 
 
 @pytest.mark.parametrize(("role", "changes"), [("train", True), ("select", True), ("decide", False), ("test", False)])
