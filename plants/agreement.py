@@ -98,9 +98,15 @@ def read_golden(plant: Plant, *, files: Files, rows: pd.DataFrame, sealed: Colle
     table = pd.DataFrame(judgements, columns=list(COLUMNS))
     for row in table[table.duplicated(["image", "frame", "annotator"])].itertuples():
         faults.append(f"plant {plant.name}: file {address}: field golden: {row.annotator} judges {row.frame} twice")
+    words = table.groupby(["image", "annotator"])["class"].transform("nunique")
+    for (_, rater), rows in table[words > 1].groupby(["image", "annotator"]):
+        if rows["frame"].nunique() > 1:
+            frames = ", ".join(rows["frame"].unique())
+            what = f"{rater} judges the same picture differently under the names {frames}"
+            faults.append(f"plant {plant.name}: file {address}: field golden: {what}")
     if faults:
         raise ManyInputErrors(faults)
-    table = table.drop_duplicates(["image", "annotator"])  # a picture that lies there under two names is judged once
+    table = table.drop_duplicates(["image", "annotator"])  # under several names, judged alike: once
     is_sealed = table["image"].isin(list(sealed))
     return Golden(plant, table[~is_sealed].reset_index(drop=True), int(is_sealed.sum()))
 

@@ -179,9 +179,12 @@ def test_judgements_of_sealed_frames_are_left_out_and_counted():
     assert "2 judgements of sealed test frames are left out" in the(findings(found), "agreement_unknown").detail
 
 
-def test_of_a_picture_that_lies_there_under_two_names_an_annotators_first_judgement_counts():
-    found = read("frame,class,annotator,sha256\n1.png,good,ada,\ncopy.png,crack,ada,s1\ncopy.png,good,bob,s1\n")
+def test_a_picture_that_lies_there_under_two_names_is_judged_once_and_differently_is_a_fault():
+    text = "frame,class,annotator,sha256\n1.png,good,ada,\ncopy.png,good,ada,s1\ncopy.png,good,bob,s1\n"
+    found = read(text)
     assert found.judgements[["annotator", "class"]].to_numpy().tolist() == [["ada", "good"], ["bob", "good"]]
+    with pytest.raises(ManyInputErrors, match=r"ada judges the same picture differently under the names 1\.png, copy"):
+        read(text.replace("copy.png,good,ada", "copy.png,crack,ada"))
 
 
 @pytest.mark.parametrize("sealed", [(), ("s1",)])
