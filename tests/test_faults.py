@@ -72,7 +72,7 @@ class Driver:
     def finished(self, process: subprocess.Popen[bytes]) -> int:
         """Its exit code; one that hangs fails the test."""
         try:
-            return process.wait(timeout=300)
+            return process.wait(timeout=150)
         except subprocess.TimeoutExpired:
             kill_driver(process)
             pytest.fail(f"train hangs; it said: {self.printed[-2000:]}")

@@ -59,7 +59,7 @@ def test_standard_output_holds_one_document_and_an_interrupt_ends_all(tmp_path, 
 def ended(process: subprocess.Popen[bytes]) -> int:
     """Its exit code; one that hangs is made to say where, on its standard error."""
     try:
-        return process.wait(timeout=150)
+        return process.wait(timeout=60)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         return process.wait()
