@@ -116,6 +116,9 @@ def label(
 ) -> None:
     """Label a plant's frames on a page by keyboard, until interrupted: many at once, undo, several annotators.
 
+    Open the address it prints, on this machine. `labels:` and `golden:` in the fleet's file name two CSV files, which
+    need not exist yet. A second person runs it likewise, and judges before seeing what the first said.
+
     Example: crossplant label --fleet steel.yaml --plant neu --annotator ada
     """
     from serving import labelling
@@ -346,6 +349,8 @@ def predict(
 ) -> None:
     """Judge frames through a plant's endpoint or with a bundle on disk: the same frames get the same answer.
 
+    With --expect or --repeats exit 1 when a result is not as expected; every such frame is named.
+
     Example: crossplant predict --plant neu --address http://127.0.0.1:8000 frames/
     """
     from plants.errors import InputError
@@ -443,7 +448,6 @@ def demo(
 
     Example: crossplant demo
     """
-    import shutil
     import time
 
     from cluster.settings import Settings
@@ -454,11 +458,7 @@ def demo(
 
     start, own = time.monotonic(), _settings()
     home = own.home / "demo"
-    marker = home / "unfinished"
-    if home.exists() and not marker.exists():
-        shutil.rmtree(home)
-    home.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    marker = _begun(home)
     settings = Settings.model_validate(
         {**own.model_dump(), "home": home, "tracking_uri": "", "journal_url": "", "ray_address": "local"}
     )
@@ -497,6 +497,18 @@ def demo(
     _stop(loaded, keep=keep)
     _fail_if([run for run in trained["runs"] if run["state"] == "failed"], "runs failed")
     _fail_if(withdrawn, WITHDRAWN)
+
+
+def _begun(home: Path) -> Path:
+    """The file that stands in the demo's home until it has finished; what a finished demo left there is gone."""
+    import shutil
+
+    marker = home / "unfinished"
+    if home.exists() and not marker.exists():
+        shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    return marker
 
 
 def _called(loaded: Any, *, settings: Any) -> dict[str, Any]:

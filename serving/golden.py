@@ -30,7 +30,7 @@ def load_predictions(path: Path) -> list[Prediction]:
         raise InputError(f"cannot be read ({error.strerror})", field="--expect", file=str(path)) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError("holds no predictions", field="--expect", file=str(path), remedy=_HOW) from None
-    _by_image(found)
+    _by_image(found, file=str(path))
     return list(found)
 
 
@@ -58,7 +58,7 @@ def unlike(shots: Sequence[Prediction]) -> list[str]:
     Raises InputError for fewer than two shots.
     """
     if len(shots) < 2:
-        raise InputError(f"{len(shots)} shot says nothing", field="--repeats", remedy="Give several, each of one frame")
+        raise InputError("needs two shots or more", field="--repeats", remedy="Give several, each of one frame")
     results = [_result(row) for row in shots]
     usual = shots[results.index(max(results, key=results.count))]
     same = results.count(_result(usual))
@@ -66,12 +66,12 @@ def unlike(shots: Sequence[Prediction]) -> list[str]:
     return [f"{row['image']}: {_said(row)}, but {most}" for row in shots if _result(row) != _result(usual)]
 
 
-def _by_image(rows: Sequence[Prediction]) -> dict[str, Prediction]:
+def _by_image(rows: Sequence[Prediction], *, file: str | None = None) -> dict[str, Prediction]:
     found: dict[str, Prediction] = {}
     for row in rows:
         if row["image"] in found:
             remedy = "Give one folder: its frames are named by their paths in it"
-            raise InputError(f"two frames are named {row['image']}", field="--expect", remedy=remedy)
+            raise InputError(f"two frames are named {row['image']}", file=file, field="--expect", remedy=remedy)
         found[row["image"]] = row
     return found
 
