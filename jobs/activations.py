@@ -57,7 +57,8 @@ class PlantData:
 
     plant: Plant
     rows: pd.DataFrame
-    """One a model input: frame, part_id, lot, environment, label, role, input (index into the pack)."""
+    """One a model input: frame, part_id, lot, environment, label, role, input (index into the pack), is_learned (False
+    for good tiles beyond TILES_PER_GOOD_FRAME, which are there to be judged only)."""
     num_train: int
     folder: Path
     cuts: tuple[int, ...]
@@ -117,10 +118,8 @@ def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: PackLike, seed: i
             }
         )
     table = pd.DataFrame(rows, columns=["frame", "part_id", "lot", "environment", "label", "truth", "role", "input"])
-    table = pd.concat(
-        [_thinned(table[table["role"] == "train"], plant=plant, seed=seed), table[table["role"] == "select"]]
-    )
-    return table.reset_index(drop=True)
+    train, select = (_marked(table[table["role"] == role], plant=plant, seed=seed) for role in ("train", "select"))
+    return pd.concat([train[train["is_learned"]], select]).reset_index(drop=True)
 
 
 def _has_box(box: Any) -> bool:
@@ -144,13 +143,12 @@ def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, p
     return label if is_seen and overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0) else ""
 
 
-def _thinned(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:
-    """Training rows with at most TILES_PER_GOOD_FRAME good tiles a frame, picked at random."""
+def _marked(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:
+    """Rows of a role with `is_learned`: all but the good tiles beyond TILES_PER_GOOD_FRAME a frame, picked at random."""
     good = table["label"].isin(plant.ok)
     order = np.random.default_rng(seed).permutation(len(table))
     rank = table.assign(_order=order)[good].groupby("frame")["_order"].rank()
-    keep = ~good | (rank.reindex(table.index).fillna(0) <= TILES_PER_GOOD_FRAME)
-    return table[keep]
+    return table.assign(is_learned=~good | (rank.reindex(table.index).fillna(0) <= TILES_PER_GOOD_FRAME))
 
 
 def prepare(
@@ -210,7 +208,7 @@ def _run_view(data: PlantData, *, view: int, pack: PackLike, trunk: Trunk, polic
                 environments[start : start + 64],
                 plant=data.plant,
                 policy=policy,
-                seed=_seed(seed, view, data.folder.name, start),
+                seed=_seed(seed, view, data.plant.name, start),
             )
         for cut, values in trunk.activations(images).items():
             if cut in parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,79 +30,102 @@ class Head:
     weight: Tensor
     bias: Tensor
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [N, L] of features [N, F]."""
+        return features @ self.weight.T + self.bias
 
-def fit_head(
-    features: Tensor,
-    *,
-    targets: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    judge: Callable[[Head], Score],
-    prior: Head | None = None,
-    strengths: Sequence[float] = STRENGTHS,
-) -> tuple[Head, Score, float, Head]:
-    """The head that scores best on `select`, its score, its strength, and the softer head to go on from.
 
-    features [N, F]; targets, mask bool [N, L]; weights [N]. A strength pulls towards the prior (zero without one),
-    so with few labels a warm start stays near its parent.
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Rows to fit to: features [N, F]; targets and mask, bool [N, L]; weights [N]."""
+
+    features: Tensor
+    targets: Tensor
+    mask: Tensor
+    weights: Tensor
+
+    def rows(self, count: int) -> Lesson:
+        """The first of its rows."""
+        return Lesson(*(getattr(self, name)[:count] for name in self.__slots__))
+
+    def and_rows(self, other: Lesson, at: Tensor) -> Lesson:
+        """These rows, and those of another lesson at `at` (bool [N])."""
+        pairs = [(getattr(self, name), getattr(other, name)[at]) for name in self.__slots__]
+        return Lesson(*(torch.cat(pair) for pair in pairs))
+
+
+class HeadFit:
+    """Fits heads to one lesson, and to it with more rows, on features standardised by it.
+
+    A strength pulls towards the prior (zero without one), so with few labels a warm start stays near its parent.
     """
-    mean, std = features.mean(0), _scale(features)
-    scaled = (features - mean) / std
-    num_leaves = targets.shape[1]
-    if prior is None:
-        start = Head(torch.zeros(num_leaves, features.shape[1]), torch.zeros(num_leaves))
-    else:
-        start = Head(prior.weight * std, prior.bias + prior.weight @ mean)
-    current, best, best_score, best_strength = start, None, None, strengths[0]
-    soft = start
-    for strength in strengths:
-        current = _minimise(
-            scaled, targets, mask, weights, start=current, centre=start, strength=strength, hold_bias=prior is not None
+
+    def __init__(self, lesson: Lesson, *, prior: Head | None = None) -> None:
+        self.mean, self.std = lesson.features.mean(0), _scale(lesson.features)
+        self.lesson = self._scaled(lesson)
+        num_leaves, num_features = lesson.targets.shape[1], lesson.features.shape[1]
+        self.hold_bias = prior is not None
+        self.centre = self._inside(prior or Head(torch.zeros(num_leaves, num_features), torch.zeros(num_leaves)))
+
+    def best(
+        self, judge: Callable[[Head], Score], *, strengths: Sequence[float] = STRENGTHS
+    ) -> tuple[Head, Score, float, Head]:
+        """The head that scores best on `select`, its score, its strength, and the softer head to go on from."""
+        current, best, best_score, best_strength = self.centre, None, None, strengths[0]
+        soft = self._outside(current)
+        for strength in strengths:
+            current = self._minimise(self.lesson, start=current, strength=strength)
+            head = self._outside(current)
+            found = judge(head)
+            if best is None or (best_score is not None and found.value is not None and found.beats(best_score)):
+                best, best_score, best_strength = head, found, strength
+                soft = head if strength >= SOFT else soft
+        if best is None or best_score is None:
+            raise ValueError("no strength was given")
+        return best, best_score, best_strength, soft
+
+    def with_more(self, more: Lesson, *, at: Sequence[np.ndarray], head: Head, strength: float) -> list[Head]:
+        """Heads of the lesson and other rows: one for each choice of them, bool [N].
+
+        head: of the lesson alone at this strength. Each fit starts from it, so that none knows rows left out of it.
+        """
+        more, start = self._scaled(more), self._inside(head)
+        lessons = [self.lesson.and_rows(more, torch.from_numpy(rows)) for rows in at]
+        return [self._outside(self._minimise(lesson, start=start, strength=strength)) for lesson in lessons]
+
+    def _scaled(self, lesson: Lesson) -> Lesson:
+        return replace(lesson, features=(lesson.features - self.mean) / self.std)
+
+    def _inside(self, head: Head) -> Head:
+        return Head(head.weight * self.std, head.bias + head.weight @ self.mean)
+
+    def _outside(self, head: Head) -> Head:
+        weight = head.weight / self.std
+        return Head(weight, head.bias - weight @ self.mean)
+
+    def _minimise(self, rows: Lesson, *, start: Head, strength: float) -> Head:
+        weight = start.weight.clone().requires_grad_()
+        bias = start.bias.clone().requires_grad_()
+        solver = torch.optim.LBFGS(
+            [weight, bias], max_iter=60, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
         )
-        weight = current.weight / std
-        head = Head(weight, current.bias - weight @ mean)
-        found = judge(head)
-        if best is None or (best_score is not None and found.value is not None and found.beats(best_score)):
-            best, best_score, best_strength = head, found, strength
-            soft = head if strength >= SOFT else soft
-    if best is None or best_score is None:
-        raise ValueError("no strength was given")
-    return best, best_score, best_strength, soft
+
+        def closure() -> Tensor:
+            solver.zero_grad()
+            loss = partial_cross_entropy(rows.features @ weight.T + bias, rows.targets, rows.mask, rows.weights)
+            loss = loss + strength * ((weight - self.centre.weight) ** 2).sum() / 2
+            if self.hold_bias:
+                loss = loss + strength * ((bias - self.centre.bias) ** 2).sum() / 2
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        loss = solver.step(closure)
+        if not np.isfinite(float(loss.detach())):
+            raise FloatingPointError("the loss of the head is not finite")
+        return Head(weight.detach(), bias.detach())
 
 
 def _scale(features: Tensor) -> Tensor:
     """Standard deviations [F], shrunk towards the median feature's: from a handful of rows they are mostly chance."""
     variance, rows = features.var(0, correction=0), len(features)
     return ((rows * variance + PRIOR_ROWS * variance.median()) / (rows + PRIOR_ROWS)).sqrt().clamp_min(1e-6)
-
-
-def _minimise(
-    x: Tensor,
-    targets: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    *,
-    start: Head,
-    centre: Head,
-    strength: float,
-    hold_bias: bool,
-) -> Head:
-    weight = start.weight.clone().requires_grad_()
-    bias = start.bias.clone().requires_grad_()
-    solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=60, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        loss = partial_cross_entropy(x @ weight.T + bias, targets, mask, weights)
-        loss = loss + strength * ((weight - centre.weight) ** 2).sum() / 2
-        if hold_bias:
-            loss = loss + strength * ((bias - centre.bias) ** 2).sum() / 2
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    loss = solver.step(closure)
-    if not np.isfinite(float(loss.detach())):
-        raise FloatingPointError("the loss of the head is not finite")
-    return Head(weight.detach(), bias.detach())

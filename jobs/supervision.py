@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -43,22 +44,36 @@ class Supervision:
         if empty.any():
             frame = data.column("frame")[self.train_ids[empty][0]]
             raise ValueError(f"{int(empty.sum())} training rows have a label outside the taxonomy, e.g. frame {frame}")
+        self.select_ids = np.concatenate([data.select_ids(i) for i in range(len(data.plants))])
+        """Running indices of the select rows of all plants."""
         weights = np.zeros(len(plants), dtype=np.float32)
-        weights[self.train_ids] = balanced_weights(
-            data.column("label")[self.train_ids],
-            plants=plants[self.train_ids],
-            max_class_weight=max_class_weight,
-        )
+        for ids in (np.concatenate([self.train_ids, self.select_ids]), self.train_ids):
+            labels = data.column("label")[ids]
+            weights[ids] = balanced_weights(labels, plants=plants[ids], max_class_weight=max_class_weight)
         self.weights = torch.from_numpy(weights)
+        """[N]: of train rows among themselves; of select rows as if they were learned from beside them."""
         self.sets: list[SelectSet] = [
             select_set(source, leaf_sets=leaf_sets[source.plant.name], leaves=self.leaves) for source in data.plants
         ]
+
+    def folds(self, count: int) -> np.ndarray:
+        """Fold of every select row, in the order of `select_ids`: a lot lies in one, each fold has some of a class."""
+        table = pd.DataFrame({name: self.data.column(name)[self.select_ids] for name in ("plant", "lot", "label")})
+        lots = table.drop_duplicates(["plant", "lot"]).sort_values(["plant", "label", "lot"])
+        fold = pd.Series(np.arange(len(lots)) % count, index=pd.MultiIndex.from_frame(lots[["plant", "lot"]]))
+        return fold.reindex(pd.MultiIndex.from_frame(table[["plant", "lot"]])).to_numpy(copy=True)
 
     def judge(self, logits: Callable[[int], Tensor]) -> Score:
         """The score on select of a function from a plant's position to the logits of its select rows."""
         none = np.zeros((0, len(self.leaves)), np.float32)
         blocks = [softmax(logits(i).numpy()) if len(self.data.select_ids(i)) else none for i in range(len(self.sets))]
         return score(blocks, sets=self.sets)
+
+    def judge_rows(self, logits: Tensor) -> Score:
+        """The score on select of logits [N, L] in the order of `select_ids`."""
+        ends = np.cumsum([len(self.data.select_ids(i)) for i in range(len(self.sets))])
+        blocks = torch.tensor_split(logits, torch.from_numpy(ends[:-1]))
+        return self.judge(lambda i: blocks[i])
 
     def judge_branch(self, branch: nn.Module, *, cut: int) -> Score:
         """The score on select of a branch."""

@@ -1,7 +1,7 @@
 """The only epoch loop. Runs without Ray: data, time and storage come in as arguments.
 
-A run first fits its head on frozen (or its parent's) features, then unfreezes stage after stage; a stage that does not
-win on `select` is not kept. State is written every few seconds at the end of an epoch, and a run that is taken up
+A run first fits its head on frozen (or its parent's) features, to `select` too, where it is judged out of fold. Then it
+unfreezes stage after stage from a head that has not seen `select`; a stage that does not win there is not kept. State is written every few seconds at the end of an epoch, and a run that is taken up
 again gives the same numbers as one that was never disturbed: all randomness is drawn from (seed, stage, epoch).
 """
 
@@ -11,7 +11,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,12 +20,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jobs.activations import RunData
-from jobs.head import Head, fit_head
+from jobs.head import Head, HeadFit, Lesson
 from jobs.losses import partial_cross_entropy
 from jobs.recipe import Recipe, Stage
 from jobs.schedule import overfitting, rate_factor, rate_groups
 from jobs.selection import Score
 from jobs.supervision import Supervision, forward
+
+
+FOLDS = 3
+"""Parts of `select`: a head fitted to it is judged on each by one that was fitted to the other parts."""
 
 
 class BranchFactory(Protocol):
@@ -95,6 +99,7 @@ def fit(
     recipe: Recipe,
     seed: int,
     parent: Parent | None = None,
+    is_parent: bool = False,
     world: World | None = None,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -102,6 +107,7 @@ def fit(
 ) -> Fitted:
     """The run's best branch on select.
 
+    is_parent: a run will start from this one that is judged by the same select rows; its head then does not see them.
     Raises FloatingPointError where a loss is not finite, ValueError for rows that cannot be learned from.
     """
     checkpoints = checkpoints or Checkpoints()
@@ -109,7 +115,7 @@ def fit(
     taught = Supervision(data, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
     run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World())
     state = _restored(checkpoints.load())
-    best = state.best if state else _with_head_fitted(run, parent=parent)
+    best = state.best if state else _with_head_fitted(run, parent=parent, is_parent=is_parent)
     if state is None:
         on_epoch({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
     for index, stage in enumerate(recipe.stages):
@@ -124,37 +130,47 @@ def fit(
     return best
 
 
-def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
+def _with_head_fitted(run: _Run, *, parent: Parent | None, is_parent: bool) -> Fitted:
     """The parent's branch, or the whole frozen backbone, with a head fitted to these rows."""
     cut = parent.cut if parent else 0
-    branch = run.model.new_branch(cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
-    prior = None
-    if parent:
-        prior = load_parent(branch, parent=parent, leaves=run.taught.leaves)
-    ids = run.taught.train_ids
-    views = min(d.views for d in run.taught.data.plants)
-    features = torch.cat([forward(branch, run.taught.data, cut=cut, ids=ids, view=v)[1] for v in range(views)])
-    select = [run.taught.data.select_ids(i) for i in range(len(run.taught.sets))]
-    features_by_set = {i: forward(branch, run.taught.data, cut=cut, ids=s)[1] for i, s in enumerate(select) if len(s)}
-
-    def judge(head: Head) -> Score:
-        return run.taught.judge(lambda i: features_by_set[i] @ head.weight.T + head.bias)
-
-    at = torch.from_numpy(ids)
+    taught = run.taught
+    branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
+    prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
+    views = min(d.views for d in taught.data.plants)
+    lesson = _lesson(run, branch, cut=cut, ids=taught.train_ids, views=range(views))
+    has_select = len(taught.select_ids) > 0
+    select = _lesson(run, branch, cut=cut, ids=taught.select_ids, views=range(1)) if has_select else lesson.rows(0)
     with torch.enable_grad():
-        head, found, strength, soft = fit_head(
-            features.clone(),
-            targets=run.taught.targets[at].repeat(views, 1),
-            mask=run.taught.mask[at].repeat(views, 1),
-            weights=run.taught.weights[at].repeat(views),
-            judge=judge,
-            prior=prior,
-        )
-    branch.adopt_head(soft.weight, soft.bias, run.taught.leaves)
+        heads = HeadFit(lesson, prior=prior)
+        head, found, strength, soft = heads.best(lambda head: taught.judge_rows(head.logits(select.features)))
+        if has_select and not is_parent:
+            more = replace(select, weights=select.weights * views)
+            head, found = _knowing_select(heads, more, head=head, strength=strength, taught=taught)
+    branch.adopt_head(soft.weight, soft.bias, taught.leaves)
     start = _copy(branch)
-    branch.adopt_head(head.weight, head.bias, run.taught.leaves)
+    branch.adopt_head(head.weight, head.bias, taught.leaves)
     what = f"head fitted on {'the parent' if parent else 'frozen'} features, L2 {strength:g}"
-    return Fitted(cut=cut, leaves=run.taught.leaves, state=_copy(branch), score=found, start=start, notes=[what])
+    return Fitted(cut=cut, leaves=taught.leaves, state=_copy(branch), score=found, start=start, notes=[what])
+
+
+def _lesson(run: _Run, branch: Any, *, cut: int, ids: np.ndarray, views: range) -> Lesson:
+    """Rows in each of these views, as a head is fitted to them."""
+    features = [forward(branch, run.taught.data, cut=cut, ids=ids, view=view)[1] for view in views]
+    at = torch.from_numpy(np.tile(ids, len(views)))
+    return Lesson(torch.cat(features).clone(), run.taught.targets[at], run.taught.mask[at], run.taught.weights[at])
+
+
+def _knowing_select(
+    heads: HeadFit, select: Lesson, *, head: Head, strength: float, taught: Supervision
+) -> tuple[Head, Score]:
+    """The head fitted to the select rows too, and its score on them by heads that have not seen the lot judged."""
+    folds = taught.folds(FOLDS)
+    is_learned = taught.data.column("is_learned")[taught.select_ids].astype(bool)
+    learned = is_learned & select.targets.any(1).numpy()
+    choices = [learned & (folds != fold) for fold in range(FOLDS)]
+    whole, *by_fold = heads.with_more(select, at=[learned, *choices], head=head, strength=strength)
+    logits = torch.stack([one.logits(select.features) for one in by_fold])
+    return whole, taught.judge_rows(logits[torch.from_numpy(folds), torch.arange(len(folds))])
 
 
 def load_parent(branch: Any, *, parent: Parent, leaves: Sequence[str]) -> Head:

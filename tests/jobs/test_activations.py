@@ -110,13 +110,15 @@ def test_rows_of_decide_and_test_are_never_learned_from_and_train_comes_first():
     assert tile_labels(*rows, tiles=1) == ["train:0=good", "select:0=good"]
 
 
-def test_good_tiles_are_thinned_in_train_alone_and_by_seed():
+def test_good_tiles_are_thinned_by_seed_and_in_select_only_marked():
     table = label_rows(
         ("a", "p", "good", None, "train"), ("b", "q", "crack", None, "train"), ("c", "r", "good", None, "select")
     )
     pack = TilePack(["a", "b", "c"], 40)
     found = [training_rows(PLANT, labels=table, pack=pack, seed=seed) for seed in (0, 0, 1)]
     assert found[0]["frame"].value_counts().to_dict() == {"a": TILES_PER_GOOD_FRAME, "b": 40, "c": 40}
+    learned = found[0][found[0]["is_learned"]]
+    assert learned["frame"].value_counts().to_dict() == {"a": TILES_PER_GOOD_FRAME, "b": 40, "c": TILES_PER_GOOD_FRAME}
     assert found[0].equals(found[1])
     assert not found[0].equals(found[2])
 

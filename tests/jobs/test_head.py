@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs.head import Head, fit_head
+from jobs.head import Head, HeadFit, Lesson
 from jobs.selection import Score
 
 
@@ -24,9 +24,12 @@ def judge_on(x, targets):
     return judge
 
 
-def fit(x, targets, **more):
-    mask = torch.ones_like(targets)
-    return fit_head(x, targets=targets, mask=mask, weights=torch.ones(len(x)), **more)
+def lesson(x, targets):
+    return Lesson(x, targets, torch.ones_like(targets), torch.ones(len(x)))
+
+
+def fit(x, targets, *, judge, prior=None, **more):
+    return HeadFit(lesson(x, targets), prior=prior).best(judge, **more)
 
 
 def test_the_head_finds_a_linear_rule_whatever_the_scale_of_the_features():
@@ -54,3 +57,21 @@ def test_a_constant_feature_does_no_harm():
     head, score, _, _ = fit(x, targets, judge=judge_on(x, targets))
     assert torch.isfinite(head.weight).all()
     assert score.value > 0.9
+
+
+def test_a_fold_left_out_is_not_known_and_the_whole_head_knows_all():
+    x, targets = problem(40)
+    other_x, other = problem(60, seed=1)
+    heads = HeadFit(lesson(x, targets))
+    head, _, strength, _ = heads.best(judge_on(x, targets))
+    first = torch.arange(60) < 30
+    flipped = torch.where(first[:, None], ~other, other)
+    everything, none = torch.ones(60, dtype=torch.bool).numpy(), torch.zeros(60, dtype=torch.bool).numpy()
+    asked = {"at": [everything, (~first).numpy(), none], "head": head, "strength": strength}
+    truly = heads.with_more(lesson(other_x, other), **asked)
+    falsely = heads.with_more(lesson(other_x, flipped), **asked)
+    assert not torch.allclose(truly[0].weight, falsely[0].weight, atol=1e-2)
+    torch.testing.assert_close(truly[1], falsely[1])
+    test_x, test_targets = problem(400, seed=2)
+    judge = judge_on(test_x, test_targets)
+    assert judge(truly[0]).value >= judge(truly[2]).value

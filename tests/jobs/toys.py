@@ -49,6 +49,7 @@ def toy_data(
             "truth": labels,
             "role": ["train"] * num_train + ["select"] * num_select,
             "input": range(total),
+            "is_learned": True,
         }
     )
     return PlantData(plant=fleet.plant(name), rows=rows, num_train=num_train, folder=folder, cuts=(0, 1), views=2)
