@@ -144,7 +144,7 @@ def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, p
 
 
 def _marked(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:
-    """Rows of a role with `is_learned`: all but the good tiles beyond TILES_PER_GOOD_FRAME a frame, picked at random."""
+    """Rows of a role with `is_learned`: all but good tiles beyond TILES_PER_GOOD_FRAME a frame, picked at random."""
     good = table["label"].isin(plant.ok)
     order = np.random.default_rng(seed).permutation(len(table))
     rank = table.assign(_order=order)[good].groupby("frame")["_order"].rank()

@@ -1,8 +1,9 @@
 """The only epoch loop. Runs without Ray: data, time and storage come in as arguments.
 
 A run first fits its head on frozen (or its parent's) features, to `select` too, where it is judged out of fold. Then it
-unfreezes stage after stage from a head that has not seen `select`; a stage that does not win there is not kept. State is written every few seconds at the end of an epoch, and a run that is taken up
-again gives the same numbers as one that was never disturbed: all randomness is drawn from (seed, stage, epoch).
+unfreezes stage after stage from a head that has not seen `select`; a stage that does not win there is not kept. State
+is written every few seconds at the end of an epoch, and a run that is taken up again gives the same numbers as one that
+was never disturbed: all randomness is drawn from (seed, stage, epoch).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from jobs.recipe import Recipe, Stage
 from jobs.schedule import overfitting, rate_factor, rate_groups
 from jobs.selection import Score
 from jobs.supervision import Supervision, forward
-
 
 FOLDS = 3
 """Parts of `select`: a head fitted to it is judged on each by one that was fitted to the other parts."""
