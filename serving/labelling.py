@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import Callable
 from importlib.resources import files
@@ -51,7 +52,7 @@ class Judgement(Wire):
 
 
 def label(plant: Plant, *, annotator: str | None, port: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The page was served until interrupted; what was done there. Raises InputError before anything is served."""
+    """The page was served until Ctrl-C or SIGTERM; what was done there. Raises InputError before anything is served."""
     desk = Desk(plant, annotator=_user() if annotator is None else annotator)
     token = secrets.token_urlsafe(32)
     try:
@@ -62,6 +63,8 @@ def label(plant: Plant, *, annotator: str | None, port: int, say: Callable[[str]
     if desk.num_left_out:
         say(f"{desk.num_left_out} frames are left out: no table can hold their names; rename them")
     say(f"{plant.name}: {len(desk.frames)} frames, annotator {desk.annotator}; Ctrl-C ends it")
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises again, when it has ended, what it was ended by
+        signal.signal(number, signal.default_int_handler)
     say(f"http://{HOST}:{bound.getsockname()[1]}/{token}/")
     config = uvicorn.Config(
         build_page(desk, token=token), log_level="warning", access_log=False, timeout_graceful_shutdown=5

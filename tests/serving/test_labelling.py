@@ -407,7 +407,8 @@ def test_a_plant_without_a_table_ends_the_command_with_2_and_the_remedy(tmp_path
     )
 
 
-def test_the_command_serves_until_ctrl_c_and_then_says_what_was_done_without_ray_or_torch(tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_ended_and_then_says_what_was_done_without_ray_or_torch(tmp_path, end):
     path = write_plant(tmp_path)
     program = (
         "import crossplant, sys\n"
@@ -416,7 +417,10 @@ def test_the_command_serves_until_ctrl_c_and_then_says_what_was_done_without_ray
     )
     words = ["label", "--fleet", str(path), "--plant", "mill", "--annotator", "ada", "--json", "-"]
     running = subprocess.Popen(
-        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", program, *words],  # as in the background
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert running.stderr
     first, address = running.stderr.readline(), running.stderr.readline().strip()
@@ -427,7 +431,7 @@ def test_the_command_serves_until_ctrl_c_and_then_says_what_was_done_without_ray
         assert answer.status == 200
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(address[:-2] + "/")
-    running.send_signal(signal.SIGINT)
+    running.send_signal(end)
     out, err = running.communicate(timeout=30)
     assert err == "2 frames labelled, 68 still have no label; 0 differ\nLOADED\n"
     assert running.returncode == 0
