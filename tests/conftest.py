@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Read once, when torch and numpy load. Processes of tests share the cores: at two threads each, half as long again.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from object_store import ObjectStore, StoreUnavailable, started
 
