@@ -118,7 +118,9 @@ def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: PackLike, seed: i
             }
         )
     table = pd.DataFrame(rows, columns=["frame", "part_id", "lot", "environment", "label", "truth", "role", "input"])
-    train, select = (_marked(table[table["role"] == role], plant=plant, seed=seed) for role in ("train", "select"))
+    train, select = (
+        _with_learned(table[table["role"] == role], plant=plant, seed=seed) for role in ("train", "select")
+    )
     return pd.concat([train[train["is_learned"]], select]).reset_index(drop=True)
 
 
@@ -143,7 +145,7 @@ def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, p
     return label if is_seen and overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0) else ""
 
 
-def _marked(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:
+def _with_learned(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:
     """Rows of a role with `is_learned`: all but good tiles beyond TILES_PER_GOOD_FRAME a frame, picked at random."""
     good = table["label"].isin(plant.ok)
     order = np.random.default_rng(seed).permutation(len(table))
@@ -172,6 +174,7 @@ def prepare(
     """
     num_train = int((rows["role"] == "train").sum())
     name = {
+        "plant": plant.name,
         "weights": trunk.weights_digest,
         "cuts": list(cuts),
         "pack": pack_digest,

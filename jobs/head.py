@@ -89,9 +89,12 @@ class HeadFit:
 
         head: of the lesson alone at this strength. Each fit starts from it, so that none knows rows left out of it.
         """
-        more, start = self._scaled(more), self._inside(head)
-        lessons = [self.lesson.and_rows(more, torch.from_numpy(rows)) for rows in at]
-        return [self._outside(self._minimise(lesson, start=start, strength=strength)) for lesson in lessons]
+        more, start, heads = self._scaled(more), self._inside(head), []
+        for rows in at:
+            lesson = self.lesson.and_rows(more, torch.from_numpy(rows))
+            lesson = replace(lesson, weights=lesson.weights / lesson.weights.mean())
+            heads.append(self._outside(self._minimise(lesson, start=start, strength=strength)))
+        return heads
 
     def _scaled(self, lesson: Lesson) -> Lesson:
         return replace(lesson, features=(lesson.features - self.mean) / self.std)

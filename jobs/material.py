@@ -277,7 +277,6 @@ def fit_run(
     if spec.parent:
         words, weights, _ = material.load(spec.parent, plan_id=plan.plan_id)
         parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=weights)
-    children = [run for run in plan.runs if run.parent == spec.run_id]
     fitted = fit(
         material.model,
         data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
@@ -286,7 +285,7 @@ def fit_run(
         recipe=Recipe.model_validate(spec.recipe),
         seed=spec.seed,
         parent=parent,
-        is_parent=any(set(child.plants) & set(spec.plants) for child in children),
+        is_parent=plan.is_parent(spec),
         world=world,
         checkpoints=Checkpoints(
             load=lambda: store.read(state) if store.exists(state) else None,

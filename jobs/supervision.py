@@ -46,22 +46,27 @@ class Supervision:
             raise ValueError(f"{int(empty.sum())} training rows have a label outside the taxonomy, e.g. frame {frame}")
         self.select_ids = np.concatenate([data.select_ids(i) for i in range(len(data.plants))])
         """Running indices of the select rows of all plants."""
-        weights = np.zeros(len(plants), dtype=np.float32)
-        for ids in (np.concatenate([self.train_ids, self.select_ids]), self.train_ids):
-            labels = data.column("label")[ids]
-            weights[ids] = balanced_weights(labels, plants=plants[ids], max_class_weight=max_class_weight)
-        self.weights = torch.from_numpy(weights)
-        """[N]: of train rows among themselves; of select rows as if they were learned from beside them."""
+        kinds = pd.MultiIndex.from_arrays([plants, data.column("label")])
+        train = balanced_weights(
+            kinds[self.train_ids].get_level_values(1),
+            plants=plants[self.train_ids],
+            max_class_weight=max_class_weight,
+        )
+        by_kind = pd.Series(train, index=kinds[self.train_ids]).groupby(level=[0, 1]).first()
+        self.weights = torch.from_numpy(by_kind.reindex(kinds).fillna(1.0).to_numpy(np.float32, copy=True))
+        """[N]: what a train row of the plant and class weighs, 1 where there is none."""
         self.sets: list[SelectSet] = [
             select_set(source, leaf_sets=leaf_sets[source.plant.name], leaves=self.leaves) for source in data.plants
         ]
 
     def folds(self, count: int) -> np.ndarray:
-        """Fold of every select row, in the order of `select_ids`: a lot lies in one, each fold has some of a class."""
-        table = pd.DataFrame({name: self.data.column(name)[self.select_ids] for name in ("plant", "lot", "label")})
-        lots = table.drop_duplicates(["plant", "lot"]).sort_values(["plant", "label", "lot"])
-        fold = pd.Series(np.arange(len(lots)) % count, index=pd.MultiIndex.from_frame(lots[["plant", "lot"]]))
-        return fold.reindex(pd.MultiIndex.from_frame(table[["plant", "lot"]])).to_numpy(copy=True)
+        """Fold of every select row, in the order of `select_ids`: a lot lies in one, a rare label in many."""
+        table = pd.DataFrame({name: self.data.column(name)[self.select_ids] for name in ("lot", "label")})
+        table["size"] = table.groupby("label")["label"].transform("size")
+        lots = table.sort_values(["size", "label", "lot"]).drop_duplicates("lot")["lot"]
+        return (
+            table["lot"].map(dict(zip(lots, np.arange(len(lots)) % count, strict=True))).to_numpy(np.int64, copy=True)
+        )
 
     def judge(self, logits: Callable[[int], Tensor]) -> Score:
         """The score on select of a function from a plant's position to the logits of its select rows."""

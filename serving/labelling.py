@@ -63,13 +63,13 @@ def label(plant: Plant, *, annotator: str | None, port: int, say: Callable[[str]
     if desk.num_left_out:
         say(f"{desk.num_left_out} frames are left out: no table can hold their names; rename them")
     say(f"{plant.name}: {len(desk.frames)} frames, annotator {desk.annotator}; Ctrl-C ends it")
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises again, when it has ended, what it was ended by
-        signal.signal(number, signal.default_int_handler)
-    say(f"http://{HOST}:{bound.getsockname()[1]}/{token}/")
     config = uvicorn.Config(
         build_page(desk, token=token), log_level="warning", access_log=False, timeout_graceful_shutdown=5
     )
     with bound, contextlib.suppress(KeyboardInterrupt):
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises again, when it has ended, what it was ended by
+            signal.signal(number, signal.default_int_handler)
+        say(f"http://{HOST}:{bound.getsockname()[1]}/{token}/")
         uvicorn.Server(config).run(sockets=[bound])
     done = desk.summary()
     say(f"{done['labelled']} frames labelled, {done['unlabelled']} still have no label; {done['disagreements']} differ")

@@ -167,6 +167,13 @@ def test_activations_are_computed_once_and_only_training_rows_have_augmented_vie
     assert np.load(data.folder / "cut1.view2.npy").shape == (5, 3, 8, 8)
 
 
+def test_the_same_rows_in_another_pack_are_seen_in_the_same_views(tmp_path):
+    one, other = (prepared(tmp_path, trunk=MeanTrunk(), pack_digest=digest) for digest in ("p", "q"))
+    assert one.folder != other.folder
+    ids, views = np.arange(5), np.full(5, 2)
+    assert np.array_equal(one.fetch(1, ids=ids, views=views), other.fetch(1, ids=ids, views=views))
+
+
 def test_more_views_are_added_to_the_ones_that_are_there(tmp_path):
     trunk = MeanTrunk()
     prepared(tmp_path, trunk=trunk, views=1)

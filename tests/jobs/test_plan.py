@@ -52,6 +52,12 @@ def test_every_parent_comes_with_the_plan():
     assert len(names) == len(plan.runs)
 
 
+def test_a_pooled_run_is_the_parent_of_runs_at_its_own_plants_and_a_sister_is_not():
+    plan = plan_of(fleet())
+    assert {run.run_id for run in plan.runs if plan.is_parent(run)} == {"pooled-s0"}
+    assert {run.parent for run in plan.runs} > {"pooled-s0", "own-neu-s0"}
+
+
 def test_a_plant_that_may_not_leave_is_trained_alone():
     plan = plan_of(fleet(neu={"may_leave": False}))
     assert not [run for run in plan.runs if run.kind in ("pooled", "warm", "sister")]

@@ -10,6 +10,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 
 from jobs.recipe import Recipe, Stage
+from jobs.supervision import Supervision
 from jobs.train import Checkpoints, Parent, World, fit
 from tests.jobs.toys import ToyModel, toy_run
 
@@ -29,6 +30,32 @@ def test_a_run_learns_and_keeps_a_stage_only_if_it_wins_on_select(tmp_path):
     assert frozen.score.value > 0.5
     assert tuned.score.beats(frozen.score) == (tuned.cut == 1)
     assert tuned.score.value >= frozen.score.value
+
+
+FROZEN = RECIPE.model_copy(update={"stages": ()})
+
+
+def test_a_frozen_head_learns_from_select_and_is_judged_there_by_heads_that_did_not(tmp_path):
+    run = toy_run(tmp_path, num_train=6, num_select=24)
+    rows = run["data"].plants[0].rows
+    rows["label"] = rows["truth"] = np.random.default_rng(0).permutation(rows["label"].to_numpy())
+    fitted = fit(ToyModel(), **run, recipe=FROZEN, seed=0)
+    branch = ToyModel().new_branch(0, fitted.leaves)
+    branch.load_state_dict(fitted.state)
+    taught = Supervision(run["data"], leaf_sets=run["leaf_sets"], leaves=run["leaves"], max_class_weight=5)
+    assert taught.judge_branch(branch, cut=0).nll < fitted.score.nll - 0.1
+
+
+def test_what_stages_and_children_start_from_has_not_seen_select(tmp_path):
+    run = toy_run(tmp_path)
+    fitted, parent = (fit(ToyModel(), **run, recipe=FROZEN, seed=0, is_parent=is_parent) for is_parent in (False, True))
+    for rows in (data.rows for data in run["data"].plants):
+        rows["is_learned"] = rows["role"] == "train"
+    judged_only = fit(ToyModel(), **run, recipe=FROZEN, seed=0)
+    for key in ("head.weight", "head.bias"):
+        assert torch.equal(fitted.start[key], parent.start[key])
+        assert not torch.allclose(fitted.state[key], parent.state[key], atol=1e-3)
+        torch.testing.assert_close(judged_only.state[key], parent.state[key], atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.slow
