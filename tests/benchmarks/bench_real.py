@@ -50,14 +50,14 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
             "weights": str(weights / "mobilenetv2_035.keras_in1k_notop.safetensors"),
             "size_px": 224,
             "cuts": [0, 1],
-            "options": {"pad_type": "same", "global_pool": "catavgmax"},
+            "options": {"pad_type": "same"},
         },
         "mobilenetv2_100": {
             "backbone": "mobilenetv2_100",
             "weights": str(weights / "mobilenetv2_100.coral_in1k.fp16.safetensors"),
             "size_px": 160,
             "cuts": [0, 1],
-            "options": {"pad_type": "same", "global_pool": "catavgmax"},
+            "options": {"pad_type": "same"},
         },
     }
     geometry = {"geometry": {"fit": "letterbox"}}
