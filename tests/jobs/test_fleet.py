@@ -31,6 +31,7 @@ def changed(fleet: Fleet, **update: object) -> Fleet:
     return fleet.model_copy(update={"plants": (first.model_copy(update=update), *others)})
 
 
+@pytest.mark.slow
 def test_another_geometry_class_map_or_seed_is_another_plan_and_other_costs_are_not(fleet: Fleet, tmp_path: Path):
     mill = fleet.plant("mill")
     tiles = {name: Environment(geometry=Geometry(fit="whole")) for name in mill.environments}

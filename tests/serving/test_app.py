@@ -23,6 +23,8 @@ from serving.service import Service
 from serving.wiring import open_service
 from tests.serving.toys import BLUE, GREEN, RED, Works, plant_view, png
 
+pytestmark = pytest.mark.slow
+
 ANSWER_KEYS = {
     *("request_id", "plant", "environment", "part_id", "model", "verdict", "defect", "confidence", "probabilities"),
     *("novelty", "location", "severity", "frames", "latency_ms"),
