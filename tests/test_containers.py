@@ -53,6 +53,7 @@ def test_the_serving_image_holds_no_torch_and_not_the_room_that_learns():
     assert {"ray", "onnxruntime", "fastapi"} <= found
 
 
+@pytest.mark.slow
 def test_the_serving_image_holds_all_that_serving_and_the_rooms_below_import():
     import importlib.metadata
 

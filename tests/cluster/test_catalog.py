@@ -78,6 +78,7 @@ def test_a_second_import_moves_no_lot_and_deals_only_the_new_ones(catalog, fleet
     assert set(after) - set(before) == {"L77"}
 
 
+@pytest.mark.slow
 def test_a_lot_that_passes_through_two_plants_has_one_role(catalog, fleet):
     for name in ("north", "south"):
         read(catalog, fleet, name)
@@ -102,6 +103,7 @@ def test_more_frames_than_are_looked_at_are_said(catalog, fleet, monkeypatch):
     assert note.startswith("60 frames are more than 59: only equal files were taken for copies")
 
 
+@pytest.mark.slow
 def test_a_corrected_answer_of_the_test_leaves_a_trace_and_nothing_else_does(catalog, fleet):
     read(catalog, fleet)
     sealed = catalog.sealed("north")
@@ -117,6 +119,7 @@ def test_a_corrected_answer_of_the_test_leaves_a_trace_and_nothing_else_does(cat
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_correction_whose_import_was_killed_after_telling_is_told_once_and_a_later_one_again(catalog, fleet):
     def answered(name: str) -> None:
         buffer = io.BytesIO()
@@ -139,6 +142,7 @@ def test_a_correction_whose_import_was_killed_after_telling_is_told_once_and_a_l
     assert changes == [("elsewhat", true), ("another", true), ("elsewhat", true)]
 
 
+@pytest.mark.slow
 def test_a_sealed_frame_that_goes_comes_back_and_goes_again_leaves_three_traces(catalog, fleet):
     read(catalog, fleet)
     frame = next(f for f in catalog.sealed("north")["frame"] if f.startswith("crack/"))

@@ -72,6 +72,7 @@ def test_a_second_writer_is_told_after_its_time_and_gets_in_after_the_first_has_
     assert store.list("locks") == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_lapses(tmp_path):
     store = LocalStore(tmp_path)
     store.write(f"locks/x/{'0' * 32}.{time.time() + 0.5:.3f}", b"")

@@ -36,6 +36,7 @@ def read(fleet: Fleet, **options) -> Imported:
     return Catalog(store).import_plant(fleet, plant, files=PlantFiles(), now=NOW, **options)
 
 
+@pytest.mark.slow
 def test_an_unchanged_plant_is_not_read_again_unless_asked(fleet):
     store = open_store(fleet.store)
     assert read(fleet).num_read == 24

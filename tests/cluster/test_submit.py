@@ -302,6 +302,7 @@ class BreakingLog:
         return self.text
 
 
+@pytest.mark.slow
 def test_every_line_is_seen_once_when_the_log_connection_breaks():
     lines: list[str] = []
     module._follow(BreakingLog(), "job", on_line=lines.append)

@@ -90,6 +90,7 @@ def test_black_frames_are_named_from_the_first_to_the_last():
     assert finding.detail.startswith("environment default: 3 frames from 10.png to 12.png")
 
 
+@pytest.mark.slow
 def test_a_dark_run_is_a_fault_where_times_are_known_and_nothing_where_names_only_are():
     pictures = [picture(seed) for seed in range(40)]
     for i in range(15, 27):

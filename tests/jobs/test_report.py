@@ -269,6 +269,7 @@ def curve(*, capacity: float) -> dict[str, Any]:
         (1.0, "6.00% of the parts are reviewed, and people can review all of them."),
     ],
 )
+@pytest.mark.slow
 def test_the_cost_curve_is_drawn_with_its_trivial_lines_and_its_load_said_in_words(document, capacity, words):
     changed = copy.deepcopy(document)
     changed["details"]["panel"]["curve"] = curve(capacity=capacity)

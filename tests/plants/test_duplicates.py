@@ -106,6 +106,7 @@ def found(pictures: list[np.ndarray]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     "draw", [material, *(pytest.param(d, marks=pytest.mark.slow) for d in (in_fixture, ring, printed))]
 )
+@pytest.mark.slow
 def test_a_changed_copy_is_paired_with_its_original_and_with_nothing_else(draw):
     rng = np.random.default_rng(1)
     pictures = [draw(seed) for seed in range(24)]

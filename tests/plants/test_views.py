@@ -107,6 +107,7 @@ def test_a_jpeg_with_a_window_is_decoded_whole():
 
 
 @pytest.mark.parametrize("start", [1000, 1001])
+@pytest.mark.slow
 def test_nothing_of_what_is_ignored_shows_in_a_large_jpeg(start):
     pixels = surface(2448, 2048) // 2
     end = start + 199

@@ -242,6 +242,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(works: Works):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_models_nobody_uses_are_freed(works: Works):
     import gc
 
