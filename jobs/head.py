@@ -77,7 +77,7 @@ class HeadFit:
             current = self._minimise(self.lesson, start=current, strength=strength)
             head = self._outside(current)
             found = judge(head)
-            if best is None or (best_score is not None and found.value is not None and found.beats(best_score)):
+            if best is None or (best_score is not None and found.nll is not None and found.beats(best_score)):
                 best, best_score, best_strength = head, found, strength
                 soft = head if strength >= SOFT else soft
         if best is None or best_score is None:

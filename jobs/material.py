@@ -179,9 +179,10 @@ class Material:
     def save(self, fitted: Fitted, *, spec: RunSpec, plan: Plan) -> None:
         """The run's model is in storage, weights before words."""
         prefix = f"runs/{plan.plan_id}/{spec.run_id}"
-        self.store.write(
-            f"{prefix}/model.safetensors", save_tensors({k: v.contiguous() for k, v in fitted.state.items()})
-        )
+        states = {"model": fitted.state, **({"start": fitted.start} if plan.is_parent(spec) else {})}
+        for name, state in states.items():
+            weights = save_tensors({k: v.contiguous() for k, v in state.items()})
+            self.store.write(f"{prefix}/{name}.safetensors", weights)
         words = {
             "run_id": spec.run_id,
             "kind": spec.kind,
@@ -225,6 +226,13 @@ class Material:
         words: dict[str, Any] = json.loads(self.store.read(f"{prefix}/model.json"))
         weights = self.store.read(f"{prefix}/model.safetensors")
         return words, load_tensors(weights), hashlib.sha256(weights).hexdigest()
+
+    def parent(self, run_id: str, *, plan_id: str) -> Parent:
+        """What a finished run left for others to start from."""
+        prefix = f"runs/{plan_id}/{run_id}"
+        words = json.loads(self.store.read(f"{prefix}/model.json"))
+        state = load_tensors(self.store.read(f"{prefix}/start.safetensors"))
+        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=state)
 
 
 class TrunkRunner:
@@ -275,8 +283,7 @@ def fit_run(
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     parent = None
     if spec.parent:
-        words, weights, _ = material.load(spec.parent, plan_id=plan.plan_id)
-        parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=weights)
+        parent = material.parent(spec.parent, plan_id=plan.plan_id)
     fitted = fit(
         material.model,
         data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
@@ -285,7 +292,6 @@ def fit_run(
         recipe=Recipe.model_validate(spec.recipe),
         seed=spec.seed,
         parent=parent,
-        is_parent=plan.is_parent(spec),
         world=world,
         checkpoints=Checkpoints(
             load=lambda: store.read(state) if store.exists(state) else None,

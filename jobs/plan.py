@@ -91,8 +91,8 @@ class Plan:
         }
 
     def is_parent(self, spec: RunSpec) -> bool:
-        """Whether a run starts from this one that is judged by the same plant's select rows."""
-        return any(run.parent == spec.run_id and set(run.plants) & set(spec.plants) for run in self.runs)
+        """Whether a run starts from this one."""
+        return any(run.parent == spec.run_id for run in self.runs)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:

@@ -1,6 +1,7 @@
-"""How a model is chosen while it learns: on `select`, per part, by expected cost where there is an ok class.
+"""How a model is chosen while it learns: on `select`, per part, by likelihood; its worth is said in money beside it.
 
-Cheap enough for every epoch; the deciding comparison between models is made elsewhere, on `decide`.
+Money at a threshold hangs on the few parts next to it, and which plant is the worst on chance. Cheap enough for every
+epoch; the deciding comparison between models is made elsewhere, on `decide`, in money.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SHRINK_PARTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Higher value is better, 1 is perfect; equal values are told apart by the lower nll. None: nothing to judge by."""
+    """The lower nll is kept; a higher value is worth more, 1 is perfect. None: nothing to judge by."""
 
     value: float | None
     nll: float | None
@@ -29,11 +30,7 @@ class Score:
 
     def beats(self, other: Score | None) -> bool:
         """Whether this one is to be kept instead of the other."""
-        if other is None or other.value is None or self.value is None or other.nll is None or self.nll is None:
-            return True
-        if abs(self.value - other.value) > 1e-9:
-            return self.value > other.value
-        return self.nll < other.nll
+        return other is None or other.nll is None or self.nll is None or self.nll < other.nll
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ def part_probabilities(probs: np.ndarray, *, among: SelectSet) -> np.ndarray:
 
 
 def score(probs: Sequence[np.ndarray], *, sets: Sequence[SelectSet]) -> Score:
-    """The worst plant's value after shrinkage, and the mean nll."""
+    """The worst plant's value after shrinkage, and the mean nll of all plants alike."""
     values, losses, sizes = {}, [], {}
     for block, among in zip(probs, sets, strict=True):
         if not len(among.truth):

@@ -1,9 +1,9 @@
 """The only epoch loop. Runs without Ray: data, time and storage come in as arguments.
 
 A run first fits its head on frozen (or its parent's) features, to `select` too, where it is judged out of fold. Then it
-unfreezes stage after stage from a head that has not seen `select`; a stage that does not win there is not kept. State
-is written every few seconds at the end of an epoch, and a run that is taken up again gives the same numbers as one that
-was never disturbed: all randomness is drawn from (seed, stage, epoch).
+unfreezes stage after stage from a head that has not seen `select`, as do runs that start from this one; a stage that
+does not win there is not kept. State is written every few seconds at the end of an epoch, and a run that is taken up
+again gives the same numbers as one that was never disturbed: all randomness is drawn from (seed, stage, epoch).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class World:
 
 @dataclass(frozen=True)
 class Parent:
-    """A fitted model that a run starts from."""
+    """What another run left to start from."""
 
     cut: int
     leaves: tuple[str, ...]
@@ -67,7 +67,7 @@ class Fitted:
     state: dict[str, Tensor]
     score: Score
     start: dict[str, Tensor]
-    """The same branch with a softer head, which the next stage goes on from."""
+    """The same branch with a softer head that has not seen `select`: stages and other runs go on from it."""
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -99,7 +99,6 @@ def fit(
     recipe: Recipe,
     seed: int,
     parent: Parent | None = None,
-    is_parent: bool = False,
     world: World | None = None,
     checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -107,7 +106,6 @@ def fit(
 ) -> Fitted:
     """The run's best branch on select.
 
-    is_parent: a run will start from this one that is judged by the same select rows; its head then does not see them.
     Raises FloatingPointError where a loss is not finite, ValueError for rows that cannot be learned from.
     """
     checkpoints = checkpoints or Checkpoints()
@@ -115,7 +113,7 @@ def fit(
     taught = Supervision(data, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
     run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World())
     state = _restored(checkpoints.load())
-    best = state.best if state else _with_head_fitted(run, parent=parent, is_parent=is_parent)
+    best = state.best if state else _with_head_fitted(run, parent=parent)
     if state is None:
         on_epoch({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
     for index, stage in enumerate(recipe.stages):
@@ -130,7 +128,7 @@ def fit(
     return best
 
 
-def _with_head_fitted(run: _Run, *, parent: Parent | None, is_parent: bool) -> Fitted:
+def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
     """The parent's branch, or the whole frozen backbone, with a head fitted to these rows."""
     cut = parent.cut if parent else 0
     taught = run.taught
@@ -143,7 +141,7 @@ def _with_head_fitted(run: _Run, *, parent: Parent | None, is_parent: bool) -> F
     with torch.enable_grad():
         heads = HeadFit(lesson, prior=prior)
         head, found, strength, soft = heads.best(lambda head: taught.judge_rows(head.logits(select.features)))
-        if has_select and not is_parent:
+        if has_select:
             more = replace(select, weights=select.weights * views)
             head, found = _knowing_select(heads, more, head=head, strength=strength, taught=taught)
     branch.adopt_head(soft.weight, soft.bias, taught.leaves)

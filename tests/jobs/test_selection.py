@@ -1,4 +1,4 @@
-"""The score on select: money where something is good, macro-F1 elsewhere, the worst plant first."""
+"""The score on select: likelihood chooses; money where something is good, macro-F1 elsewhere, says what it is worth."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def test_where_nothing_can_be_judged_there_is_no_value_and_a_plant_without_parts
 @pytest.mark.parametrize(
     ("new", "old", "better"),
     [
-        ((0.9, 1.0), (0.8, 0.1), True),
-        ((0.8, 0.1), (0.9, 1.0), False),
+        ((0.8, 0.1), (0.9, 1.0), True),
+        ((0.9, 1.0), (0.8, 0.1), False),
         ((0.9, 0.1), (0.9, 0.2), True),
         ((0.9, 0.2), (0.9, 0.1), False),
         ((0.9, 0.1), (0.9, 0.1), False),
         ((None, None), (None, None), True),
     ],
 )
-def test_the_higher_value_wins_and_the_lower_nll_breaks_ties(new, old, better):
+def test_the_likelier_model_is_kept_whatever_its_value(new, old, better):
     assert Score(*new, {}).beats(Score(*old, {})) is better
     assert Score(*new, {}).beats(None)
 

@@ -48,14 +48,13 @@ def test_a_frozen_head_learns_from_select_and_is_judged_there_by_heads_that_did_
 
 def test_what_stages_and_children_start_from_has_not_seen_select(tmp_path):
     run = toy_run(tmp_path)
-    fitted, parent = (fit(ToyModel(), **run, recipe=FROZEN, seed=0, is_parent=is_parent) for is_parent in (False, True))
+    fitted = fit(ToyModel(), **run, recipe=FROZEN, seed=0)
     for rows in (data.rows for data in run["data"].plants):
         rows["is_learned"] = rows["role"] == "train"
     judged_only = fit(ToyModel(), **run, recipe=FROZEN, seed=0)
     for key in ("head.weight", "head.bias"):
-        assert torch.equal(fitted.start[key], parent.start[key])
-        assert not torch.allclose(fitted.state[key], parent.state[key], atol=1e-3)
-        torch.testing.assert_close(judged_only.state[key], parent.state[key], atol=1e-2, rtol=1e-2)
+        assert torch.equal(fitted.start[key], judged_only.start[key])
+        assert not torch.allclose(fitted.state[key], judged_only.state[key], atol=1e-3)
 
 
 @pytest.mark.slow
