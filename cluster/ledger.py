@@ -37,7 +37,7 @@ class RunRecord(Config):
     seconds: float = 0.0
     """Time spent in all attempts that ended orderly."""
     select: float | None = None
-    """The score on `select` that chose the kept weights; None when nothing was counted."""
+    """What the kept weights are worth on `select`; None when nothing was counted."""
     started_at: str | None = None
     finished_at: str | None = None
 

@@ -27,19 +27,16 @@ def label_targets(
     labels: Sequence[str], *, plant: Plant, leaf_sets: Mapping[str, Sequence[str]], leaves: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Targets and mask, both bool [N, L], of a plant's own labels over a model's leaves."""
-    index = {leaf: i for i, leaf in enumerate(leaves)}
-    rows = {}
-    for name in plant.classes:
-        row = np.zeros(len(leaves), dtype=bool)
-        row[[index[leaf] for leaf in leaf_sets[name] if leaf in index]] = True
-        rows[name] = row
-    mask = np.ones(len(leaves), dtype=bool)
-    for name, value in plant.classes.items():
-        if value.state == "unannotated":
-            mask &= ~rows[name]
+    rows = {name: np.isin(leaves, leaf_sets[name]) for name in plant.classes}
     none = np.zeros(len(leaves), dtype=bool)
     targets = np.array([rows.get(label, none) for label in labels], dtype=bool).reshape(-1, len(leaves))
-    return targets, np.broadcast_to(mask, targets.shape)
+    return targets, np.broadcast_to(told_leaves(plant, leaf_sets=leaf_sets, leaves=leaves), targets.shape)
+
+
+def told_leaves(plant: Plant, *, leaf_sets: Mapping[str, Sequence[str]], leaves: Sequence[str]) -> np.ndarray:
+    """Which leaves the plant's labels tell of, bool [L]: all but those of its unannotated classes."""
+    silent = [leaf for name, value in plant.classes.items() if value.state == "unannotated" for leaf in leaf_sets[name]]
+    return ~np.isin(leaves, silent)
 
 
 def balanced_weights(labels: Sequence[str], *, plants: Sequence[str], max_class_weight: float) -> np.ndarray:

@@ -14,6 +14,10 @@ from plants.errors import InputError
 from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
 
+WAY = 2
+"""Raised when the same data, recipe and seed come to give other models, or runs to leave other files to their children:
+a plan that was begun before is then another plan."""
+
 Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "normality"]
 
 
@@ -58,7 +62,7 @@ class Plan:
     plan_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        content = json.dumps([self.data_digest, self.trunk, [asdict(run) for run in self.runs]], sort_keys=True)
+        content = json.dumps([WAY, self.data_digest, self.trunk, [asdict(run) for run in self.runs]], sort_keys=True)
         object.__setattr__(self, "plan_id", f"{self.fleet}-{hashlib.sha256(content.encode()).hexdigest()[:12]}")
 
     def run(self, run_id: str) -> RunSpec:

@@ -6,12 +6,14 @@ epoch; the deciding comparison between models is made elsewhere, on `decide`, in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jobs.activations import PlantData, ok_mask
+from jobs.losses import told_leaves
 from plants.labels import truth_of_parts
 from plants.plant import Costs, projection
 from plants.scores import pool_groups
@@ -30,7 +32,9 @@ class Score:
 
     def beats(self, other: Score | None) -> bool:
         """Whether this one is to be kept instead of the other."""
-        return other is None or other.nll is None or self.nll is None or self.nll < other.nll
+        if other is None or other.nll is None or self.nll is None or math.isnan(other.nll):
+            return True
+        return self.nll < other.nll
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class SelectSet:
     classes: tuple[str, ...]
     ok_classes: tuple[str, ...]
     matrix: np.ndarray
+    told: np.ndarray
+    """Leaves that the labels tell of, bool [L]: only among these is likelihood counted."""
     ok_leaves: np.ndarray
     top_k: int
     costs: Costs
@@ -65,17 +71,18 @@ def select_set(data: PlantData, *, leaf_sets: dict[str, tuple[str, ...]], leaves
         classes=classes,
         ok_classes=data.plant.ok,
         matrix=projection(leaves, leaf_sets, classes),
+        told=told_leaves(data.plant, leaf_sets=leaf_sets, leaves=leaves),
         ok_leaves=ok_mask(leaves),
         top_k=max(e.geometry.top_k for e in data.plant.environments.values()),
         costs=data.plant.costs,
     )
 
 
-def part_probabilities(probs: np.ndarray, *, among: SelectSet) -> np.ndarray:
-    """Class probabilities of parts [P, C] from leaf probabilities of inputs [N, L]."""
+def part_probabilities(probs: np.ndarray, *, among: SelectSet) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities of parts [P, C], and what lies on leaves that labels tell of [P], from inputs' [N, L]."""
     frames, _ = pool_groups(probs, among.frame_groups, ok=among.ok_leaves, top_k=among.top_k)
     parts, _ = pool_groups(frames, among.part_groups, ok=among.ok_leaves, top_k=1)
-    return parts @ among.matrix
+    return parts @ among.matrix, parts @ among.told
 
 
 def score(probs: Sequence[np.ndarray], *, sets: Sequence[SelectSet]) -> Score:
@@ -84,9 +91,10 @@ def score(probs: Sequence[np.ndarray], *, sets: Sequence[SelectSet]) -> Score:
     for block, among in zip(probs, sets, strict=True):
         if not len(among.truth):
             continue
-        parts = part_probabilities(block, among=among)
+        parts, told = part_probabilities(block, among=among)
         at = np.array([among.classes.index(name) for name in among.truth])
-        losses.append(float(-np.log(np.clip(parts[np.arange(len(at)), at], 1e-7, 1)).mean()))
+        hit = parts[np.arange(len(at)), at] / np.clip(told, 1e-7, None)
+        losses.append(float(-np.log(np.clip(hit, 1e-7, 1)).mean()))
         values[among.plant] = plant_value(parts, among=among)
         sizes[among.plant] = len(at)
     if not values:

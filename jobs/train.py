@@ -114,6 +114,7 @@ def fit(
     run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World())
     state = _restored(checkpoints.load())
     best = state.best if state else _with_head_fitted(run, parent=parent)
+    best.score = _agreed(best.score, world=run.world)
     if state is None:
         on_epoch({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
     for index, stage in enumerate(recipe.stages):
@@ -233,7 +234,7 @@ def _unfreeze(
             break
         loss = _epoch(run, wrapped, optimizer, stage=stage, index=index, epoch=epoch, scale=at.rate)
         _average_buffers(branch, world=run.world)
-        found = run.taught.judge_branch(branch, cut=stage.cut)
+        found = _agreed(run.taught.judge_branch(branch, cut=stage.cut), world=run.world)
         row = {"stage": index + 1, "epoch": epoch + 1, "loss": loss, "select": found.value, "select_nll": found.nll}
         best.history.append(row)
         on_epoch(row)
@@ -309,6 +310,14 @@ def _finite(loss: float, *, run: _Run, epoch: int) -> float:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: lower the rates, or look for broken images")
     return loss
+
+
+def _agreed(score: Score, *, world: World) -> Score:
+    """The first process's score, so that all stop and keep alike where their arithmetic differs."""
+    box = [score]
+    if world.size > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _average_buffers(branch: nn.Module, *, world: World) -> None:

@@ -1,6 +1,6 @@
 """Bayesian search of the recipe: Ray Tune, Optuna's TPE and ASHA, on the packs and activations that training uses.
 
-A trial fits one model of all plants named and is judged on `select`, worst plant first. The three best are fitted
+A trial fits one model of all plants named and is judged on `select`, by likelihood. The three best are fitted
 again with new seeds before one is called best. A killed search goes on where it was.
 """
 
@@ -33,6 +33,8 @@ STRENGTHS = (0.0, 0.5, 1.0)
 EPOCHS = 20
 FINALISTS = 3
 SEEDS = (101, 102)
+LOWEST = -10.0
+"""Log-likelihood of what is no better than this, or cannot be judged."""
 
 
 def space(*, cuts: Sequence[int]) -> dict[str, Any]:
@@ -67,10 +69,8 @@ def recipe_of(config: Mapping[str, Any], *, cuts: Sequence[int], epochs: int = E
 
 
 def rank_value(score: Score) -> float:
-    """One number to maximise: the value on select, ties told apart by the nll."""
-    if score.value is None or score.nll is None:
-        return 0.0
-    return score.value - 1e-3 * min(score.nll, 10.0)
+    """One number to maximise: the mean log-likelihood on select, by which a fit chooses too; at least `LOWEST`."""
+    return LOWEST if score.nll is None else max(-score.nll, LOWEST)
 
 
 @functools.lru_cache(maxsize=8)
@@ -100,10 +100,10 @@ def fit_point(
 
 
 def trial(config: Mapping[str, Any], *, plants: Sequence[str], material_json: str) -> None:
-    """One trial: reports the best value so far after every epoch, so that ASHA may stop it."""
+    """One trial: reports the best likelihood so far after every epoch, so that ASHA may stop it."""
     from ray import tune
 
-    best, epoch = -1.0, 0
+    best, epoch = LOWEST, 0
 
     def report(row: Mapping[str, Any]) -> None:
         nonlocal best, epoch
@@ -116,7 +116,7 @@ def trial(config: Mapping[str, Any], *, plants: Sequence[str], material_json: st
 
 
 def fit_again(point: tuple[Mapping[str, Any], int], *, plants: Sequence[str], material_json: str) -> float | str:
-    """The value of a (config, seed) fitted anew, or one line that says why it could not be fitted."""
+    """The likelihood of a (config, seed) fitted anew, or one line that says why it could not be fitted."""
     config, seed = point
     try:
         return rank_value(fit_point(config, plants=plants, material_json=material_json, seed=seed).score)
@@ -174,10 +174,10 @@ def tune(
     recipe = recipe_of(best["config"], cuts=cuts)
     header = (
         f"Found by `crossplant tune` on {', '.join(plants)}: {len(rows)} trials, "
-        f"select {best['mean']:.4f} over seeds {', '.join(map(str, SEEDS))}"
+        f"log-likelihood on select {best['mean']:.4f} over seeds {', '.join(map(str, SEEDS))}"
     )
     save_recipe(recipe, out, header=header)
-    said = f"best recipe: {out} (select {best['mean']:.4f}); use it with: crossplant train --recipe {out}"
+    said = f"best recipe: {out} (log-likelihood on select {best['mean']:.4f}); use it with: train --recipe {out}"
     show.print(said, markup=False, soft_wrap=True)
     return {
         "best": {"recipe": recipe.model_dump(mode="json"), "value": best["mean"], "file": str(out)},
@@ -201,6 +201,7 @@ def _search(
         "plants": list(plants),
         "trials": trials,
         "material": {k: v for k, v in raw.items() if k != "cache"},
+        "value": "log-likelihood",
     }
     name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
     folder = settings.home / "tune"
@@ -249,7 +250,7 @@ def _rows(results: Sequence[Any]) -> list[dict[str, Any]]:
         )
     if not any(row["value"] is not None for row in rows):
         raise InputError(f"no trial finished; the first failed with: {rows[0]['error'] if rows else 'nothing ran'}")
-    return sorted(rows, key=lambda row: -(row["value"] if row["value"] is not None else -1))
+    return sorted(rows, key=lambda row: -(row["value"] if row["value"] is not None else LOWEST))
 
 
 def _finalists(

@@ -1,9 +1,9 @@
 """Which lot plays which role, recorded once and never recomputed.
 
-Roles: `train` is learned from, `select` chooses epochs and recipes (the head of a frozen model then learns from it as
-well), `decide` calibrates, compares and promotes, `test` is sealed. The record is append-only and chained: each row's
-digest covers the one before, so that an earlier row cannot be changed unseen. A lot is dealt once for the whole fleet,
-whatever plants it is seen at.
+Roles: `train` is learned from, `select` chooses epochs and recipes (a head on features that stay as they are then
+learns from it as well), `decide` calibrates, compares and promotes, `test` is sealed. The record is append-only and
+chained: each row's digest covers the one before, so that an earlier row cannot be changed unseen. A lot is dealt once
+for the whole fleet, whatever plants it is seen at.
 """
 
 from __future__ import annotations

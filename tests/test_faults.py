@@ -105,6 +105,11 @@ class Driver:
         """The finished models by run."""
         return {path.parent.name: path for path in Path(self.store.uri, "runs", self.plan).glob("*/model.safetensors")}
 
+    def weights(self) -> dict[str, Path]:
+        """All that the runs have left, what others start from included, by run and name."""
+        paths = Path(self.store.uri, "runs", self.plan).glob("*/*.safetensors")
+        return {f"{path.parent.name}/{path.stem}": path for path in paths}
+
 
 def kill_driver(process: subprocess.Popen[bytes]) -> None:
     """kill -9 of a driver. Its workers end by themselves within seconds; Ray's agents, which take a minute, here."""
@@ -226,16 +231,17 @@ def done(records: dict[str, RunRecord]) -> dict[str, RunRecord]:
 
 
 def differences(a: Driver, b: Driver) -> dict[str, float]:
-    """Runs whose weights are not the same in both, and by how much."""
-    assert set(a.models()) == set(b.models())
+    """What runs have left that is not the same in both, and by how much."""
+    assert set(a.weights()) == set(b.weights())
+    assert any(name.endswith("/start") for name in a.weights())
     found = {}
-    for run_id, path in a.models().items():
-        ours, theirs = load_file(path), load_file(b.models()[run_id])
+    for name, path in a.weights().items():
+        ours, theirs = load_file(path), load_file(b.weights()[name])
         assert ours.keys() == theirs.keys()
         far = [float(np.abs(ours[key].astype(np.float64) - theirs[key]).max()) for key in ours]
         worst = max(far, default=0.0)  # what good parts look like is a file of its own
         if not worst <= 1e-6:
-            found[run_id] = worst
+            found[name] = worst
     return found
 
 

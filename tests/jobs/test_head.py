@@ -50,6 +50,13 @@ def test_with_no_evidence_the_head_stays_at_its_prior():
     assert near.value > alone.value
 
 
+def test_the_strength_is_the_likeliest_and_not_the_one_of_the_highest_value():
+    x, targets = problem(100)
+    said = iter([Score(0.9, 0.5, {}), Score(0.2, 0.1, {}), Score(0.9, 0.3, {})])
+    _, score, strength, _ = fit(x, targets, judge=lambda head: next(said), strengths=(1.0, 0.1, 0.01))
+    assert (score.nll, strength) == (0.1, 0.1)
+
+
 @pytest.mark.slow
 def test_a_constant_feature_does_no_harm():
     x, targets = problem(100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ def parts(truth: str, *, plant: str = "north", ok: tuple[str, ...] = ("g",), cos
         classes=("g", "c"),
         ok_classes=ok,
         matrix=np.eye(2, dtype=np.float32),
+        told=np.array([True, True]),
         ok_leaves=np.array([bool(ok), False]),
         top_k=1,
         costs=costs or Costs(miss=100, false_alarm=10, defect_rate=(0.1, 0.05, 0.2)),
@@ -68,7 +71,7 @@ def test_macro_f1_counts_the_classes_that_occur():
     assert macro_f1(truth, np.array(["a", "c", "b"], dtype=object)) == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_the_worst_plant_decides_after_shrinkage_towards_the_mean():
+def test_the_value_is_the_worst_plants_after_shrinkage_towards_the_mean():
     good, bad = parts("ggcc"), parts("gcgc", plant="south")
     found = score([probs(0.1, 0.2, 0.8, 0.9), probs(0.1, 0.2, 0.8, 0.9)], sets=[good, bad])
     assert found.by_plant["north"] == 1.0
@@ -91,6 +94,8 @@ def test_where_nothing_can_be_judged_there_is_no_value_and_a_plant_without_parts
         ((0.9, 0.2), (0.9, 0.1), False),
         ((0.9, 0.1), (0.9, 0.1), False),
         ((None, None), (None, None), True),
+        ((0.9, 0.1), (0.9, float("nan")), True),
+        ((0.9, float("nan")), (0.9, 0.1), False),
     ],
 )
 def test_the_likelier_model_is_kept_whatever_its_value(new, old, better):
@@ -103,7 +108,16 @@ def test_tiles_become_frames_and_frames_become_parts_by_the_most_suspicious():
     rows = probs(0.1, 0.9, 0.2, 0.3)
     tiled = SelectSet(**{**{f: getattr(among, f) for f in among.__slots__}, "frame_groups": np.array([0, 0, 1, 2]),
                          "part_groups": np.array([0, 1, 1])})  # fmt: skip
-    assert part_probabilities(rows, among=tiled)[:, 1] == pytest.approx([0.9, 0.3])
+    assert part_probabilities(rows, among=tiled)[0][:, 1] == pytest.approx([0.9, 0.3])
+
+
+def test_knowing_what_a_plant_does_not_label_costs_no_likelihood():
+    among = parts("gc")
+    among = replace(
+        among, matrix=np.eye(3, 2, dtype=np.float32), told=np.array([1, 1, 0], bool), ok_leaves=np.eye(3)[0] > 0
+    )
+    plain, knowing = np.array([[0.8, 0.2, 0], [0.4, 0.6, 0]]), np.array([[0.4, 0.1, 0.5], [0.4, 0.6, 0]])
+    assert score([knowing], sets=[among]).nll == pytest.approx(score([plain], sets=[among]).nll)
 
 
 def test_a_select_set_holds_the_select_rows_of_a_plant_only(tmp_path):

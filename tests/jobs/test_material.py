@@ -1,0 +1,36 @@
+"""What runs leave in the store, for exports and for the runs that start from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jobs.fleet import planned
+from jobs.material import Material, fit_run
+from jobs.recipe import Recipe
+from jobs.train import fit
+
+
+@pytest.mark.slow
+def test_children_start_from_what_a_parent_has_left_which_is_not_what_it_serves(works, monkeypatch):
+    recipe = Recipe(stages=(), views=1)
+    material = Material(works.fleet, cache=works.settings.cache, recipe=recipe)
+    plan = planned(works.fleet, material=material, recipe=recipe)
+    pooled = fit_run(plan.run("pooled-s0"), material=material, plan=plan)
+    fit_run(plan.run("frozen-arden-s0"), material=material, plan=plan)
+    left = material.parent("pooled-s0", plan_id=plan.plan_id)
+    served = material.load("pooled-s0", plan_id=plan.plan_id)[1]
+    assert left.leaves == pooled.leaves
+    assert left.cut == pooled.cut
+    for key in ("head.weight", "head.bias"):
+        assert torch.equal(left.state[key], pooled.start[key])
+        assert torch.equal(served[key], pooled.state[key])
+        assert not torch.allclose(left.state[key], served[key], atol=1e-4)
+    assert not works.store.exists(f"runs/{plan.plan_id}/frozen-arden-s0/start.safetensors")
+    seen = []
+    monkeypatch.setattr(
+        "jobs.material.fit", lambda *args, parent, **more: seen.append(parent) or fit(*args, parent=parent, **more)
+    )
+    fit_run(plan.run("warm-arden-s0"), material=material, plan=plan)
+    (parent,) = seen
+    assert all(torch.equal(parent.state[key], left.state[key]) for key in left.state)
