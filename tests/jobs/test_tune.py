@@ -120,7 +120,7 @@ def refitted(monkeypatch: pytest.MonkeyPatch, *, diverging: set[float]) -> tuple
     def fit_point(config: dict[str, Any], *, seed: int, **_: Any) -> SimpleNamespace:
         if config["dropout"] in diverging and seed == SEEDS[-1]:
             raise FloatingPointError("the loss is not finite\nin epoch 3")
-        return SimpleNamespace(score=Score(0.5, 1 - config["dropout"], {}))
+        return SimpleNamespace(score=Score(0.5, -config["dropout"], {}))
 
     monkeypatch.setattr("jobs.tune.fit_point", fit_point)
     monkeypatch.setattr("cluster.session.map_tasks", map)
