@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -220,19 +220,14 @@ class Material:
                     return Normalities.load(path)
         return Normalities()
 
-    def load(self, run_id: str, *, plan_id: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
-        """A run's words and weights from storage, and the SHA-256 of the weights."""
+    def load(
+        self, run_id: str, *, plan_id: str, what: Literal["model", "start"] = "model"
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
+        """A run's words from storage, the weights it serves or left for others to start from, and their SHA-256."""
         prefix = f"runs/{plan_id}/{run_id}"
         words: dict[str, Any] = json.loads(self.store.read(f"{prefix}/model.json"))
-        weights = self.store.read(f"{prefix}/model.safetensors")
+        weights = self.store.read(f"{prefix}/{what}.safetensors")
         return words, load_tensors(weights), hashlib.sha256(weights).hexdigest()
-
-    def parent(self, run_id: str, *, plan_id: str) -> Parent:
-        """What a finished run left for others to start from."""
-        prefix = f"runs/{plan_id}/{run_id}"
-        words = json.loads(self.store.read(f"{prefix}/model.json"))
-        state = load_tensors(self.store.read(f"{prefix}/start.safetensors"))
-        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=state)
 
 
 class TrunkRunner:
@@ -283,7 +278,8 @@ def fit_run(
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     parent = None
     if spec.parent:
-        parent = material.parent(spec.parent, plan_id=plan.plan_id)
+        words, start, _ = material.load(spec.parent, plan_id=plan.plan_id, what="start")
+        parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start)
     fitted = fit(
         material.model,
         data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
