@@ -177,8 +177,8 @@ def tune(
         f"log-likelihood on select {best['mean']:.4f} over seeds {', '.join(map(str, SEEDS))}"
     )
     save_recipe(recipe, out, header=header)
-    said = f"best recipe: {out} (log-likelihood on select {best['mean']:.4f}); use it with: train --recipe {out}"
-    show.print(said, markup=False, soft_wrap=True)
+    show.print(f"best recipe: {out} (log-likelihood on select {best['mean']:.4f})", markup=False, soft_wrap=True)
+    show.print(f"use it with: crossplant train --recipe {out}", markup=False, soft_wrap=True)
     return {
         "best": {"recipe": recipe.model_dump(mode="json"), "value": best["mean"], "file": str(out)},
         "trials": rows,

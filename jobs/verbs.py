@@ -208,7 +208,8 @@ class _Progress:
             self._line(f"{event['plant']}: {event['error'] or said}")
         elif kind == "epoch":
             loss = f" loss {event['loss']:.3f}" if event.get("loss") is not None else ""
-            select = f" select nll {event['select_nll']:.3f}" if event.get("select_nll") is not None else ""
+            is_judged = event.get("select") is not None
+            select = f" select {event['select']:.3f} nll {event['select_nll']:.3f}" if is_judged else ""
             self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}{loss}{select}"
             self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
         elif kind == "strike":

@@ -10,6 +10,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 
 from jobs.recipe import Recipe, Stage
+from jobs.selection import Score
 from jobs.supervision import Supervision
 from jobs.train import Checkpoints, Parent, World, fit
 from tests.jobs.toys import ToyModel, toy_run
@@ -189,3 +190,22 @@ def test_two_processes_learn_what_one_learns_alone(tmp_path):
         assert other["loss"] == pytest.approx(row["loss"], abs=1e-4)
     for key, value in alone.state.items():
         torch.testing.assert_close(together["state"][key], value, atol=1e-4, rtol=0)
+
+
+def fit_beside_a_doubter(rank: int, folder: Path) -> None:
+    """One of two processes that fit the toy run together; the second judges by itself that nothing is ever learned."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    if rank == 1:
+        Supervision.judge_rows = Supervision.judge_branch = lambda *args, **more: Score(0.0, 9.0, {})
+    fitted = fit(NoNorm(), **toy_run(folder / f"rank{rank}"), recipe=RECIPE, seed=5, world=World(rank=rank, size=2))
+    torch.save({"history": fitted.history, "cut": fitted.cut, "nll": fitted.score.nll}, folder / f"fitted{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_keep_and_stop_by_the_score_of_the_first(tmp_path):
+    multiprocessing.spawn(fit_beside_a_doubter, args=(tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"fitted{rank}.pt") for rank in (0, 1))
+    assert first["nll"] < 9
+    assert first == second
