@@ -1,8 +1,8 @@
 """Lanes: the workers of one Ray Train run, each taking runs from the plan until none is left.
 
 The board knows what runs and what is next; the run ledger in storage, not the board, is what survives the driver.
-First the lanes prepare the plants, one each at a time; then all workers fit each shared (pooled) run together by DDP;
-afterwards every worker is a lane.
+First the lanes prepare the plants, one each at a time; then all workers fit the runs together, by DDP, that are too
+long for one lane (`Plan.is_shared`); afterwards every worker is a lane.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ class Board:
         self.preparing: dict[str, int] = {}
         self.deaths: Counter[str] = Counter()
         self.tokens: dict[int, str] = {}
+        self.num_lanes = 1
         self.put_at: dict[str, float] = {}
         self.log: list[dict[str, Any]] = []
 
     def enter(self, lane: int, *, token: str, num_lanes: int) -> None:
         """A worker has started: what its predecessor, or a lane that is no more, was at is free again."""
+        self.num_lanes = num_lanes
         gone = {str(n) for n in self.tokens if n >= num_lanes}
         if self.tokens.get(lane, token) != token:
             gone |= {str(lane), ALL_LANES}
@@ -91,7 +93,7 @@ class Board:
 
     def shared(self) -> list[str]:
         """Shared runs that are not finished, in the order of the plan."""
-        return [run.run_id for run in self.plan.runs if run.is_shared and not self.records[run.run_id].is_over]
+        return [run.run_id for run in self.plan.runs if self._is_shared(run) and not self.records[run.run_id].is_over]
 
     def start(self, run_id: str, *, lane: str) -> None:
         """Lease a run to a lane."""
@@ -103,7 +105,7 @@ class Board:
         """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent, or "stop"."""
         self._fail_orphans()
         parents = {run.parent for run in self.plan.runs}
-        free = [run for run in self.plan.runs if not run.is_shared and self._is_free(run.run_id)]
+        free = [run for run in self.plan.runs if not self._is_shared(run) and self._is_free(run.run_id)]
         ready = [run for run in free if run.parent is None or self.records[run.parent].state == "done"]
         for run in sorted(ready, key=lambda r: (r.run_id not in parents, -sum(self.sizes.get(p, 0) for p in r.plants))):
             self.start(run.run_id, lane=str(lane))
@@ -132,6 +134,9 @@ class Board:
     def events(self, since: int) -> list[dict[str, Any]]:
         """What happened after event number `since`."""
         return self.log[since:]
+
+    def _is_shared(self, run: RunSpec) -> bool:
+        return self.plan.is_shared(run, lanes=self.num_lanes)
 
     def _is_free(self, run_id: str) -> bool:
         return self.records[run_id].state == "waiting" or run_id in self.lost

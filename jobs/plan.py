@@ -14,7 +14,7 @@ from plants.errors import InputError
 from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
 
-WAY = 2
+WAY = 3
 """Raised when the same data, recipe and seed come to give other models, or runs to leave other files to their children:
 a plan that was begun before is then another plan."""
 
@@ -33,11 +33,6 @@ class RunSpec:
     parent: str | None = None
     target: str | None = None
     """The plant it is meant for; None for a model of several plants. Of `without`: what was left out."""
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all workers fit it together before the lanes start."""
-        return len(self.plants) > 1
 
     @property
     def left_out(self) -> LeftOut | None:
@@ -97,6 +92,16 @@ class Plan:
     def is_parent(self, spec: RunSpec) -> bool:
         """Whether a run starts from this one."""
         return any(run.parent == spec.run_id for run in self.runs)
+
+    def is_shared(self, spec: RunSpec, *, lanes: int) -> bool:
+        """Whether all lanes fit it together: one alone would still be at it when the others had done all else.
+
+        A run's work is counted in plants. All of the plan's runs count, finished or not, so that a second driver
+        does as the first. Measured on two lanes: an epoch took 2.05 s together and 1.7 s on one, which gave better
+        models, too (README, Decisions).
+        """
+        work = sum(len(run.plants) for run in self.runs if run.recipe["stages"])
+        return lanes > 1 and len(spec.plants) > 1 and len(spec.plants) * lanes > work
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:

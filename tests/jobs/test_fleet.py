@@ -1,15 +1,19 @@
-"""The plan: named by all that a model is made from, and by nothing else."""
+"""The plan: named by all that a model is made from, and by nothing else; and a run that all lanes fit together."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from jobs.fleet import planned
+from cluster.settings import Settings
+from jobs.fleet import _run_lanes, planned
+from jobs.lanes import ALL_LANES
 from jobs.material import Material
-from jobs.recipe import Recipe
+from jobs.recipe import Recipe, Stage
 from plants.geometry import Environment, Geometry
 from plants.plant import Costs, Fleet, PlantClass
 from tests.fleets import drawn_fleet, imported
@@ -68,3 +72,21 @@ def test_the_plant_whose_frames_make_most_inputs_comes_first_and_one_whose_roi_l
     assert order(Geometry()) == ["mill", "oven"]
     assert order(Geometry(fit="tiles", tile_px=64, overlap_px=0)) == ["oven", "mill"]
     assert order(Geometry(), mill=Geometry(roi=(0, 0, 4096, 4096))) == ["oven", "mill"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_too_long_for_one_lane_is_fitted_by_all_of_them(fleet: Fleet, ray_local: Settings):
+    recipe = Recipe(stages=(Stage(cut=1, epochs=2),), views=1)
+    material = Material(fleet, cache=ray_local.cache, recipe=recipe)
+    whole = planned(fleet, material=material, recipe=recipe)
+    plan = replace(whole, runs=(whole.run("pooled-s0"), whole.run("frozen-mill-s0")))
+    material.export_trunk_once()
+    events: list[dict[str, Any]] = []
+    _run_lanes(plan, material=material, settings=ray_local, say=lambda event: events.append(dict(event)))
+    started = {e["run_id"]: e["lane"] for e in events if e["kind"] == "started"}
+    assert started["pooled-s0"] == ALL_LANES
+    assert started["frozen-mill-s0"] in ("0", "1")
+    epochs = [(e["stage"], e["epoch"]) for e in events if e["kind"] == "epoch" and e["run_id"] == "pooled-s0"]
+    assert epochs == [(0, 0), (1, 1), (1, 2)]
+    words, _, _ = material.load("pooled-s0", plan_id=plan.plan_id)
+    assert set(words["leaves"]) == {"ok", "crack"}

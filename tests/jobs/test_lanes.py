@@ -13,7 +13,7 @@ from plants.errors import InputError
 
 
 def spec(run_id: str, *, plants=("north",), parent=None) -> RunSpec:
-    return RunSpec(run_id, "own", tuple(plants), 0, {}, parent=parent)
+    return RunSpec(run_id, "own", tuple(plants), 0, {"stages": [{"cut": 1}]}, parent=parent)
 
 
 PLAN = Plan(
@@ -34,8 +34,14 @@ def store_uri(tmp_path):
     return str(tmp_path / "store")
 
 
+MANY = 4
+"""So many lanes that `pooled`, of two plants, is too long for one of them: the other runs are four plants' work."""
+
+
 def board(store_uri: str) -> Board:
-    return Board(PLAN.to_json(), store_uri)
+    at = Board(PLAN.to_json(), store_uri)
+    at.num_lanes = MANY
+    return at
 
 
 def finish(at: Board, run_id: str) -> None:
@@ -52,6 +58,13 @@ def test_parents_come_first_and_children_wait_for_them(store_uri):
     finish(at, "own")
     assert at.take(1) == {"do": "run", "run_id": "sister"}
     assert at.take(0) == {"do": "wait"}
+
+
+def test_among_few_lanes_a_pooled_run_is_one_lanes_and_the_first(store_uri):
+    at = board(store_uri)
+    at.enter(0, token="a", num_lanes=2)
+    assert at.shared() == []
+    assert [at.take(lane)["run_id"] for lane in (0, 1)] == ["pooled", "own"]
 
 
 def test_plants_are_prepared_in_the_order_given_and_none_is_left_out(store_uri):
@@ -83,10 +96,10 @@ def test_a_second_driver_repeats_no_finished_run_and_takes_up_the_lost_one(store
 def test_the_run_of_a_worker_that_came_back_is_free_and_its_neighbours_is_not(store_uri):
     at = board(store_uri)
     for lane in (0, 1):
-        at.enter(lane, token=f"a{lane}", num_lanes=2)
+        at.enter(lane, token=f"a{lane}", num_lanes=MANY)
     assert at.take(0)["run_id"] == "own"
     assert at.take(1)["run_id"] == "frozen"
-    at.enter(0, token="b0", num_lanes=2)
+    at.enter(0, token="b0", num_lanes=MANY)
     assert at.take(0)["run_id"] == "own"
     assert at.take(0) == {"do": "wait"}
 
@@ -95,11 +108,11 @@ def test_a_run_whose_worker_dies_twice_without_progress_is_failed_and_its_neighb
     at = board(store_uri)
     for n in range(2):
         for lane in (0, 1):
-            at.enter(lane, token=f"{n}{lane}", num_lanes=2)
+            at.enter(lane, token=f"{n}{lane}", num_lanes=MANY)
         assert {at.take(lane)["run_id"] for lane in (0, 1)} == {"own", "frozen"}
         at.blame({int(at.records["own"].lane): "The actor died unexpectedly"})
     for lane in (0, 1):
-        at.enter(lane, token=f"3{lane}", num_lanes=2)
+        at.enter(lane, token=f"3{lane}", num_lanes=MANY)
     assert at.take(0) == {"do": "run", "run_id": "frozen"}
     record = RunLedger(open_store(store_uri), PLAN.plan_id).get("own")
     assert (record.state, record.attempts) == ("failed", 2)
@@ -117,7 +130,7 @@ def test_a_shared_run_is_struck_when_any_worker_dies(store_uri):
 def test_a_run_that_comes_further_each_time_is_not_given_up(store_uri):
     at = board(store_uri)
     for n in range(5):
-        at.enter(0, token=str(n), num_lanes=1)
+        at.enter(0, token=str(n), num_lanes=MANY)
         assert at.take(0)["run_id"] == "own"
         at.epoch("own", {"stage": 1, "epoch": n + 1})
 
@@ -162,7 +175,7 @@ def test_of_runs_that_nobody_waits_for_the_longest_starts_first(store_uri):
 def test_plants_are_prepared_one_a_lane_and_all_lanes_wait_for_the_last(store_uri):
     at = board(store_uri)
     for lane in (0, 1):
-        at.enter(lane, token=f"a{lane}", num_lanes=2)
+        at.enter(lane, token=f"a{lane}", num_lanes=MANY)
     assert at.prepare(0) == {"do": "prepare", "plant": "north"}
     assert at.prepare(1) == {"do": "prepare", "plant": "south"}
     at.prepared("north", rows=5, seconds=1.0)
@@ -177,10 +190,10 @@ def test_the_plant_of_a_dead_worker_is_prepared_by_another_once_and_then_left_to
     at.prepared("south", rows=1, seconds=0.0)
     at.unprepared.remove("south")
     for n in range(2):
-        at.enter(0, token=str(n), num_lanes=1)
+        at.enter(0, token=str(n), num_lanes=MANY)
         assert at.prepare(0) == {"do": "prepare", "plant": "north"}
         at.blame({0: "out of memory"})
-    at.enter(0, token="2", num_lanes=1)
+    at.enter(0, token="2", num_lanes=MANY)
     assert at.prepare(0) == {"do": "go"}
 
 

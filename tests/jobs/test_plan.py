@@ -59,6 +59,17 @@ def test_parents_are_the_runs_that_others_start_from():
     assert found == {run.parent for run in plan.runs if run.parent}
 
 
+def test_a_run_is_fitted_by_all_lanes_where_one_would_be_the_last_to_end():
+    plan = plan_of(fleet())
+    pooled = plan.run("pooled-s0")
+    work = sum(len(run.plants) for run in plan.runs if run.kind in ("pooled", "own", "warm", "sister"))
+    assert work == 9
+    assert [lanes for lanes in range(1, 8) if plan.is_shared(pooled, lanes=lanes)] == [5, 6, 7]
+    assert not any(plan.is_shared(run, lanes=100) for run in plan.runs if run != pooled)
+    more = plan_of(fleet(), seeds=(0, 1))
+    assert not more.is_shared(more.run("pooled-s0"), lanes=5)
+
+
 def test_a_plant_that_may_not_leave_is_trained_alone():
     plan = plan_of(fleet(neu={"may_leave": False}))
     assert not [run for run in plan.runs if run.kind in ("pooled", "warm", "sister")]
