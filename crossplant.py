@@ -577,8 +577,10 @@ def _fail_if(bad: list[Any], what: str) -> None:
 
 def main() -> None:
     """Run the command; faults of the input become lines, not tracebacks."""
+    from cluster.session import collect_seldom
     from plants.errors import CheckFailed, InputError
 
+    collect_seldom()
     warnings.showwarning = lambda message, *place, **more: console.print(  # one line, without a place in our code
         f"warning: {message}", style="yellow", markup=False, soft_wrap=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -13,21 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import session
 from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
-from jobs.lanes import Blame, Board, lane_loop
 from jobs.leave_out import parse
-from jobs.material import Material
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe
 from jobs.tracking import Tracker
 from plants import governance
 from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet
+
+if TYPE_CHECKING:
+    from jobs.material import Material
 
 Say = Callable[[Mapping[str, Any]], None]
 GROUP_START_TIMEOUT_S = 120
@@ -90,6 +92,9 @@ def train_fleet(
         if stage.cut not in allowed:
             remedy = f"Allowed cuts: {', '.join(map(str, allowed))}; add it to `trunks:` in the fleet's file"
             raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
+    _start_at_once(settings)
+    from jobs.material import Material
+
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk)
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
@@ -105,14 +110,26 @@ def train_fleet(
     notes = governance.words(fleet.plants)
     say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo), "notes": notes})
     if todo:
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        with ThreadPoolExecutor(1) as beside:
-            exported = beside.submit(material.export_trunk_once)
-            session.start(settings, num_slots=settings.slots)
-            exported.result()
+        session.start(settings, num_slots=settings.slots)
+        material.export_trunk_once()
         _run_lanes(plan, material=material, settings=settings, say=say)
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
     return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
+
+
+def _start_at_once(settings: Settings) -> None:
+    """An embedded Ray starts, for which this process waits, while what needs torch and timm is imported.
+
+    Nobody takes this machine away in mid-run, so that Ray Train needs no process that watches for it.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if not settings.is_embedded:
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    with ThreadPoolExecutor(1) as beside:
+        imported = beside.submit(lambda: importlib.import_module("jobs.material"))
+        session.start(settings, num_slots=settings.slots)
+        imported.result()
 
 
 def planned(
@@ -163,6 +180,8 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     import ray
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs.lanes import Blame, Board, lane_loop
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from cluster import ledger
+from cluster import ledger, session
 from cluster.ledger import RunLedger, RunRecord
 from cluster.storage import open_store
 from jobs.plan import Plan, RunSpec
@@ -174,6 +174,7 @@ class Blame(UserCallback):
 
 def lane_loop(config: dict[str, Any]) -> None:
     """The train function of every worker: the shared runs together, then runs of its own until none is left."""
+    session.collect_seldom()
     import ray
     import ray.train
     import torch

@@ -124,11 +124,12 @@ def fit_again(point: tuple[Mapping[str, Any], int], *, plants: Sequence[str], ma
         return " ".join(f"seed {seed}: {type(error).__name__}: {error}".split())
 
 
-def prepare(config: Mapping[str, Any], name: str) -> None:
-    """The plant's pack and activations are in the cache of this machine."""
+def prepare(what: tuple[Mapping[str, Any], str]) -> None:
+    """A material's config and a plant: its pack and activations are in the cache of this machine."""
     import torch
 
     torch.set_num_threads(1)
+    config, name = what
     Material.from_config(config).data(name)
 
 
@@ -161,12 +162,11 @@ def tune(
     material = Material(fleet, cache=settings.cache, recipe=base)
     session.start(settings, num_slots=settings.slots)
     material.export_trunk_once()
-    for strength in STRENGTHS:
-        at = base.model_copy(update={"augment": Augment(strength=strength)})
-        show.print(f"caching activations, augmentation strength {strength:g}", markup=False)
-        config = Material(fleet, cache=material.cache, recipe=at).to_config()
-        for _ in session.map_tasks(functools.partial(prepare, config), plants):
-            pass
+    show.print(f"caching activations at {len(STRENGTHS)} strengths of augmentation", markup=False)
+    recipes = [base.model_copy(update={"augment": Augment(strength=strength)}) for strength in STRENGTHS]
+    configs = [Material(fleet, cache=material.cache, recipe=recipe).to_config() for recipe in recipes]
+    for _ in session.map_tasks(prepare, [(config, name) for config in configs for name in plants]):
+        pass
     results = _search(material, plants=plants, trials=trials, settings=settings, show=show)
     rows = _rows(results)
     finalists = _finalists(rows, plants=plants, material=material, show=show)

@@ -13,8 +13,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 from object_store import ObjectStore, StoreUnavailable, started
 
+from cluster.session import collect_seldom
 from cluster.settings import Settings
 
+collect_seldom()
 LONGEST = ("test_faults", "test_walk", "test_tune")
 
 

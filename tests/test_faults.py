@@ -13,17 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
 from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.storage import Store, open_store
+from jobs.fleet import planned
+from jobs.material import Material, fit_run
 from jobs.recipe import Recipe, Stage, save_recipe
 from plants.plant import load_fleet
 from tests.fleets import imported, small_fleet
@@ -174,9 +178,15 @@ def without_a_label(store: Store, *, plant: str) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(poisoned: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """The fleet, trained without a kill."""
-    driver = copy_of(poisoned[0], tmp_path_factory.mktemp("undisturbed") / "works")
-    assert driver.finished(driver.start()) == 1, driver.printed
+    """The runs that can be done, fitted one after another in this process: no Ray, no lanes, no kill."""
+    torch.set_num_threads(1)
+    driver, recipe = copy_of(poisoned[0], tmp_path_factory.mktemp("undisturbed") / "works"), recipe_of_long_runs()
+    material = Material(driver.fleet, cache=driver.works / "home" / "cache", recipe=recipe)
+    plan = planned(driver.fleet, material=material, recipe=recipe)
+    driver.store.write_json("runs/latest.json", {"plan": plan.plan_id})
+    for run in sorted(plan.runs, key=lambda run: run.parent is not None):
+        if run.run_id not in POISONED_RUNS:
+            fit_run(run, material=material, plan=plan)
     return driver
 
 
@@ -185,28 +195,43 @@ def copy_of(fleet: Path, folder: Path) -> Driver:
     return Driver(folder, recipe=recipe_of_long_runs())
 
 
-def test_a_killed_worker_and_a_killed_driver_cost_no_finished_run_and_change_no_model(
-    poisoned: tuple[Path, str], undisturbed: Driver, tmp_path: Path
-):
-    driver = copy_of(poisoned[0], tmp_path / "works")
+@dataclass(frozen=True)
+class Killed:
+    """A command whose worker and whose driver were killed, and that was then repeated."""
+
+    driver: Driver
+    struck: set[str]
+    """The runs that the lanes were at when a worker was killed."""
+    finished: list[dict[str, tuple[RunRecord, int]]]
+    """What was finished at each kill."""
+
+
+@pytest.fixture(scope="module")
+def killed(poisoned: tuple[Path, str], undisturbed: Driver, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    driver = copy_of(poisoned[0], tmp_path_factory.mktemp("killed") / "works")
     shutil.copytree(undisturbed.works / "home" / "cache", driver.works / "home" / "cache")
     process = driver.start()
     assert driver.wait_until(lambda rs: bool(done(rs)) and len(alone(rs)) == 2, of=process), driver.printed
     struck = set(alone(driver.records()))
     os.kill(next(pid for pid in below(process.pid) if "RayTrainWorker" in cmdline(pid)), signal.SIGKILL)
-    before = snapshot(driver)
+    finished = [snapshot(driver)]
     again = lambda rs: any(rs[r].attempts == 2 and rs[r].state == "running" for r in struck)  # noqa: E731
-    assert driver.wait_until(lambda rs: bool(done(rs)) and again(rs), of=process), driver.printed
-    assert re.search(r"its worker \(\d\) died: .*; it is tried once more", driver.printed)
+    assert driver.wait_until(again, of=process), driver.printed
     kill_driver(process)
-    assert kept(driver, before)
-    before = snapshot(driver)
-    assert 0 < len(before) < len(undisturbed.records())
+    finished.append(snapshot(driver))
     assert driver.finished(driver.start()) == 1, driver.printed
-    records = driver.records()
+    return Killed(driver, struck, finished)
+
+
+def test_a_killed_worker_and_a_killed_driver_cost_no_finished_run_and_change_no_model(
+    killed: Killed, undisturbed: Driver
+):
+    driver, records = killed.driver, killed.driver.records()
+    assert re.search(r"its worker \(\d\) died: .*; it is tried once more", driver.printed)
+    assert all(kept(driver, before) for before in killed.finished)
+    assert 0 < len(killed.finished[-1]) < len(records)
     assert {run_id for run_id, r in records.items() if r.state != "done"} == POISONED_RUNS
-    assert max(records[r].attempts for r in struck) >= 2
-    assert kept(driver, before)
+    assert max(records[r].attempts for r in killed.struck) >= 2
     assert differences(driver, undisturbed) == {}
 
 
@@ -246,17 +271,17 @@ def differences(a: Driver, b: Driver) -> dict[str, float]:
 
 
 def test_a_plant_without_labels_fails_alone_with_its_cause_and_all_others_finish(
-    poisoned: tuple[Path, str], undisturbed: Driver
+    poisoned: tuple[Path, str], killed: Killed
 ):
-    frame = poisoned[1]
-    runs = {run["name"]: run for run in json.loads((undisturbed.works / "train.json").read_text())["runs"]}
+    frame, driver = poisoned[1], killed.driver
+    runs = {run["name"]: run for run in json.loads((driver.works / "train.json").read_text())["runs"]}
     assert {name for name, run in runs.items() if POISONED in run["plants"]} == {*POISONED_RUNS, NORMALITY}
     assert {name for name, run in runs.items() if run["state"] == "failed"} == POISONED_RUNS
     assert {runs[name]["state"] for name in runs.keys() - POISONED_RUNS} == {"done"}
     for name in POISONED_RUNS:
         assert f"plant {POISONED}: 1 rows have no label (NaN)" in runs[name]["error"]
         assert frame in runs[name]["error"]
-    assert frame in undisturbed.printed
-    assert "Traceback" not in undisturbed.printed
-    assert "\nwarning: patience 24 is above 10: expect wasted epochs" in f"\n{undisturbed.printed}"
-    assert "check failed: 2 runs failed" in undisturbed.printed
+    assert frame in driver.printed
+    assert "Traceback" not in driver.printed
+    assert "\nwarning: patience 24 is above 10: expect wasted epochs" in f"\n{driver.printed}"
+    assert "check failed: 2 runs failed" in driver.printed

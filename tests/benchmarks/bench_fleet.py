@@ -104,16 +104,22 @@ def _side(role: str, base: dict[str, Any], *, folder: Path, **more: Any) -> dict
 # --- the sides, each in its own process
 
 
-def _opened(task: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Settings, recipe and material of a task."""
+def _given(task: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Settings, recipe and fleet of a task."""
     from cluster.settings import Settings
-    from jobs.material import Material
     from jobs.recipe import Recipe
     from plants.plant import Fleet
 
     settings = Settings(home=Path(task["home"]), slots=task["slots"])
-    recipe = Recipe.model_validate(task["recipe"])
-    return settings, recipe, Material(Fleet.model_validate(task["fleet"]), cache=settings.cache, recipe=recipe)
+    return settings, Recipe.model_validate(task["recipe"]), Fleet.model_validate(task["fleet"])
+
+
+def _opened(task: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Settings, recipe and material of a task."""
+    from jobs.material import Material
+
+    settings, recipe, fleet = _given(task)
+    return settings, recipe, Material(fleet, cache=settings.cache, recipe=recipe)
 
 
 def _wanted(task: dict[str, Any], *, recipe: Any, material: Any) -> Any:
@@ -135,11 +141,11 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
     """The fleet on lanes, by the call that `crossplant train` makes."""
     from jobs import fleet as job
 
-    settings, recipe, material = _opened(task)
+    settings, recipe, fleet = _given(task)
     full, events = job.planned, []
     job.planned = lambda *args, **kwargs: _reduced(full(*args, **kwargs))
     trained = job.train_fleet(
-        material.fleet,
+        fleet,
         settings=settings,
         recipe=recipe,
         seeds=(task["seed"],),
@@ -156,7 +162,7 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
         "run_s": {run["name"]: run["seconds"] for run in trained.to_json()["runs"]},
         "num_runs": len(trained.plan.runs),
         "epochs": sum(e["kind"] == "epoch" and e["stage"] > 0 for e in events),
-        "quality": _quality_of_exports(trained.plan, material=material),
+        "quality": _quality_of_exports(trained.plan, material=_opened(task)[2]),
     }
 
 
