@@ -206,6 +206,13 @@ class Catalog:
             self._verified = known = (digest, table)
         return known[1].copy()
 
+    def require(self, plants: Sequence[str]) -> None:
+        """Raises InputError for the first of these plants that has not been imported."""
+        there = {entry.key for entry in self.store.list("labels")}
+        for plant in plants:
+            if f"labels/{plant}.parquet" not in there:
+                raise _not_imported(plant)
+
     def rows(self, plant: str) -> pd.DataFrame:
         """The plant's label rows with their role; the class of test rows is null. Raises InputError before import.
 
@@ -214,7 +221,7 @@ class Catalog:
         key = f"labels/{plant}.parquet"
         assignments = self.assignments()
         if assignments is None or not self.store.exists(key):
-            raise InputError("has not been imported", plant=plant, remedy="Run `crossplant import --fleet FILE` first")
+            raise _not_imported(plant)
         rows = splits.with_roles(from_parquet(self.store.read(key)), assignments)
         return copies.apart(rows, self._quarantined(plant))
 
@@ -341,6 +348,10 @@ def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -
 
 def _images(tables: Sequence[tuple[Plant, pd.DataFrame]]) -> list[tuple[str, list[str]]]:
     return [(plant.name, rows["sha256"].tolist()) for plant, rows in tables]
+
+
+def _not_imported(plant: str) -> InputError:
+    return InputError("has not been imported", plant=plant, remedy="Run `crossplant import --fleet FILE` first")
 
 
 def _text(value: Any) -> str:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cluster import session
+from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
@@ -92,6 +93,7 @@ def train_fleet(
         if stage.cut not in allowed:
             remedy = f"Allowed cuts: {', '.join(map(str, allowed))}; add it to `trunks:` in the fleet's file"
             raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
+    Catalog.of(fleet).require([plant.name for plant in fleet.plants])
     _start_at_once(settings)
     from jobs.material import Material
 
