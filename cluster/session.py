@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import os
 import secrets
 import shutil
@@ -37,14 +36,6 @@ class _Process:
 
 
 _process = _Process()
-
-
-def collect_seldom() -> None:
-    """Python looks for cycles of garbage every 100,000 objects, not every 700.
-
-    Importing torch and timm, whose objects all stay, then takes 3.3 s of processor time in place of 4.2.
-    """
-    gc.set_threshold(100_000, 50, 100)
 
 
 def start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -10,7 +11,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,11 +94,12 @@ def train_fleet(
         if stage.cut not in allowed:
             remedy = f"Allowed cuts: {', '.join(map(str, allowed))}; add it to `trunks:` in the fleet's file"
             raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
-    _start_at_once(settings)
+    if settings.is_embedded:
+        _start_at_once(settings)
     from jobs.material import Material
 
-    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk)
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
@@ -120,14 +122,7 @@ def train_fleet(
 
 
 def _start_at_once(settings: Settings) -> None:
-    """An embedded Ray starts, for which this process waits, while what needs torch and timm is imported.
-
-    Nobody takes this machine away in mid-run, so that Ray Train needs no process that watches for it.
-    """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if not settings.is_embedded:
-        return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    """An embedded Ray starts, for which this process only waits, while what needs torch and timm is imported."""
     with ThreadPoolExecutor(1) as beside:
         imported = beside.submit(lambda: importlib.import_module("jobs.material"))
         session.start(settings, num_slots=settings.slots)
@@ -185,7 +180,6 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
 
     from jobs.lanes import Blame, Board, lane_loop
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
     order = material.largest_first([plant.name for plant in material.fleet.plants])
     board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store, order)
@@ -196,7 +190,7 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
     failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)
     folder = _train_folder(material.fleet.store, settings=settings)
-    with _Watch(board, plan=plan, settings=settings, say=say):
+    with _environment(settings), _Watch(board, plan=plan, settings=settings, say=say):
         for start in range(1, GROUP_STARTS + 1):
             trainer = TorchTrainer(
                 lane_loop,
@@ -217,6 +211,26 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
                     raise CheckFailed(f"{lanes} workers could not be kept at work: {cause}. {again}") from None
                 say({"kind": "regroup", "workers": lanes, "error": cause})
     ray.kill(board)
+
+
+@contextlib.contextmanager
+def _environment(settings: Settings) -> Iterator[None]:
+    """Ray Train's own settings, where nobody has made them, for the length of a block.
+
+    An embedded Ray is never drained of its only node, so that no process of its own needs to watch for that.
+    """
+    ours = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(GROUP_START_TIMEOUT_S),
+        **({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if settings.is_embedded else {}),
+    }
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _train_folder(store: str, *, settings: Settings) -> str:

@@ -2,7 +2,7 @@
 
 The board knows what runs and what is next; the run ledger in storage, not the board, is what survives the driver.
 First the lanes prepare the plants, one each at a time; then all workers fit the runs together, by DDP, that are too
-long for one lane (`Plan.is_shared`); afterwards every worker is a lane.
+long for one lane (`Plan.shared`); afterwards every worker is a lane.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from cluster import ledger, session
+from cluster import ledger
 from cluster.ledger import RunLedger, RunRecord
 from cluster.storage import open_store
 from jobs.plan import Plan, RunSpec
@@ -46,13 +46,13 @@ class Board:
         self.preparing: dict[str, int] = {}
         self.deaths: Counter[str] = Counter()
         self.tokens: dict[int, str] = {}
-        self.num_lanes = 1
+        self.together: frozenset[str] = frozenset()
         self.put_at: dict[str, float] = {}
         self.log: list[dict[str, Any]] = []
 
     def enter(self, lane: int, *, token: str, num_lanes: int) -> None:
         """A worker has started: what its predecessor, or a lane that is no more, was at is free again."""
-        self.num_lanes = num_lanes
+        self.together = self.plan.shared(lanes=num_lanes)
         gone = {str(n) for n in self.tokens if n >= num_lanes}
         if self.tokens.get(lane, token) != token:
             gone |= {str(lane), ALL_LANES}
@@ -93,7 +93,8 @@ class Board:
 
     def shared(self) -> list[str]:
         """Shared runs that are not finished, in the order of the plan."""
-        return [run.run_id for run in self.plan.runs if self._is_shared(run) and not self.records[run.run_id].is_over]
+        waiting = [run.run_id for run in self.plan.runs if not self.records[run.run_id].is_over]
+        return [run_id for run_id in waiting if run_id in self.together]
 
     def start(self, run_id: str, *, lane: str) -> None:
         """Lease a run to a lane."""
@@ -105,7 +106,7 @@ class Board:
         """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent, or "stop"."""
         self._fail_orphans()
         parents = {run.parent for run in self.plan.runs}
-        free = [run for run in self.plan.runs if not self._is_shared(run) and self._is_free(run.run_id)]
+        free = [run for run in self.plan.runs if run.run_id not in self.together and self._is_free(run.run_id)]
         ready = [run for run in free if run.parent is None or self.records[run.parent].state == "done"]
         for run in sorted(ready, key=lambda r: (r.run_id not in parents, -sum(self.sizes.get(p, 0) for p in r.plants))):
             self.start(run.run_id, lane=str(lane))
@@ -134,9 +135,6 @@ class Board:
     def events(self, since: int) -> list[dict[str, Any]]:
         """What happened after event number `since`."""
         return self.log[since:]
-
-    def _is_shared(self, run: RunSpec) -> bool:
-        return self.plan.is_shared(run, lanes=self.num_lanes)
 
     def _is_free(self, run_id: str) -> bool:
         return self.records[run_id].state == "waiting" or run_id in self.lost
@@ -174,7 +172,6 @@ class Blame(UserCallback):
 
 def lane_loop(config: dict[str, Any]) -> None:
     """The train function of every worker: the shared runs together, then runs of its own until none is left."""
-    session.collect_seldom()
     import ray
     import ray.train
     import torch

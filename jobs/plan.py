@@ -93,15 +93,16 @@ class Plan:
         """Whether a run starts from this one."""
         return any(run.parent == spec.run_id for run in self.runs)
 
-    def is_shared(self, spec: RunSpec, *, lanes: int) -> bool:
-        """Whether all lanes fit it together: one alone would still be at it when the others had done all else.
+    def shared(self, *, lanes: int) -> frozenset[str]:
+        """The runs of several plants that all lanes fit together, as one of them has more than its share of the work.
 
-        A run's work is counted in plants. All of the plan's runs count, finished or not, so that a second driver
-        does as the first. Measured on two lanes: an epoch took 2.05 s together and 1.7 s on one, which gave better
-        models, too (README, Decisions).
+        Work is counted in plants whose branches are trained, over the whole plan, finished or not: so a second driver
+        with as many lanes does as the first. Measured on two lanes: together an epoch took longer than on one, and the
+        models were worse (README, Decisions).
         """
-        work = sum(len(run.plants) for run in self.runs if run.recipe["stages"])
-        return lanes > 1 and len(spec.plants) > 1 and len(spec.plants) * lanes > work
+        work = {run.run_id: len(run.plants) for run in self.runs if run.recipe["stages"]}
+        share = sum(work.values()) / lanes
+        return frozenset(run_id for run_id, plants in work.items() if lanes > 1 and 1 < plants > share)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:

@@ -56,7 +56,7 @@ class Recipe(Config):
     """Augmented copies of a training image in the cache, the plain one included."""
     augment: Augment = Augment()
     batch: int = Field(default=16, ge=1, le=4096)
-    """Images a step of all processes together: how many lanes there are does not change what is learned."""
+    """Images a step, of all processes together where they fit a run together."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     layer_decay: float = Field(default=0.5, gt=0, le=1)

@@ -165,8 +165,9 @@ def tune(
     show.print(f"caching activations at {len(STRENGTHS)} strengths of augmentation", markup=False)
     recipes = [base.model_copy(update={"augment": Augment(strength=strength)}) for strength in STRENGTHS]
     configs = [Material(fleet, cache=material.cache, recipe=recipe).to_config() for recipe in recipes]
-    for _ in session.map_tasks(prepare, [(config, name) for config in configs for name in plants]):
-        pass
+    for some in (configs[:1], configs[1:]):  # the first makes the packs
+        for _ in session.map_tasks(prepare, [(config, name) for config in some for name in plants]):
+            pass
     results = _search(material, plants=plants, trials=trials, settings=settings, show=show)
     rows = _rows(results)
     finalists = _finalists(rows, plants=plants, material=material, show=show)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 from object_store import ObjectStore, StoreUnavailable, started
 
-from cluster.session import collect_seldom
 from cluster.settings import Settings
 
-collect_seldom()
+gc.set_threshold(100_000, 50, 100)  # as the command does
 LONGEST = ("test_faults", "test_walk", "test_tune")
 
 

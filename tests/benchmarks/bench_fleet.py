@@ -174,7 +174,7 @@ def _phases(events: list[dict[str, Any]], *, begun: float, ended: float) -> dict
     last = max(e["at"] for e in prepared)
     done = max(e["at"] for e in events if e["kind"] == "done")
     marks = [begun, planned_at, first, last, done, ended]
-    names = ("import_and_plan", "start_ray_and_trainer", "prepare", "lanes", "end_trainer")
+    names = ("import_start_ray_and_plan", "export_and_start_trainer", "prepare", "lanes", "end_trainer")
     return {name: b - a for name, a, b in zip(names, marks, marks[1:], strict=False)}
 
 
@@ -254,7 +254,7 @@ def trainers(task: dict[str, Any]) -> dict[str, Any]:
     """One TorchTrainer a run: the pooled run, then own and warm of some plants, `at_once` of them side by side."""
     import os
 
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     import ray
 
     from cluster import session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def test_a_run_that_is_too_long_for_one_lane_is_fitted_by_all_of_them(fleet: Fle
     plan = replace(whole, runs=(whole.run("pooled-s0"), whole.run("frozen-mill-s0")))
     material.export_trunk_once()
     events: list[dict[str, Any]] = []
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
     _run_lanes(plan, material=material, settings=ray_local, say=lambda event: events.append(dict(event)))
+    assert {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")} == before
     started = {e["run_id"]: e["lane"] for e in events if e["kind"] == "started"}
     assert started["pooled-s0"] == ALL_LANES
     assert started["frozen-mill-s0"] in ("0", "1")

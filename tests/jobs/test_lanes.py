@@ -40,7 +40,7 @@ MANY = 4
 
 def board(store_uri: str) -> Board:
     at = Board(PLAN.to_json(), store_uri)
-    at.num_lanes = MANY
+    at.together = PLAN.shared(lanes=MANY)
     return at
 
 

@@ -59,15 +59,21 @@ def test_parents_are_the_runs_that_others_start_from():
     assert found == {run.parent for run in plan.runs if run.parent}
 
 
-def test_a_run_is_fitted_by_all_lanes_where_one_would_be_the_last_to_end():
+def test_a_pooled_run_is_fitted_by_all_lanes_where_it_is_more_than_one_lanes_share():
     plan = plan_of(fleet())
-    pooled = plan.run("pooled-s0")
     work = sum(len(run.plants) for run in plan.runs if run.kind in ("pooled", "own", "warm", "sister"))
     assert work == 9
-    assert [lanes for lanes in range(1, 8) if plan.is_shared(pooled, lanes=lanes)] == [5, 6, 7]
-    assert not any(plan.is_shared(run, lanes=100) for run in plan.runs if run != pooled)
-    more = plan_of(fleet(), seeds=(0, 1))
-    assert not more.is_shared(more.run("pooled-s0"), lanes=5)
+    assert [lanes for lanes in range(1, 8) if plan.shared(lanes=lanes)] == [5, 6, 7]
+    assert plan.shared(lanes=100) == {"pooled-s0"}
+    assert not plan_of(fleet(), seeds=(0, 1)).shared(lanes=5)
+
+
+def test_heads_alone_are_no_work_for_all_lanes():
+    heads = make_plan(
+        fleet(), recipe=Recipe(stages=()), data_digest="d", train_parts=PARTS, train_defects={**PARTS, "tiles": 5}
+    )
+    assert "pooled-s0" in {run.run_id for run in heads.runs}
+    assert not heads.shared(lanes=2)
 
 
 def test_a_plant_that_may_not_leave_is_trained_alone():
