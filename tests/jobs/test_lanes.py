@@ -67,6 +67,19 @@ def test_among_few_lanes_a_pooled_run_is_one_lanes_and_the_first(store_uri):
     assert [at.take(lane)["run_id"] for lane in (0, 1)] == ["pooled", "own"]
 
 
+def test_a_pooled_run_that_one_lane_was_at_is_taken_up_by_it_or_by_all_lanes_of_a_larger_group(store_uri):
+    at = board(store_uri)
+    for lane in (0, 1):
+        at.enter(lane, token=f"a{lane}", num_lanes=2)
+    assert at.take(0)["run_id"] == "pooled"
+    at.enter(0, token="b0", num_lanes=2)
+    assert at.take(0)["run_id"] == "pooled"
+    again = board(store_uri)
+    again.enter(0, token="c0", num_lanes=MANY)
+    assert again.shared() == ["pooled"]
+    assert again.take(0)["run_id"] == "own"
+
+
 def test_plants_are_prepared_in_the_order_given_and_none_is_left_out(store_uri):
     names = sorted({name for run in PLAN.runs for name in run.plants})
     at = Board(PLAN.to_json(), store_uri, order=["not in the plan", names[-1]])
