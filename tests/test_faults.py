@@ -198,6 +198,8 @@ class Killed:
     """A command whose worker and whose driver were killed, and that was then repeated."""
 
     driver: Driver
+    struck: set[str]
+    """The runs that the lanes were at when a worker was killed."""
     finished: list[dict[str, tuple[RunRecord, int]]]
     """What was finished at each kill."""
     said: str
@@ -214,12 +216,13 @@ def killed(poisoned: tuple[Path, str], undisturbed: Driver, tmp_path_factory: py
     os.kill(next(pid for pid in below(process.pid) if "RayTrainWorker" in cmdline(pid)), signal.SIGKILL)
     finished = [snapshot(driver)]
     again = lambda rs: any(rs[r].attempts == 2 and rs[r].state == "running" for r in struck)  # noqa: E731
-    assert driver.wait_until(again, of=process), driver.printed
+    assert driver.wait_until(lambda rs: bool(done(rs)) and again(rs), of=process), driver.printed
+    assert kept(driver, finished[0])
     kill_driver(process)
     finished.append(snapshot(driver))
     before = len(driver.printed)
     assert driver.finished(driver.start()) == 1, driver.printed
-    return Killed(driver, finished, driver.printed[before:])
+    return Killed(driver, struck, finished, driver.printed[before:])
 
 
 def test_a_killed_worker_and_a_killed_driver_cost_no_finished_run_and_change_no_model(
@@ -230,6 +233,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_finished_run_and_change_no_
     assert all(kept(driver, before) for before in killed.finished)
     assert 0 < len(killed.finished[-1]) < len(records)
     assert {run_id for run_id, r in records.items() if r.state != "done"} == POISONED_RUNS
+    assert max(records[run_id].attempts for run_id in killed.struck) >= 2
     assert differences(driver, undisturbed) == {}
 
 
