@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "Installing crossplant and the packages that constraints.txt pins; 3 GB are loaded, which takes a minute or two"
 	@{ $(PIP) --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --cache-dir $(UNPACKED) \
-	  --constraint constraints.txt --editable '.[dev]' 2>&1 | awk '!/^ [+-] / {print "  " $$0; fflush()}'; } \
+	  --constraint constraints.txt --editable '.[dev]' 2>&1 | awk \
+	  '!/^ [+-] |Downloaded|\([0-9.]+KiB|\([0-9]\.[0-9]MiB/ {print "  " $$0; fflush()}'; } \
 	  || { echo "uv could not install them, for the reason above: now with pip, which takes 2 minutes" >&2; \
 	    $(PIP) --editable '.[dev]'; }
 	@rm -rf $(UNPACKED)
