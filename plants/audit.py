@@ -198,8 +198,13 @@ def _roles(rows: pd.DataFrame, *, shares: Shares) -> Found:
         return
     num_lots = rows.groupby("role")["lot"].nunique().reindex(ROLES, fill_value=0)
     held = rows["role"].value_counts(normalize=True).reindex(ROLES, fill_value=0.0)
-    words = ", ".join(f"{role} {held[role]:.1%} ({num_lots[role]} lots)" for role in ROLES)
-    yield "info", "shares", f"realised shares of {len(rows)} images: {words}", "None; for the record"
+    words = ", ".join(
+        f"{role} {held[role]:.1%} of {getattr(shares, role):.0%} ({num_lots[role]} lots)" for role in ROLES
+    )
+    how = "lot by lot" + (", oldest first" if shares.order == "time" else ", rarest class first")
+    last = f", generations to {rows['generation'].max()}" if "generation" in rows.columns else ""
+    detail = f"realised of declared shares of {len(rows)} images, dealt {how}{last}: {words}"
+    yield "info", "shares", detail, "None; for the record"
     few = [f"{role} ({num_lots[role]})" for role in ROLES if num_lots[role] < MIN_LOTS]
     if few:
         yield (
