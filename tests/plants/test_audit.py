@@ -273,7 +273,7 @@ def test_a_copy_in_another_role_is_an_error():
 def test_realised_shares_are_written_down():
     detail = the(findings(sound_rows()), "shares").detail
     assert "train 60.0% of 60% (72 lots)" in detail
-    assert "test 20.0% (24 lots)" in detail
+    assert "test 20.0% of 20% (24 lots)" in detail
 
 
 def test_few_lots_and_odd_shares_are_warnings():
