@@ -34,10 +34,12 @@ from planted import (
     defocused,
     dimmed,
     each_class,
+    in_fixture,
     mislabelled,
     one_class,
     recompressed,
     saturated,
+    shifted,
     stuck,
     turned,
     written,
@@ -136,26 +138,34 @@ def camera_faults(
     """One run of each fault, 3 % of the plant's frames, among the frames of one camera in this order.
 
     A frame is right if a fault of the planted kind names it; every other naming of a frame, of any kind, is wrong,
-    unless the same order without the planted run has it too.
+    unless the same order without the planted run has it too. Nothing stands still in the frames of these plants, so
+    the camera is moved in copies of them whose parts lie in a fixture.
     """
     num = max(5, round(FAULT_SHARE * len(images)))
-    before = {(one.kind, k) for one in faults([summaries[i] for i in order]) for k in one.frames}
-    found: dict[str, Any] = {"before": len(before)}
-    for kind, change in FAULTS.items():
-        first = int(rng.integers(len(order) - num))
-        at = range(first, first + num)
-        changed = [summary(image) for image in change([images[order[k]] for k in at], rng)]
-        told = {
-            (one.kind, k)
-            for one in faults(
-                [summaries[i] for i in order[:first]] + changed + [summaries[i] for i in order[at.stop :]]
-            )
-            for k in one.frames
-        }
-        hits = sum((kind, k) in told for k in at)
-        wrong = {key for key in told - before if key[0] != kind or key[1] not in at}
-        found[kind] = {"planted": num - (kind == "stuck"), "found": hits, "wrong": len(wrong)}
+    in_order = [images[i] for i in order]
+    held = in_fixture(in_order, rng)
+    settings = (
+        (in_order, [summaries[i] for i in order], FAULTS),
+        (held, [summary(np.asarray(image)) for image in held], {"shifted": shifted}),
+    )
+    found: dict[str, Any] = {"before": 0}
+    for frames, sound, changes in settings:
+        before = named_frames(sound)
+        found["before"] += len(before)
+        for kind, change in changes.items():
+            first = int(rng.integers(len(order) - num))
+            at = range(first, first + num)
+            changed = [summary(image) for image in change(frames[first : at.stop], rng)]
+            told = named_frames(sound[:first] + changed + sound[at.stop :])
+            hits = sum((kind, k) in told for k in at)
+            wrong = {key for key in told - before if key[0] != kind or key[1] not in at}
+            found[kind] = {"planted": num - (kind == "stuck"), "found": hits, "wrong": len(wrong)}
     return found
+
+
+def named_frames(summaries: list[FrameSummary]) -> set[tuple[str, int]]:
+    """Each fault and each place in the order that it names."""
+    return {(one.kind, k) for one in faults(summaries) for k in one.frames}
 
 
 def wrong_labels(features: np.ndarray, *, table: pd.DataFrame, seed: int) -> dict[str, Any]:
