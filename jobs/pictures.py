@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ import pandas as pd
 
 from cluster.retention import cache_of, record
 from cluster.storage import LocalStore, PlantFiles, replaced
-from plants.cameras import FrameSummary, faults, summary
+from plants.cameras import Fault, FrameSummary, faults, summary
 from plants.duplicates import SIDE_PX, SIGNATURE, near_duplicates, signature
 from plants.findings import Finding
 from plants.governance import kept, oldest
@@ -27,8 +27,6 @@ NUM_READERS = 4
 PIECE = 2_000
 """Frames after which signatures are saved: a killed import goes on from there."""
 NUM_NAMED = 5
-IN_ANY_ORDER = ("black", "saturated")
-"""Faults that a frame shows by itself; all others are told from the frames before and after it, so from their times."""
 
 
 @dataclass(frozen=True)
@@ -107,33 +105,53 @@ class Looks:
             return list(pool.map(one, rows[["frame", "environment"]].to_dict("records")))
 
 
-def camera_findings(seen: Seen) -> list[Finding]:
-    """The faults of each environment's camera, products apart, as they may differ in brightness.
+def camera_faults(
+    rows: pd.DataFrame, summaries: Sequence[FrameSummary]
+) -> Iterator[tuple[str, npt.NDArray[np.intp], Fault]]:
+    """Which camera, the places of the frames in `rows`, and what is wrong; products apart: their brightness may differ.
 
-    Where not every frame's time is known, frames follow one another by name, and a class that looks dark would be taken
-    for a lamp that failed: then only what a frame shows by itself counts.
+    rows: Label rows in the order taken, as `look_at` sorts them.
     """
-    findings = []
-    products = seen.rows["product"].fillna("")
-    for (environment, product), group in seen.rows.groupby(["environment", products], sort=True):
+    for (environment, product), group in rows.groupby(["environment", rows["product"].fillna("")], sort=True):
         at = group.index.to_numpy()
-        is_timed = group["captured_at"].notna().all()
-        for fault in faults([seen.summaries[i] for i in at]):
-            if not is_timed and fault.kind not in IN_ANY_ORDER:
-                continue
-            frames = [str(seen.rows["frame"][at[k]]) for k in fault.frames]
-            span = frames[0] if len(frames) == 1 else f"{len(frames)} frames from {frames[0]} to {frames[-1]}"
+        for fault in faults([summaries[i] for i in at], is_timed=group["captured_at"].notna().to_numpy(bool)):
             where = f"environment {environment}" + (f", product {product}" if product else "")
-            findings.append(
-                Finding(
-                    "warning",
-                    f"camera_{fault.kind}",
-                    seen.plant.name,
-                    f"{where}: {span}: {fault.detail}",
-                    "Look at the camera and its light; leave these frames out, or import them as an environment",
-                )
+            yield where, at[list(fault.frames)], fault
+
+
+def camera_findings(seen: Seen) -> list[Finding]:
+    """The faults of each environment's camera, and of which frames only half of them can be told."""
+    findings = _unjudged_runs(seen)
+    for where, at, fault in camera_faults(seen.rows, seen.summaries):
+        frames = seen.rows["frame"].iloc[at].tolist()
+        span = frames[0] if len(frames) == 1 else f"{len(frames)} frames from {frames[0]} to {frames[-1]}"
+        findings.append(
+            Finding(
+                "warning",
+                f"camera_{fault.kind}",
+                seen.plant.name,
+                f"{where}: {span}: {fault.detail}",
+                "Look at the camera and its light; leave these frames out, or import them as an environment",
             )
+        )
     return findings
+
+
+def _unjudged_runs(seen: Seen) -> list[Finding]:
+    is_unknown = seen.rows["captured_at"].isna()
+    if not is_unknown.any():
+        return []
+    where = ", ".join(
+        f"{unknown.sum()} of {len(unknown)} in environment {environment}"
+        for environment, unknown in is_unknown.groupby(seen.rows["environment"], sort=True)
+        if unknown.any()
+    )
+    detail = (
+        f"camera runs not judged: the times of {is_unknown.sum()} of {len(is_unknown)} frames are unknown ({where}), "
+        "so of them only black and saturated ones are told, not what is stuck, dimmed, defocused or shifted"
+    )
+    remedy = "Name their times in a column captured_at of the label table"
+    return [Finding("info", "camera_runs_not_judged", seen.plant.name, detail, remedy)]
 
 
 def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
