@@ -33,7 +33,7 @@ STUCK_RMS = 1.0
 """Grey levels between thumbnails; sensor noise of sigma 1 gives 0.2 for a frame of 200 x 200."""
 STUCK_RATIO = 0.25
 """And at most this share of what usually lies between one frame and the next."""
-DIMMED_RATIO, DEFOCUSED_SPREADS = 0.75, 3.0
+DIMMED_RATIO, DEFOCUSED_SPREADS = 0.75, 2.5
 """What the median of a run must come to: this share of the norm's brightness, or so far below the norm's sharpness."""
 DIMMED_FLOOR, DEFOCUSED_FLOOR = 0.1, 0.25
 """The least spread of a logarithm of brightness, and of sharpness, that is believed."""

@@ -4,7 +4,8 @@ Planted in memory, at known rates: 1 % of near duplicates of each kind, runs of 
 places or more), 2 % of wrong labels, and columns that tell the class. Camera faults are planted where times are known:
 real plants, which know none, are given some, else `audit` would tell but black and saturated frames. In the three real
 plants (CROSSPLANT_REAL_DATA, default ../shared/data) and in the six plants of the embedded fleet, which are synthetic.
-Limits were chosen on neu and on the embedded plants; xsdd and magnetic were only measured. Prints one JSON object last.
+Limits were chosen on neu and on the embedded plants, that of defocused frames on xsdd too, which like magnetic was else
+only measured. Prints one JSON object last.
 
     python tests/benchmarks/bench_audit.py            # 3 seeds, some minutes
     python tests/benchmarks/bench_audit.py --quick    # one seed, a fifth of the frames, three embedded plants
