@@ -16,6 +16,7 @@ import pandas as pd
 from cluster.retention import cache_of, record
 from cluster.storage import LocalStore, PlantFiles, replaced
 from plants.cameras import Fault, FrameSummary, faults, summary
+from plants.conflicts import contradict
 from plants.duplicates import SIDE_PX, SIGNATURE, near_duplicates, signature
 from plants.findings import Finding
 from plants.governance import kept, oldest
@@ -156,6 +157,7 @@ def _unjudged_runs(seen: Seen) -> list[Finding]:
 
 def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
     """Pictures that are copies of one another, by what that spoils: a split, a label, or nothing but time."""
+    plants = {one.plant.name: one.plant for one in seen}
     rows = pd.concat([one.rows.assign(plant=one.plant.name) for one in seen], ignore_index=True)
     pairs = near_duplicates([signed for one in seen for signed in one.signatures])
     kinds: dict[tuple[str, str], list[str]] = {}
@@ -166,7 +168,7 @@ def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
         is_known = isinstance(a["class"], str) and isinstance(b["class"], str)
         if a["role"] != b["role"]:
             kind = "straddling_near_duplicates"
-        elif is_known and a["class"] != b["class"] and a["plant"] == b["plant"]:
+        elif is_known and contradict(plants[a["plant"]], a["class"], plants[b["plant"]], b["class"]):
             kind = "conflicting_near_duplicates"
         else:
             kind = "near_duplicates"

@@ -68,10 +68,14 @@ def test_a_crop_is_named_with_what_it_spoils(columns, kind):
     assert finding.detail.startswith("1 pairs")
 
 
-def test_a_copy_at_another_plant_is_found():
-    other = seen([picture(9), picture(1)])
-    other = Seen(PLANT.model_copy(update={"name": "yard"}), other.rows, other.signatures, other.summaries)
+@pytest.mark.parametrize(("meaning", "kind"), [("ok", "near_duplicates"), ("crack", "conflicting_near_duplicates")])
+def test_a_copy_at_another_plant_is_found_and_its_label_compared_in_the_fleets_words(meaning, kind):
+    ok = ["gut"] if meaning == "ok" else []
+    yard = Plant.model_validate({"name": "yard", "images": "x", "classes": {"gut": meaning}, "ok": ok})
+    other = seen([picture(9), cropped(picture(1))], **{"class": ["gut", "gut"]})
+    other = Seen(yard, other.rows, other.signatures, other.summaries)
     (finding,) = copy_findings([seen([picture(0), picture(1)]), other])
+    assert finding.kind == kind
     assert "mill:01.png" in finding.detail
     assert "yard:01.png" in finding.detail
 
