@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from cluster.likeness import Look, compared
 from cluster.lock import Claim, locked
 from cluster.readings import Readings, write_rejects
 from cluster.storage import Store, open_store
 from plants import copies, seal, splits
 from plants.copies import Quarantined
-from plants.duplicates import Pair, near_duplicates
+from plants.duplicates import Pair
 from plants.errors import InputError
 from plants.hashing import sha256
 from plants.labels import Imported as Labelled
@@ -32,12 +31,6 @@ from plants.tables import Files, Rejected
 
 ASSIGNMENTS = "assignments.parquet"
 CORRECTIONS = "corrections.jsonl"
-
-MAX_LOOKED = 20_000
-"""Frames of a fleet above which an import does not look for copies: that takes some ms each and grows by the square."""
-
-Look = Callable[[Plant, pd.DataFrame, bool], npt.NDArray[np.uint8]]
-"""Signatures [len(rows), 64, 64] of the frames of label rows, which are read or, if not, only known: else zeros."""
 
 
 @dataclass(frozen=True)
@@ -91,26 +84,33 @@ class Catalog:
         Args:
             is_new_generation: The new lots are a generation of their own, whose sealed test has a budget of its own.
             is_reread: Frames are read again that an earlier import has read and that are listed as they were.
-            look: What the frames of rows look like, as `plants.duplicates.signature`. With it pictures that show the
+            look: What the frames of rows look like, see `cluster.likeness`. With it pictures that show the
                 same share a lot where none is known, and where one is do not play two roles.
         """
         self.check_seal()
         memory = Readings(self.store, plant.name, is_forgetful=is_reread)
         found = self._read(plant, files=files, memory=memory, progress=progress)
         others = self._others(fleet, plant) if look else []
-        pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
-        found.notes.extend(_unlooked(len(found.rows), others=others) if look else [])
+        known = self._recorded(plant.name)
+        same = compared(found.rows, plant=plant, recorded=known, others=others, look=look)
         with locked(self.store, "import") as claim:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
             there = self._others(fleet, plant) if look else []
             if _images(there) != _images(others):  # another import ended meanwhile
-                others, pairs = there, self._pairs(found.rows, plant=plant, others=there, look=look)
+                others = there
+                same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
             rows, assignments = self._dealt(
-                fleet, plant, found.rows, recorded=recorded, pairs=pairs, now=now, is_new_generation=is_new_generation
+                fleet,
+                plant,
+                found.rows,
+                recorded=recorded,
+                pairs=same.pairs,
+                now=now,
+                is_new_generation=is_new_generation,
             )
             joined = self._joined(others, assignments)
-            quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
+            quarantined = self._set_apart(plant.name, rows, pairs=same.pairs, others=joined, known_frames=before)
             num_corrected = self._record(
                 plant.name, rows, assignments=assignments, quarantined=quarantined.values(), now=now, claim=claim
             )
@@ -123,7 +123,12 @@ class Catalog:
             classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
             splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
             rejected=list(found.rejected),
-            notes=[*found.notes, *_shares_told(rows, assignments, plant=plant.name), *self._told(num_corrected)],
+            notes=[
+                *found.notes,
+                *same.notes,
+                *_shares_told(rows, assignments, plant=plant.name),
+                *self._told(num_corrected),
+            ],
             lots_known=bool(rows["lot_known"].all()),
             quarantined=list(quarantined.values()),
             rejects=write_rejects(self.store, plant.name, found.rejected),
@@ -262,18 +267,6 @@ class Catalog:
         found = [(other, self._recorded(other.name)) for other in fleet.plants if other.name != plant.name]
         return [(other, rows) for other, rows in found if rows is not None]
 
-    def _pairs(
-        self, rows: pd.DataFrame, *, plant: Plant, others: Sequence[tuple[Plant, pd.DataFrame]], look: Look | None
-    ) -> list[Pair]:
-        """Copies by position: equal files, and where there are not too many what looks the same."""
-        if look is None:
-            return []
-        pairs = copies.equal_files(pd.concat([rows, *(table for _, table in others)]), num_asked=len(rows))
-        if not _unlooked(len(rows), others=others):
-            thumbs = [look(plant, rows, True), *(look(other, table, False) for other, table in others)]
-            pairs += near_duplicates(np.concatenate(thumbs), num_asked=len(rows))
-        return pairs
-
     def _set_apart(
         self,
         plant: str,
@@ -317,16 +310,6 @@ class Catalog:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         (store or self.store).write(key, buffer.getvalue())
-
-
-def _unlooked(num_rows: int, *, others: Sequence[tuple[Plant, pd.DataFrame]]) -> list[str]:
-    """What is said where there are too many frames to look for copies among them."""
-    num = num_rows + sum(len(table) for _, table in others)
-    if num <= MAX_LOOKED:
-        return []
-    return [
-        f"{num:,} frames are more than {MAX_LOOKED:,}: only equal files were taken for copies, not what looks alike"
-    ]
 
 
 def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -> list[str]:

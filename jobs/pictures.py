@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cluster.retention import cache_of, record
-from cluster.storage import LocalStore, PlantFiles, replaced
+from cluster.likeness import Looked
+from cluster.signatures import Signatures
+from cluster.storage import PlantFiles
 from plants.cameras import Fault, FrameSummary, faults, summary
 from plants.conflicts import contradict
-from plants.duplicates import SIDE_PX, SIGNATURE, near_duplicates, signature
+from plants.duplicates import SIDE_PX, near_duplicates, signature
 from plants.findings import Finding
 from plants.governance import kept, oldest
-from plants.hashing import sha256
 from plants.images import decode
-from plants.plant import Plant
+from plants.plant import Fleet, Plant
 
 NUM_READERS = 4
 PIECE = 2_000
@@ -59,41 +59,30 @@ def _pixels(row: Mapping[str, Any], *, plant: Plant, read: Callable[[str], bytes
 
 
 class Looks:
-    """Signatures of plants' frames, kept in the cache by the SHA-256 of the image: `cluster.catalog.Look`."""
+    """What plants' frames look like, read once and then known to the whole fleet: `cluster.likeness.Look`."""
 
-    def __init__(self, cache: Path, *, say: Callable[[int, int], None] | None = None) -> None:
-        self.cache, self.say = cache, say
+    def __init__(self, fleet: Fleet, *, cache: Path, say: Callable[[int, int], None] | None = None) -> None:
+        self.fleet, self.cache, self.say = fleet, cache, say
 
-    def __call__(self, plant: Plant, rows: pd.DataFrame, is_read: bool) -> npt.NDArray[np.uint8]:
-        """Signatures uint8 [len(rows), 64, 64]; zeros of frames that may not be kept, or were not seen and not read."""
-        if not is_read and not plant.may_leave:
-            return np.zeros((len(rows), SIDE_PX, SIDE_PX), dtype=np.uint8)
-        depths = [(name, e.geometry.bit_depth, e.geometry.window) for name, e in plant.environments.items()]
-        store = LocalStore(cache_of(plant, cache=self.cache))
-        stem = f"looks/{plant.name}-{sha256(repr((SIGNATURE, depths)).encode())[:8]}"
+    def __call__(self, plant: Plant, rows: pd.DataFrame, is_read: bool) -> Looked:
+        """Frames that are older than the plant keeps them are not looked at."""
         now = datetime.now(UTC)
-        may = kept(plant, rows, now=now)
-        known = self._known(store.local_path(f"{stem}.npz"))
-        seen = {sha: known[sha] for sha in may["sha256"] if sha in known}
-        new = may[~may["sha256"].isin(list(seen))].drop_duplicates("sha256") if is_read else may.iloc[:0]
-        if is_read:
-            record(store, stem, since={plant.name: oldest(may, now=now)})
+        may = kept(plant, rows, now=now).drop_duplicates("sha256")
+        signatures = Signatures(self.fleet, plant, cache=self.cache)
+        seen = signatures.read(may["sha256"].tolist(), now=now)
+        new = may[~may["sha256"].isin(list(seen))] if is_read else may.iloc[:0]
         for first in range(0, len(new), PIECE):
             piece = new.iloc[first : first + PIECE]
-            seen.update(zip(piece["sha256"], self._read(plant, piece), strict=True))
-            with replaced(store.local_path(f"{stem}.npz")) as part, part.open("wb") as target:
-                np.savez(target, sha256=np.array(list(seen)), signatures=np.stack(list(seen.values())))
+            found = dict(zip(piece["sha256"], self._read(plant, piece), strict=True))
+            signatures.write(found, since=oldest(piece, now=now))
+            seen |= found
             if self.say:
                 self.say(first + len(piece), len(new))
-        blank = np.zeros((SIDE_PX, SIDE_PX), dtype=np.uint8)
-        return np.stack([seen.get(sha, blank) for sha in rows["sha256"]])
-
-    @staticmethod
-    def _known(path: Path) -> dict[str, npt.NDArray[np.uint8]]:
-        if not path.exists():
-            return {}
-        with np.load(path, allow_pickle=False) as file:
-            return dict(zip(file["sha256"].tolist(), file["signatures"], strict=True))
+        is_known = rows["sha256"].isin(list(seen)).to_numpy(bool)
+        thumbs = np.zeros((len(rows), SIDE_PX, SIDE_PX), dtype=np.uint8)
+        for i in np.flatnonzero(is_known):
+            thumbs[i] = seen[rows["sha256"].iloc[i]]
+        return Looked(thumbs, is_known)
 
     @staticmethod
     def _read(plant: Plant, rows: pd.DataFrame) -> list[npt.NDArray[np.uint8]]:
