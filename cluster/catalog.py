@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from cluster import snapshots
+from cluster.likeness import Compared, Look, compared
 from cluster.lock import Claim, locked
 from cluster.readings import Readings, write_rejects
 from cluster.storage import Store, open_store
 from plants import copies, seal, splits
 from plants.copies import Quarantined
-from plants.duplicates import Pair, near_duplicates
+from plants.duplicates import Pair
 from plants.errors import InputError
 from plants.hashing import sha256
 from plants.labels import Imported as Labelled
@@ -34,12 +33,6 @@ ASSIGNMENTS = "assignments.parquet"
 DEALT = "assignments-head.json"
 """In the seal, the digest of the record's end: a record that lost it, or is gone, deals nothing and opens nothing."""
 CORRECTIONS = "corrections.jsonl"
-
-MAX_LOOKED = 20_000
-"""Frames of a fleet above which an import does not look for copies: that takes some ms each and grows by the square."""
-
-Look = Callable[[Plant, pd.DataFrame, bool], npt.NDArray[np.uint8]]
-"""Signatures [len(rows), 64, 64] of the frames of label rows, which are read or, if not, only known: else zeros."""
 
 
 class Dealt(NamedTuple):
@@ -109,7 +102,7 @@ class Catalog:
         Args:
             is_new_generation: The new lots are a generation of their own, whose sealed test has a budget of its own.
             is_reread: Frames are read again that an earlier import has read and that are listed as they were.
-            look: What the frames of rows look like, as `plants.duplicates.signature`. With it pictures that show the
+            look: What the frames of rows look like, see `cluster.likeness`. With it pictures that show the
                 same share a lot where none is known, and where one is do not play two roles.
         """
         self.check_seal()
@@ -117,20 +110,20 @@ class Catalog:
         while True:
             version = self._version(plant.name)
             found = self._read(plant, files=files, memory=memory, progress=progress)
-            others = self._others(fleet, plant) if look else []
-            pairs = self._pairs(found.rows, plant=plant, others=others, look=look)
+            known, others = self._recorded(plant.name), self._others(fleet, plant) if look else []
+            same = compared(found.rows, plant=plant, recorded=known, others=others, look=look)
             with locked(self.store, "import") as claim:
                 if self._version(plant.name) != version:
                     continue  # imported meanwhile, from a listing that may be the newer one
                 there = self._others(fleet, plant) if look else []
                 if _images(there) != _images(others):  # another plant's import ended meanwhile
-                    others, pairs = there, self._pairs(found.rows, plant=plant, others=there, look=look)
-                found.notes.extend(_unlooked(len(found.rows), others=others) if look else [])
+                    others = there
+                    same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
                 return self._imported(
                     fleet,
                     plant,
                     found,
-                    pairs=pairs,
+                    same=same,
                     others=others,
                     now=now,
                     is_new_generation=is_new_generation,
@@ -143,7 +136,7 @@ class Catalog:
         plant: Plant,
         found: Labelled,
         *,
-        pairs: Sequence[Pair],
+        same: Compared,
         others: Sequence[tuple[Plant, pd.DataFrame]],
         now: datetime,
         is_new_generation: bool,
@@ -160,7 +153,7 @@ class Catalog:
             found.rows,
             was=was,
             record=record,
-            pairs=pairs,
+            pairs=same.pairs,
             deal={
                 "shares": shares,
                 "seed": fleet.seed,
@@ -170,7 +163,7 @@ class Catalog:
             },
         )
         quarantined = self._set_apart(
-            plant.name, rows, was=was, pairs=pairs, others=self._joined(others, assignments), known_frames=before
+            plant.name, rows, was=was, pairs=same.pairs, others=self._joined(others, assignments), known_frames=before
         )
         num_corrected = self._record(
             plant.name, rows, assignments=assignments, quarantined=quarantined, now=now, claim=claim
@@ -179,6 +172,7 @@ class Catalog:
         parts = rows.drop_duplicates("part_id")
         notes = [
             *found.notes,
+            *same.notes,
             *_shares_told(rows, assignments, plant=plant.name),
             *_moves_told(quarantined),
             *self._told(num_corrected),
@@ -336,18 +330,6 @@ class Catalog:
         found = [(other, self._recorded(other.name)) for other in fleet.plants if other.name != plant.name]
         return [(other, rows) for other, rows in found if rows is not None]
 
-    def _pairs(
-        self, rows: pd.DataFrame, *, plant: Plant, others: Sequence[tuple[Plant, pd.DataFrame]], look: Look | None
-    ) -> list[Pair]:
-        """Copies by position: equal files, and where there are not too many what looks the same."""
-        if look is None:
-            return []
-        pairs = copies.equal_files(pd.concat([rows, *(table for _, table in others)]), num_asked=len(rows))
-        if not _unlooked(len(rows), others=others):
-            thumbs = [look(plant, rows, True), *(look(other, table, False) for other, table in others)]
-            pairs += near_duplicates(np.concatenate(thumbs), num_asked=len(rows))
-        return pairs
-
     def _set_apart(
         self,
         plant: str,
@@ -421,16 +403,6 @@ def _moves_told(quarantined: Mapping[str, Quarantined]) -> list[str]:
         "lots: frames never move, so these play no role; a new `store:` deals everything anew"
     )
     return [words] if num else []
-
-
-def _unlooked(num_rows: int, *, others: Sequence[tuple[Plant, pd.DataFrame]]) -> list[str]:
-    """What is said where there are too many frames to look for copies among them."""
-    num = num_rows + sum(len(table) for _, table in others)
-    if num <= MAX_LOOKED:
-        return []
-    return [
-        f"{num:,} frames are more than {MAX_LOOKED:,}: only equal files were taken for copies, not what looks alike"
-    ]
 
 
 def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -> list[str]:

@@ -31,6 +31,7 @@ from plants import splits
 from plants.agreement import Golden, agreement_findings, read_golden
 from plants.audit import audit
 from plants.balance import fleet_classes
+from plants.conflicts import conflicting_files
 from plants.copies import QUARANTINE
 from plants.distance import Look, Table, distances, pretraining_findings, sister_findings
 from plants.errors import InputError
@@ -54,6 +55,7 @@ def audit_tables(fleet: Fleet, *, names: Sequence[str], material: Material) -> l
     ]
     golden = golden_sets(fleet, rows=rows, material=material)
     findings += [found for name in names for found in quarantine_findings(name, material.catalog.rows(name))]
+    findings += conflicting_files(recorded(fleet, material=material), names=names)
     return [*findings, *fleet_classes(fleet, rows), *agreement_findings(fleet, golden, names=names)]
 
 
@@ -69,14 +71,21 @@ def quarantine_findings(plant: str, rows: pd.DataFrame) -> list[Finding]:
     return [Finding("info", "quarantined", plant, detail, "Give pictures of one part the same lot in a new store")]
 
 
+def recorded(fleet: Fleet, *, material: Material) -> list[tuple[Plant, pd.DataFrame]]:
+    """The plants that were imported with all their rows, those that play no role included."""
+    found = []
+    for plant in fleet.plants:
+        with contextlib.suppress(InputError):  # was not imported
+            found.append((plant, material.catalog.rows(plant.name)))
+    return found
+
+
 def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Material) -> dict[str, Golden]:
     """The golden sets of the plants that name one, without what is sealed at any plant of the fleet."""
     plants = [plant for name in rows if (plant := fleet.plant(name)).golden]
     sealed: set[str] = set()
-    for plant in fleet.plants if plants else ():
-        with contextlib.suppress(InputError):  # a plant that was not imported has sealed nothing
-            table = material.catalog.rows(plant.name)
-            sealed.update(table.loc[table["role"].isin(["test", QUARANTINE]), "sha256"])
+    for _, known in recorded(fleet, material=material) if plants else ():
+        sealed.update(known.loc[known["role"].isin(["test", QUARANTINE]), "sha256"])
     return {p.name: read_golden(p, files=PlantFiles(), rows=rows[p.name], sealed=sealed) for p in plants}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,22 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cluster.retention import cache_of, record
-from cluster.storage import LocalStore, PlantFiles, replaced
-from plants.cameras import FrameSummary, faults, summary
-from plants.duplicates import SIDE_PX, SIGNATURE, near_duplicates, signature
+from cluster.likeness import Looked
+from cluster.signatures import Signatures
+from cluster.storage import PlantFiles
+from plants.cameras import Fault, FrameSummary, faults, summary
+from plants.conflicts import contradict
+from plants.duplicates import SIDE_PX, near_duplicates, signature
 from plants.findings import Finding
 from plants.governance import kept, oldest
-from plants.hashing import sha256
 from plants.images import decode
-from plants.plant import Plant
+from plants.plant import Fleet, Plant
 
 NUM_READERS = 4
 PIECE = 2_000
 """Frames after which signatures are saved: a killed import goes on from there."""
 NUM_NAMED = 5
-IN_ANY_ORDER = ("black", "saturated")
-"""Faults that a frame shows by itself; all others are told from the frames before and after it, so from their times."""
 
 
 @dataclass(frozen=True)
@@ -60,41 +59,30 @@ def _pixels(row: Mapping[str, Any], *, plant: Plant, read: Callable[[str], bytes
 
 
 class Looks:
-    """Signatures of plants' frames, kept in the cache by the SHA-256 of the image: `cluster.catalog.Look`."""
+    """What plants' frames look like, read once and then known to the whole fleet: `cluster.likeness.Look`."""
 
-    def __init__(self, cache: Path, *, say: Callable[[int, int], None] | None = None) -> None:
-        self.cache, self.say = cache, say
+    def __init__(self, fleet: Fleet, *, cache: Path, say: Callable[[int, int], None] | None = None) -> None:
+        self.fleet, self.cache, self.say = fleet, cache, say
 
-    def __call__(self, plant: Plant, rows: pd.DataFrame, is_read: bool) -> npt.NDArray[np.uint8]:
-        """Signatures uint8 [len(rows), 64, 64]; zeros of frames that may not be kept, or were not seen and not read."""
-        if not is_read and not plant.may_leave:
-            return np.zeros((len(rows), SIDE_PX, SIDE_PX), dtype=np.uint8)
-        depths = [(name, e.geometry.bit_depth, e.geometry.window) for name, e in plant.environments.items()]
-        store = LocalStore(cache_of(plant, cache=self.cache))
-        stem = f"looks/{plant.name}-{sha256(repr((SIGNATURE, depths)).encode())[:8]}"
+    def __call__(self, plant: Plant, rows: pd.DataFrame, is_read: bool) -> Looked:
+        """Frames that are older than the plant keeps them are not looked at."""
         now = datetime.now(UTC)
-        may = kept(plant, rows, now=now)
-        known = self._known(store.local_path(f"{stem}.npz"))
-        seen = {sha: known[sha] for sha in may["sha256"] if sha in known}
-        new = may[~may["sha256"].isin(list(seen))].drop_duplicates("sha256") if is_read else may.iloc[:0]
-        if is_read:
-            record(store, stem, since={plant.name: oldest(may, now=now)})
+        may = kept(plant, rows, now=now).drop_duplicates("sha256")
+        signatures = Signatures(self.fleet, plant, cache=self.cache)
+        seen = signatures.read(may["sha256"].tolist(), now=now)
+        new = may[~may["sha256"].isin(list(seen))] if is_read else may.iloc[:0]
         for first in range(0, len(new), PIECE):
             piece = new.iloc[first : first + PIECE]
-            seen.update(zip(piece["sha256"], self._read(plant, piece), strict=True))
-            with replaced(store.local_path(f"{stem}.npz")) as part, part.open("wb") as target:
-                np.savez(target, sha256=np.array(list(seen)), signatures=np.stack(list(seen.values())))
+            found = dict(zip(piece["sha256"], self._read(plant, piece), strict=True))
+            signatures.write(found, since=oldest(piece, now=now))
+            seen |= found
             if self.say:
                 self.say(first + len(piece), len(new))
-        blank = np.zeros((SIDE_PX, SIDE_PX), dtype=np.uint8)
-        return np.stack([seen.get(sha, blank) for sha in rows["sha256"]])
-
-    @staticmethod
-    def _known(path: Path) -> dict[str, npt.NDArray[np.uint8]]:
-        if not path.exists():
-            return {}
-        with np.load(path, allow_pickle=False) as file:
-            return dict(zip(file["sha256"].tolist(), file["signatures"], strict=True))
+        is_known = rows["sha256"].isin(list(seen)).to_numpy(bool)
+        thumbs = np.zeros((len(rows), SIDE_PX, SIDE_PX), dtype=np.uint8)
+        for i in np.flatnonzero(is_known):
+            thumbs[i] = seen[rows["sha256"].iloc[i]]
+        return Looked(thumbs, is_known)
 
     @staticmethod
     def _read(plant: Plant, rows: pd.DataFrame) -> list[npt.NDArray[np.uint8]]:
@@ -107,37 +95,58 @@ class Looks:
             return list(pool.map(one, rows[["frame", "environment"]].to_dict("records")))
 
 
-def camera_findings(seen: Seen) -> list[Finding]:
-    """The faults of each environment's camera, products apart, as they may differ in brightness.
+def camera_faults(
+    rows: pd.DataFrame, summaries: Sequence[FrameSummary]
+) -> Iterator[tuple[str, npt.NDArray[np.intp], Fault]]:
+    """Which camera, the places of the frames in `rows`, and what is wrong; products apart: their brightness may differ.
 
-    Where not every frame's time is known, frames follow one another by name, and a class that looks dark would be taken
-    for a lamp that failed: then only what a frame shows by itself counts.
+    rows: Label rows in the order taken, as `look_at` sorts them.
     """
-    findings = []
-    products = seen.rows["product"].fillna("")
-    for (environment, product), group in seen.rows.groupby(["environment", products], sort=True):
+    for (environment, product), group in rows.groupby(["environment", rows["product"].fillna("")], sort=True):
         at = group.index.to_numpy()
-        is_timed = group["captured_at"].notna().all()
-        for fault in faults([seen.summaries[i] for i in at]):
-            if not is_timed and fault.kind not in IN_ANY_ORDER:
-                continue
-            frames = [str(seen.rows["frame"][at[k]]) for k in fault.frames]
-            span = frames[0] if len(frames) == 1 else f"{len(frames)} frames from {frames[0]} to {frames[-1]}"
+        for fault in faults([summaries[i] for i in at], is_timed=group["captured_at"].notna().to_numpy(bool)):
             where = f"environment {environment}" + (f", product {product}" if product else "")
-            findings.append(
-                Finding(
-                    "warning",
-                    f"camera_{fault.kind}",
-                    seen.plant.name,
-                    f"{where}: {span}: {fault.detail}",
-                    "Look at the camera and its light; leave these frames out, or import them as an environment",
-                )
+            yield where, at[list(fault.frames)], fault
+
+
+def camera_findings(seen: Seen) -> list[Finding]:
+    """The faults of each environment's camera, and of which frames only half of them can be told."""
+    findings = _unjudged_runs(seen)
+    for where, at, fault in camera_faults(seen.rows, seen.summaries):
+        frames = seen.rows["frame"].iloc[at].tolist()
+        span = frames[0] if len(frames) == 1 else f"{len(frames)} frames from {frames[0]} to {frames[-1]}"
+        findings.append(
+            Finding(
+                "warning",
+                f"camera_{fault.kind}",
+                seen.plant.name,
+                f"{where}: {span}: {fault.detail}",
+                "Look at the camera and its light; leave these frames out, or import them as an environment",
             )
+        )
     return findings
+
+
+def _unjudged_runs(seen: Seen) -> list[Finding]:
+    is_unknown = seen.rows["captured_at"].isna()
+    if not is_unknown.any():
+        return []
+    where = ", ".join(
+        f"{unknown.sum()} of {len(unknown)} in environment {environment}"
+        for environment, unknown in is_unknown.groupby(seen.rows["environment"], sort=True)
+        if unknown.any()
+    )
+    detail = (
+        f"camera runs not judged: the times of {is_unknown.sum()} of {len(is_unknown)} frames are unknown ({where}), "
+        "so of them only black and saturated ones are told, not what is stuck, dimmed, defocused or shifted"
+    )
+    remedy = "Name their times in a column captured_at of the label table"
+    return [Finding("info", "camera_runs_not_judged", seen.plant.name, detail, remedy)]
 
 
 def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
     """Pictures that are copies of one another, by what that spoils: a split, a label, or nothing but time."""
+    plants = {one.plant.name: one.plant for one in seen}
     rows = pd.concat([one.rows.assign(plant=one.plant.name) for one in seen], ignore_index=True)
     pairs = near_duplicates([signed for one in seen for signed in one.signatures])
     kinds: dict[tuple[str, str], list[str]] = {}
@@ -148,7 +157,7 @@ def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
         is_known = isinstance(a["class"], str) and isinstance(b["class"], str)
         if a["role"] != b["role"]:
             kind = "straddling_near_duplicates"
-        elif is_known and a["class"] != b["class"] and a["plant"] == b["plant"]:
+        elif is_known and contradict(plants[a["plant"]], a["class"], plants[b["plant"]], b["class"]):
             kind = "conflicting_near_duplicates"
         else:
             kind = "near_duplicates"

@@ -33,7 +33,8 @@ def import_fleet(
 ) -> dict[str, Any]:
     """Rows, classes, splits and rejects of every plant named; the tables are recorded in the store.
 
-    cache: Where what the frames look like is kept; with it pictures that show the same are kept out of different roles.
+    cache: Where what the frames look like is kept if it may not lie in a store; with it pictures that show the same are
+        kept out of different roles.
     A plant that cannot be imported does not stop the others: it stands under `faults`, a line each.
     """
     from jobs.pictures import Looks
@@ -55,7 +56,7 @@ def import_fleet(
                     is_new_generation=is_new_generation,
                     is_reread=is_reread,
                     progress=reading.tick,
-                    look=Looks(cache, say=reading.tick) if cache else None,
+                    look=Looks(fleet, cache=cache, say=reading.tick) if cache else None,
                 )
         except InputError as error:
             faults += error.at_plant(name)

@@ -172,11 +172,6 @@ def _duplicates(rows: pd.DataFrame) -> Found:
     if not len(copies):
         return
     groups = copies.groupby("sha256", sort=True)
-    classes = groups["class"].nunique()
-    for digest in classes.index[classes > 1]:
-        same = copies[copies["sha256"] == digest]
-        labels = ", ".join(f"{f} as {c!r}" for f, c in zip(same["frame"], same["class"], strict=True))
-        yield "error", "conflicting_labels", f"the same image has different labels: {labels}", "Correct the labels"
     if "role" in rows.columns:
         roles = groups["role"].nunique()
         for digest in roles.index[roles > 1]:

@@ -33,7 +33,7 @@ STUCK_RMS = 1.0
 """Grey levels between thumbnails; sensor noise of sigma 1 gives 0.2 for a frame of 200 x 200."""
 STUCK_RATIO = 0.25
 """And at most this share of what usually lies between one frame and the next."""
-DIMMED_RATIO, DEFOCUSED_SPREADS = 0.75, 3.0
+DIMMED_RATIO, DEFOCUSED_SPREADS = 0.75, 2.5
 """What the median of a run must come to: this share of the norm's brightness, or so far below the norm's sharpness."""
 DIMMED_FLOOR, DEFOCUSED_FLOOR = 0.1, 0.25
 """The least spread of a logarithm of brightness, and of sharpness, that is believed."""
@@ -95,15 +95,19 @@ def _sharpness(grey: npt.NDArray[np.float32]) -> float:
     return float(np.log((ndimage.laplace(grey).var() + 0.5) / (coarse + 0.1)))
 
 
-def faults(summaries: Sequence[FrameSummary]) -> list[Fault]:
-    """Every fault of one environment's frames, given in the order they were taken; a run of frames is one fault."""
+def faults(summaries: Sequence[FrameSummary], *, is_timed: Flags | None = None) -> list[Fault]:
+    """Every fault of one environment's frames, given in the order they were taken; a run of frames is one fault.
+
+    is_timed: Whose place in that order is known, all when absent; others are judged only by what a frame shows itself,
+        as by name a class that looks dark would be taken for a lamp that failed.
+    """
     if not summaries:
         return []
     frames = _Frames(summaries)
+    timed = np.ones(len(summaries), dtype=np.bool_) if is_timed is None else is_timed
     found = list(frames.lost())
-    sound = frames.without(found)
-    found += frames.stuck(sound)
-    sound = frames.without(found)
+    found += frames.stuck(frames.without(found) & timed)
+    sound = frames.without(found) & timed
     if sound.sum() >= MIN_FRAMES:
         found += [*frames.dimmed(sound), *frames.defocused(sound), *frames.shifted(sound)]
     return sorted(found, key=lambda fault: (fault.frames[0], fault.kind))

@@ -71,6 +71,8 @@ WEAVE, WEAVE_CONTRAST, WEAVE_BLUR_PX = (0.7, 0.3), (8.0, 16.0), 1.6
 """Contrast of the coarsest level over that of the finest, and grey levels of the finest, from where to where structure
 near the sampling limit, which no alignment can follow, is more and more blurred: a copy as much as its original."""
 _PRIOR, _BLOCK, _BATCH = 20, 512, 256
+_CELLS = 1 << 24
+"""Pictures of a block times all pictures, at most: 64 MiB for each product of descriptors."""
 
 
 class Pair(NamedTuple):
@@ -184,8 +186,9 @@ def _crowds(thumbs: Pixels, *, pairs: Ints) -> dict[int, Ints]:
 def _candidates(thumbs: Pixels, *, num_asked: int) -> Ints:
     """Pairs [P, 2], each once: a picture, and one that it may be a part of."""
     described = _described(thumbs)
-    pairs = np.concatenate([_alike(described, first=first) for first in range(0, num_asked, _BLOCK)])
-    pairs = pairs[pairs.min(axis=1) < num_asked]
+    step = max(1, min(_BLOCK, _CELLS // len(thumbs)))
+    blocks = [slice(first, min(first + step, num_asked)) for first in range(0, num_asked, step)]
+    pairs = np.concatenate([_alike(described, rows=rows) for rows in blocks])
     _, once = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
     return np.asarray(pairs[once])
 
@@ -226,19 +229,19 @@ def _cosines(centre: float, *, half: float) -> Floats:
     return np.asarray(waves / inside.sum(), dtype=np.float32)
 
 
-def _alike(described: Floats, *, first: int) -> Ints:
+def _alike(described: Floats, *, rows: slice) -> Ints:
     """The most alike others of a block of pictures, whichever of the two is the part and whichever the whole."""
-    rows, whole = slice(first, first + _BLOCK), described[0]
+    whole = described[0]
     theirs_larger = whole[rows] @ whole.T
     mine_larger = theirs_larger.copy()
     for parts in described[1:]:
         np.maximum(theirs_larger, whole[rows] @ parts.T, out=theirs_larger)
         np.maximum(mine_larger, parts[rows] @ whole.T, out=mine_larger)
     like = np.maximum(theirs_larger, mine_larger)
-    like[np.arange(len(like)), np.arange(len(like)) + first] = -1
+    like[np.arange(len(like)), np.arange(len(like)) + rows.start] = -1
     k = min(MAX_CANDIDATES, like.shape[1] - 1)
     top = np.argpartition(-like, k - 1, axis=1)[:, :k]
     r, c = np.nonzero(np.take_along_axis(like, top, axis=1) >= MIN_LIKENESS)
-    mine, theirs = r + first, top[r, c]
+    mine, theirs = r + rows.start, top[r, c]
     is_whole = mine_larger[r, theirs] > theirs_larger[r, theirs]
     return np.stack([np.where(is_whole, theirs, mine), np.where(is_whole, mine, theirs)], axis=1)

@@ -3,14 +3,14 @@
 `may_train: false`: no run learns from them (`jobs.plan`, `jobs.tune`) and no bundle is written that did
 (`jobs.package`). The plant is still judged on its `decide` rows, and may be served what its sisters learned.
 `may_leave: false`: they are in no run with another plant, in no parent of another plant's run, and nothing drawn from
-them is in a bundle that serves another plant; their packs lie in the plant's own `store`, or only in the cache of the
-machine that works.
+them is in a bundle that serves another plant; their packs and thumbnails lie in the plant's own `store`, or only in the
+cache of the machine that works, and another plant's import does not look at them.
 `retention_days`: no copy of a frame is kept longer after it was taken, or, where `captured_at` is not known, after it
 was copied. The plant's own folder of images is not ours to delete from. Where copies with pixels lie:
 
 - packs, in the store and in the cache: `cluster.packs` refuses frames that are too old;
 - activations of the frozen trunk, from which pixels can be guessed, in the cache: `jobs.activations`;
-- thumbnails by which copies are found, in the cache: `jobs.pictures`;
+- thumbnails by which copies are found, where packs are: `cluster.signatures`;
 - contact sheets, on the audit's page under home: `jobs.look`.
 
 Each has a record beside it of its plants and oldest frames; `cluster.retention` deletes what is due whenever a verb of

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 Rng = np.random.Generator
 Picture = Image.Image
@@ -73,6 +73,33 @@ def saturated(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
 def black(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
     """A covered lens: level 3, noise of sigma 1."""
     return [_as_image(rng.normal(3, 1, _grey(frame).shape)) for frame in frames]
+
+
+def in_fixture(frames: list[Picture], rng: Rng) -> list[Picture]:
+    """The parts under two bright clamps and beside two dark pins, which lie at the same place in every frame."""
+    spots = [(235, *rng.uniform(0, 0.9, 2), *sides) for sides in ((0.1, 0.4), (0.5, 0.08))]
+    spots += [(20, *rng.uniform(0.1, 0.8, 2), *rng.uniform(0.08, 0.15, 2)) for _ in range(2)]
+    held = []
+    for frame in frames:
+        picture = frame.copy()
+        draw = ImageDraw.Draw(picture)
+        for level, x, y, width, height in spots:
+            box = [x * frame.width, y * frame.height, (x + width) * frame.width, (y + height) * frame.height]
+            draw.rectangle(box, fill=level)
+        held.append(picture)
+    return held
+
+
+def shifted(frames: list[Picture], rng: Rng) -> list[np.ndarray]:
+    """A knocked camera: moved by 5-10 % of each side, mirrored where it now sees what it did not see before."""
+    y, x = rng.uniform(0.05, 0.1, 2) * rng.choice([-1, 1], 2)
+    moved = []
+    for frame in frames:
+        dy, dx = round(y * frame.height), round(x * frame.width)
+        wide = np.pad(np.asarray(frame), ((abs(dy),) * 2, (abs(dx),) * 2), mode="symmetric")
+        top, left = abs(dy) - dy, abs(dx) - dx
+        moved.append(wide[top : top + frame.height, left : left + frame.width])
+    return moved
 
 
 # --- labels and columns ----------------------------------------------------------------------------------------------

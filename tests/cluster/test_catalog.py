@@ -16,7 +16,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from cluster import snapshots
-from cluster.catalog import ASSIGNMENTS, Catalog, Imported, Look
+from cluster.catalog import ASSIGNMENTS, Catalog, Imported
+from cluster.likeness import Look, Looked
 from cluster.storage import PlantFiles
 from plants import splits
 from plants.copies import Quarantined
@@ -99,12 +100,6 @@ def test_a_class_that_does_not_reach_every_role_is_said(catalog, fleet):
         frame.unlink()
     (note,) = read(catalog, fleet).notes
     assert note == "class 'crack' lies in 2 lots, none of them in select, decide"
-
-
-def test_more_frames_than_are_looked_at_are_said(catalog, fleet, monkeypatch):
-    monkeypatch.setattr("cluster.catalog.MAX_LOOKED", 59)
-    (note,) = read_with(catalog, fleet, looks({})).notes
-    assert note.startswith("60 frames are more than 59: only equal files were taken for copies")
 
 
 @pytest.mark.slow
@@ -222,10 +217,11 @@ def test_the_digest_does_not_depend_on_the_order_of_plants(catalog, fleet):
 def looks(marks: dict[str, int]) -> Look:
     """Frames of one mark are copies of one picture, all others show grain of their own."""
 
-    def look(plant: Plant, rows: pd.DataFrame, is_read: bool) -> np.ndarray:
+    def look(plant: Plant, rows: pd.DataFrame, is_read: bool) -> Looked:
         seeds = [marks.get(f"{plant.name}:{frame}", 1000 + int(sha[:6], 16)) for frame, sha in rows_of(rows)]
         grain = [gaussian_filter(np.random.default_rng(seed).normal(0, 1, (64, 64)), 1.5) for seed in seeds]
-        return np.stack([np.clip(128 + 40 * one / one.std(), 0, 255).astype(np.uint8) for one in grain])
+        thumbs = np.stack([np.clip(128 + 40 * one / one.std(), 0, 255).astype(np.uint8) for one in grain])
+        return Looked(thumbs, np.ones(len(rows), dtype=bool))
 
     return look
 

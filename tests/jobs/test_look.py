@@ -19,6 +19,7 @@ from jobs.material import Material
 from jobs.recipe import Recipe
 from jobs.suspects import Suspect, Suspicion
 from plants.labels import from_parquet, to_parquet
+from plants.plant import load_fleet
 from tests.browser import BrowserUnavailable, opened
 from tests.fleets import console, drawn_fleet, imported
 
@@ -59,6 +60,23 @@ def test_golden_sets_are_read_without_what_is_sealed_at_any_plant(tmp_path):
     found = {f.kind: f for f in audit_tables(fleet, names=["mill"], material=material)}
     assert f"on {len(rows['mill']) - num_sealed['mill']} images" in found["annotators_agree"].detail
     assert f"; {2 * num_sealed['mill'] + num_sealed['werk']} judgements of sealed" in found["annotators_agree"].detail
+
+
+def test_one_file_with_two_labels_at_two_plants_is_told_from_the_tables_also_where_one_was_set_apart(tmp_path):
+    path = drawn_fleet(tmp_path, "mill", "werk", num_lots=8)
+    imported(path)
+    catalog = Catalog.of(load_fleet(path))
+    learned = {name: rows[rows["role"] == "train"] for name in ("mill", "werk") for rows in [catalog.rows(name)]}
+    good = learned["mill"].loc[learned["mill"]["class"] == "good", "frame"].iloc[0]
+    crack = learned["werk"].loc[learned["werk"]["class"] == "crack", "frame"].iloc[0]
+    (tmp_path / "werk" / crack).write_bytes((tmp_path / "mill" / good).read_bytes())
+    fleet = imported(path)
+    apart = {"frame": crack, "sha256": "any", "role": "train", "copy_of": f"mill:{good}"}
+    catalog.store.write_json("quarantine/werk.json", [apart])
+    material = Material(fleet, cache=tmp_path / "cache", recipe=Recipe(stages=(), views=1))
+    (found,) = (f for f in audit_tables(fleet, names=["werk"], material=material) if f.kind == "conflicting_labels")
+    assert (found.level, found.plant) == ("warning", "werk")
+    assert f"werk:{crack} as 'crack' and mill:{good} as 'good'" in found.detail
 
 
 @pytest.mark.slow

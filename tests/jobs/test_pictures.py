@@ -68,10 +68,14 @@ def test_a_crop_is_named_with_what_it_spoils(columns, kind):
     assert finding.detail.startswith("1 pairs")
 
 
-def test_a_copy_at_another_plant_is_found():
-    other = seen([picture(9), picture(1)])
-    other = Seen(PLANT.model_copy(update={"name": "yard"}), other.rows, other.signatures, other.summaries)
+@pytest.mark.parametrize(("meaning", "kind"), [("ok", "near_duplicates"), ("crack", "conflicting_near_duplicates")])
+def test_a_copy_at_another_plant_is_found_and_its_label_compared_in_the_fleets_words(meaning, kind):
+    ok = ["gut"] if meaning == "ok" else []
+    yard = Plant.model_validate({"name": "yard", "images": "x", "classes": {"gut": meaning}, "ok": ok})
+    other = seen([picture(9), cropped(picture(1))], **{"class": ["gut", "gut"]})
+    other = Seen(yard, other.rows, other.signatures, other.summaries)
     (finding,) = copy_findings([seen([picture(0), picture(1)]), other])
+    assert finding.kind == kind
     assert "mill:01.png" in finding.detail
     assert "yard:01.png" in finding.detail
 
@@ -85,20 +89,39 @@ def test_black_frames_are_named_from_the_first_to_the_last():
     pictures = [picture(seed) for seed in range(30)]
     for i in (10, 11, 12):
         pictures[i] = np.zeros_like(pictures[i])
-    (finding,) = camera_findings(seen(pictures))
+    finding, unjudged = sorted(camera_findings(seen(pictures)), key=lambda found: found.kind)
     assert (finding.level, finding.kind) == ("warning", "camera_black")
+    assert unjudged.kind == "camera_runs_not_judged"
     assert finding.detail.startswith("environment default: 3 frames from 10.png to 12.png")
 
 
-@pytest.mark.slow
-def test_a_dark_run_is_a_fault_where_times_are_known_and_nothing_where_names_only_are():
+def with_dark_run() -> tuple[list[np.ndarray], list[pd.Timestamp]]:
+    """40 pictures, a dozen of them dark, and when each was taken."""
     pictures = [picture(seed) for seed in range(40)]
     for i in range(15, 27):
         pictures[i] = (pictures[i] * 0.4).astype(np.uint8)
-    at = [pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=i) for i in range(40)]
+    return pictures, [pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=i) for i in range(40)]
+
+
+def test_a_dark_run_is_a_fault_where_times_are_known_and_where_names_only_are_it_is_said_that_nobody_looked():
+    pictures, at = with_dark_run()
     (finding,) = camera_findings(seen(pictures, captured_at=at))
     assert finding.kind == "camera_dimmed"
-    assert camera_findings(seen(pictures)) == []
+    (unjudged,) = camera_findings(seen(pictures))
+    assert (unjudged.level, unjudged.kind) == ("info", "camera_runs_not_judged")
+    assert "40 of 40 frames are unknown (40 of 40 in environment default)" in unjudged.detail
+    assert "captured_at" in unjudged.remedy
+
+
+def test_a_missing_time_does_not_keep_the_other_frames_from_being_judged():
+    pictures, at = with_dark_run()
+    black, dark = np.zeros_like(pictures[0]), pictures[20]
+    unjudged, *faults = camera_findings(seen([*pictures, black, dark], captured_at=[*at, pd.NaT, pd.NaT]))
+    assert "2 of 42 frames are unknown" in unjudged.detail
+    named = {found.kind: found.detail for found in faults}
+    assert named.keys() == {"camera_black", "camera_dimmed"}
+    assert "40.png" in named["camera_black"]
+    assert "12 frames from 15.png to 26.png" in named["camera_dimmed"]
 
 
 def test_frames_are_judged_in_the_order_in_which_they_were_taken():

@@ -246,21 +246,10 @@ def test_a_few_unknown_lots_are_counted():
     assert "4 of 360" in the(findings(rows), "unknown_lots").detail
 
 
-def test_the_same_image_under_two_labels_is_an_error_that_names_both():
-    rows = sound_rows()
-    rows.loc[1, "sha256"] = rows.loc[0, "sha256"]
-    found = the(findings(rows), "conflicting_labels")
-    assert found.level == "error"
-    assert rows.loc[0, "frame"] in found.detail
-    assert rows.loc[1, "frame"] in found.detail
-
-
-def test_copies_that_agree_are_only_counted():
+def test_exact_copies_are_counted():
     rows = sound_rows()
     rows.loc[3, "sha256"] = rows.loc[0, "sha256"]
-    found = findings(rows)
-    assert "1 images" in the(found, "duplicates").detail
-    assert "conflicting_labels" not in kinds(found)
+    assert "1 images" in the(findings(rows), "duplicates").detail
 
 
 def test_a_copy_in_another_role_is_an_error():
