@@ -90,30 +90,30 @@ class Catalog:
         self.check_seal()
         memory = Readings(self.store, plant.name, is_forgetful=is_reread)
         found = self._read(plant, files=files, memory=memory, progress=progress)
-        others = self._others(fleet, plant) if look else []
+        others = self._others(fleet, plant)
         known = self._recorded(plant.name)
         same = compared(found.rows, plant=plant, recorded=known, others=others, look=look)
         with locked(self.store, "import") as claim:
             recorded = self._recorded(plant.name)
             before = frozenset() if recorded is None else frozenset(recorded["frame"])
-            there = self._others(fleet, plant) if look else []
+            there = self._others(fleet, plant)
             if _images(there) != _images(others):  # another import ended meanwhile
                 others = there
                 same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
+            pairs = same.pairs
             rows, assignments = self._dealt(
-                fleet,
-                plant,
-                found.rows,
-                recorded=recorded,
-                pairs=same.pairs,
-                now=now,
-                is_new_generation=is_new_generation,
+                fleet, plant, found.rows, recorded=recorded, pairs=pairs, now=now, is_new_generation=is_new_generation
             )
             joined = self._joined(others, assignments)
-            quarantined = self._set_apart(plant.name, rows, pairs=same.pairs, others=joined, known_frames=before)
+            parts_apart = copies.same_parts(rows, joined)
+            pairs = [*pairs, *parts_apart] if fleet.part_ids == "fleet" else pairs
+            quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
             num_corrected = self._record(
                 plant.name, rows, assignments=assignments, quarantined=quarantined.values(), now=now, claim=claim
             )
+        told = [*_shares_told(rows, assignments, plant=plant.name), *self._told(num_corrected)]
+        if fleet.part_ids == "plant":
+            told += _parts_told(rows, joined, pairs=parts_apart)
         rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
         return Imported(
@@ -123,12 +123,7 @@ class Catalog:
             classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
             splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
             rejected=list(found.rejected),
-            notes=[
-                *found.notes,
-                *same.notes,
-                *_shares_told(rows, assignments, plant=plant.name),
-                *self._told(num_corrected),
-            ],
+            notes=[*found.notes, *same.notes, *told],
             lots_known=bool(rows["lot_known"].all()),
             quarantined=list(quarantined.values()),
             rejects=write_rejects(self.store, plant.name, found.rejected),
@@ -288,8 +283,12 @@ class Catalog:
             copies.apart(splits.with_roles(rows, assignments), self._quarantined(plant.name)).assign(plant=plant.name)
             for plant, rows in others
         ]
-        columns = ["frame", "plant", "role", "generation"]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({name: [] for name in columns})
+        columns = ["frame", "plant", "part_id", "role", "generation"]
+        return (
+            pd.concat(tables, ignore_index=True)
+            if tables
+            else pd.DataFrame({name: [] for name in columns}, dtype=object)
+        )
 
     def check_seal(self) -> None:
         """Raises InputError where the seal was given another place after answers were sealed in the store."""
@@ -327,6 +326,21 @@ def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -
             absent = ", ".join(group.loc[group["rows"] == 0, "role"])
             said.append(f"class {name!r} lies in {group['lots'].sum()} lots, none of them in {absent}")
     return said
+
+
+def _parts_told(rows: pd.DataFrame, others: pd.DataFrame, *, pairs: Sequence[Pair]) -> list[str]:
+    """Part ids that play another role at another plant; pairs as `plants.copies.same_parts`."""
+    found = pd.DataFrame(
+        {
+            "part_id": rows["part_id"].iloc[[pair.i for pair in pairs]].to_numpy(),
+            "plant": others["plant"].iloc[[pair.j - len(rows) for pair in pairs]].to_numpy(),
+        }
+    )
+    return [
+        f"{group['part_id'].nunique():,} part ids also occur at {other} in other roles, first "
+        f"{group['part_id'].iloc[0]!r}; they are taken for other parts: where they are the same, set part_ids: fleet"
+        for other, group in found.groupby("plant")
+    ]
 
 
 def _images(tables: Sequence[tuple[Plant, pd.DataFrame]]) -> list[tuple[str, list[str]]]:

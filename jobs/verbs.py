@@ -103,7 +103,7 @@ def _show_what_to_know(found: Imported, *, show: Console, is_tied: bool) -> None
     if rejected:
         lines.append(f"rejected: plant {name}: all {len(rejected):,} are listed in {found.rejects}")
     lines += [
-        f"quarantined: plant {name}: file {row.frame} of {row.role}: a copy of {row.copy_of}"
+        f"quarantined: plant {name}: file {row.frame} of {row.role}: the same as {row.copy_of}"
         for row in found.quarantined[:10]
     ]
     if len(found.quarantined) > 10:

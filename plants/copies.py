@@ -49,6 +49,19 @@ def equal_files(rows: pd.DataFrame, *, num_asked: int) -> list[Pair]:
     return pairs
 
 
+def same_parts(rows: pd.DataFrame, others: pd.DataFrame) -> list[Pair]:
+    """Positions of rows, and after them of other plants' rows of a part of the same id that plays another role there.
+
+    Of each part and role at another plant the first row. An id that is but the frame's path says nothing.
+    """
+    mine = rows.assign(i=np.arange(len(rows)))[["i", "part_id", "role"]][rows["part_id"] != rows["frame"]]
+    theirs = others.assign(j=np.arange(len(others)))[["j", "plant", "part_id", "role"]]
+    theirs = theirs[others["part_id"] != others["frame"]].drop_duplicates(["plant", "part_id", "role"])
+    both = mine.merge(theirs, on="part_id", suffixes=("", "_there"))
+    is_apart = (both["role"] != both["role_there"]) & (both[["role", "role_there"]] != QUARANTINE).all(axis=1)
+    return [Pair(i, len(rows) + j, 1.0) for i, j in both.loc[is_apart, ["i", "j"]].to_numpy(int).tolist()]
+
+
 def linked(rows: pd.DataFrame, pairs: Iterable[Pair], *, recorded: frozenset[str] = frozenset()) -> pd.DataFrame:
     """The rows, those of unknown lots that show the same in one lot: that of a row whose lot is known or recorded.
 
