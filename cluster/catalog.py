@@ -110,12 +110,12 @@ class Catalog:
         while True:
             version = self._version(plant.name)
             found = self._read(plant, files=files, memory=memory, progress=progress)
-            known, others = self._recorded(plant.name), self._others(fleet, plant) if look else []
+            known, others = self._recorded(plant.name), self._others(fleet, plant)
             same = compared(found.rows, plant=plant, recorded=known, others=others, look=look)
             with locked(self.store, "import") as claim:
                 if self._version(plant.name) != version:
                     continue  # imported meanwhile, from a listing that may be the newer one
-                there = self._others(fleet, plant) if look else []
+                there = self._others(fleet, plant)
                 if _images(there) != _images(others):  # another plant's import ended meanwhile
                     others = there
                     same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
@@ -162,9 +162,10 @@ class Catalog:
                 "is_new_generation": is_new_generation,
             },
         )
-        quarantined = self._set_apart(
-            plant.name, rows, was=was, pairs=same.pairs, others=self._joined(others, assignments), known_frames=before
-        )
+        joined = self._joined(others, assignments)
+        parts_apart = copies.same_parts(rows, joined)
+        pairs = [*same.pairs, *(parts_apart if fleet.part_ids == "fleet" else ())]
+        quarantined = self._set_apart(plant.name, rows, was=was, pairs=pairs, others=joined, known_frames=before)
         num_corrected = self._record(
             plant.name, rows, assignments=assignments, quarantined=quarantined, now=now, claim=claim
         )
@@ -174,6 +175,7 @@ class Catalog:
             *found.notes,
             *same.notes,
             *_shares_told(rows, assignments, plant=plant.name),
+            *(_parts_told(rows, joined, pairs=parts_apart) if fleet.part_ids == "plant" else ()),
             *_moves_told(quarantined),
             *self._told(num_corrected),
         ]
@@ -356,8 +358,12 @@ class Catalog:
             copies.apart(splits.with_roles(rows, assignments), self._quarantined(plant.name)).assign(plant=plant.name)
             for plant, rows in others
         ]
-        columns = ["frame", "plant", "role", "generation"]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({name: [] for name in columns})
+        columns = ["frame", "plant", "part_id", "role", "generation"]
+        return (
+            pd.concat(tables, ignore_index=True)
+            if tables
+            else pd.DataFrame({name: [] for name in columns}, dtype=object)
+        )
 
     def check_seal(self) -> None:
         """Raises InputError where the seal was given another place after answers were sealed in the store."""
@@ -420,6 +426,21 @@ def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -
             absent = ", ".join(group.loc[group["rows"] == 0, "role"])
             said.append(f"class {name!r} lies in {group['lots'].sum()} lots, none of them in {absent}")
     return said
+
+
+def _parts_told(rows: pd.DataFrame, others: pd.DataFrame, *, pairs: Sequence[Pair]) -> list[str]:
+    """Part ids that play another role at another plant; pairs as `plants.copies.same_parts`."""
+    found = pd.DataFrame(
+        {
+            "part_id": rows["part_id"].iloc[[pair.i for pair in pairs]].to_numpy(),
+            "plant": others["plant"].iloc[[pair.j - len(rows) for pair in pairs]].to_numpy(),
+        }
+    )
+    return [
+        f"{group['part_id'].nunique():,} part ids also occur at {other} in other roles, first "
+        f"{group['part_id'].iloc[0]!r}; they are taken for other parts: where they are the same, set part_ids: fleet"
+        for other, group in found.groupby("plant")
+    ]
 
 
 def _images(tables: Sequence[tuple[Plant, pd.DataFrame]]) -> list[tuple[str, list[str]]]:

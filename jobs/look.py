@@ -65,8 +65,8 @@ def quarantine_findings(plant: str, rows: pd.DataFrame) -> list[Finding]:
     if not out:
         return []
     detail = (
-        f"{len(out)} frames play no role, as they show what frames of other roles show, or were dealt before "
-        f"their lots were known: {', '.join(out[:NUM_NAMED])}"
+        f"{len(out)} frames play no role, as they show what frames of other roles show, or a part that plays another "
+        f"one elsewhere, or were dealt before their lots were known: {', '.join(out[:NUM_NAMED])}"
     )
     return [Finding("info", "quarantined", plant, detail, "Give pictures of one part the same lot in a new store")]
 

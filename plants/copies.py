@@ -38,7 +38,7 @@ class Quarantined(NamedTuple):
     @property
     def why(self) -> str:
         """In words."""
-        return f"it was dealt to {self.was} before its lot was known" if self.was else f"a copy of {self.copy_of}"
+        return f"it was dealt to {self.was} before its lot was known" if self.was else f"the same as {self.copy_of}"
 
 
 def with_recorded_lots(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> pd.DataFrame:
@@ -96,6 +96,19 @@ def equal_files(rows: pd.DataFrame, *, num_asked: int) -> list[Pair]:
         at.setdefault(sha, i)
     pairs = [Pair(at[sha], j, 1.0) for j, sha in enumerate(rows["sha256"]) if at[sha] < min(j, num_asked)]
     return pairs
+
+
+def same_parts(rows: pd.DataFrame, others: pd.DataFrame) -> list[Pair]:
+    """Positions of rows, and after them of other plants' rows of a part of the same id that plays another role there.
+
+    Of each part and role at another plant the first row. An id that is but the frame's path says nothing.
+    """
+    mine = rows.assign(i=np.arange(len(rows)))[["i", "part_id", "role"]][rows["part_id"] != rows["frame"]]
+    theirs = others.assign(j=np.arange(len(others)))[["j", "plant", "part_id", "role"]]
+    theirs = theirs[others["part_id"] != others["frame"]].drop_duplicates(["plant", "part_id", "role"])
+    both = mine.merge(theirs, on="part_id", suffixes=("", "_there"))
+    is_apart = (both["role"] != both["role_there"]) & (both[["role", "role_there"]] != QUARANTINE).all(axis=1)
+    return [Pair(i, len(rows) + j, 1.0) for i, j in both.loc[is_apart, ["i", "j"]].to_numpy(int).tolist()]
 
 
 def linked(rows: pd.DataFrame, pairs: Iterable[Pair], *, recorded: frozenset[str] = frozenset()) -> pd.DataFrame:

@@ -15,8 +15,8 @@ signs of the thumbnails left out 4, and what decides is the alignment.
 
 Cost for N pictures: a thumbnail of 4 KiB each; products of 11 x [512, 63] by [63, N] for every 512 pictures, 1400 N^2
 operations in all; at most two times `MAX_CANDIDATES` alignments a picture, 1 to 3 ms each, and 15 ms for every picture
-of a pair. Memory: 8 KiB for every picture and blocks of 512 by N, so about 2 GiB for 100,000. Measured, one core:
-10,000 pictures in 4 s before alignment.
+of a pair. Memory: 4 KiB for every picture, 1.5 KiB for its descriptors and some times that while they are made: 1.4 GB
+for 100,000. Measured, one core, real grain: 512 asked about among 100,000 in 34 s, 6 s of it before alignment.
 """
 
 from __future__ import annotations

@@ -247,6 +247,8 @@ class Fleet(Config):
     `sealed` below the store when absent."""
     trunks: tuple[Annotated[Trunk, AfterValidator(_can_be_trained)], ...] = (Trunk(),)
     shares: Shares = Shares()
+    part_ids: Literal["plant", "fleet"] = "plant"
+    """Whether a part id names one part of its plant, or one part wherever it is seen."""
     seed: int = 0
     synthetic: bool = False
     """Whether the data were generated; every report says so."""

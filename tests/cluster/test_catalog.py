@@ -267,6 +267,44 @@ def test_a_copy_of_another_plants_picture_is_quarantined(catalog, fleet):
     assert (one.frame, one.role, one.copy_of) == (tested, "test", f"north:{learned}")
 
 
+@pytest.fixture
+def travelling(fleet: Fleet) -> Fleet:
+    """The same part ids at both plants, in lots of other names."""
+    south = fleet.plant("south")
+    for frame in Path(south.images).rglob("*.png"):
+        frame.rename(frame.with_name(frame.name.replace("L", "S")))
+    part = {"part_pattern": r"[LS](\d+-\d)"}
+    plants = (
+        fleet.plant("north").model_copy(update=part),
+        south.model_copy(update={**part, "lot_pattern": r"(S\d+)-"}),
+    )
+    return fleet.model_copy(update={"plants": plants, "seed": 3})
+
+
+def parts_apart(catalog: Catalog) -> set[str]:
+    """Part ids that play one role at north and another one at south."""
+    roles = [catalog.rows(name).groupby("part_id")["role"].first() for name in ("north", "south")]
+    return set(roles[0].index[roles[0] != roles[1].reindex(roles[0].index)])
+
+
+@pytest.mark.slow
+def test_part_ids_in_other_roles_at_another_plant_are_told_and_under_fleet_their_frames_play_no_role(travelling):
+    catalog = Catalog.of(travelling)
+    read(catalog, travelling)
+    found = read(catalog, travelling, "south")
+    apart = parts_apart(catalog)
+    assert len(apart) > 3
+    assert found.quarantined == []
+    (note,) = (note for note in found.notes if "part ids" in note)
+    assert note.startswith(f"{len(apart)} part ids also occur at north in other roles, first ")
+    together = travelling.model_copy(update={"part_ids": "fleet"})
+    again = read(catalog, together, "south")
+    rows = catalog.rows("south")
+    assert {row.frame for row in again.quarantined} == set(rows.loc[rows["part_id"].isin(apart), "frame"])
+    assert not [note for note in again.notes if "part ids" in note]
+    assert read(catalog, together, "north").quarantined == [], "what is set apart at south is in nobody's way"
+
+
 @pytest.mark.slow
 def test_an_unchanged_import_quarantines_nothing_more(catalog, fleet):
     names = [f"crack/L{lot:02d}-2.png" for lot in range(6)]

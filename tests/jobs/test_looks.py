@@ -74,6 +74,20 @@ def test_what_one_machine_has_looked_at_another_one_finds_copies_of(tmp_path, fl
     assert looked_at(tmp_path / "first") == looked_at(tmp_path / "second") == []
 
 
+@pytest.mark.slow
+def test_in_a_bucket_too_and_what_is_fetched_from_there_goes_with_it(tmp_path, fleet, bucket):
+    fleet = with_north(fleet, retention_days=30).model_copy(update={"store": f"{bucket}/store"})
+    read(fleet, "north", home=tmp_path / "first")
+    found = read(fleet, "south", home=tmp_path / "second")
+    assert {row.frame for row in found.quarantined} == apart(fleet)
+    assert len(looked_at(tmp_path / "second")) == 1
+    given, now = {"cache": tmp_path / "second/cache", "home": tmp_path / "second"}, datetime.now(UTC)
+    gone = enforce(fleet, now=now + timedelta(days=31), **given)
+    assert len(gone) == 2
+    assert looked_at(tmp_path / "second") == []
+    assert [entry.key for entry in Catalog.of(fleet).store.list("looks") if "north" in entry.key] == []
+
+
 def test_a_second_import_reads_no_frame_again(tmp_path, fleet, monkeypatch):
     read(fleet, "north", home=tmp_path / "first")
     monkeypatch.setattr(Looks, "_read", None)

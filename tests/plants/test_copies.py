@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from plants.copies import QUARANTINE, apart, equal_files, linked, quarantine, with_recorded_lots
+from plants.copies import QUARANTINE, apart, equal_files, linked, quarantine, same_parts, with_recorded_lots
 from plants.duplicates import Pair
 
 
@@ -100,3 +100,18 @@ def test_a_copy_of_another_plants_picture_is_quarantined_here_and_names_it():
 def test_a_quarantined_row_plays_no_role():
     table = rows("a", "b", known=True, roles=("test", "train"))
     assert apart(table, {"f0": None})["role"].tolist() == [QUARANTINE, "train"]
+
+
+def test_a_part_of_another_plants_part_in_another_role_is_paired_with_it_frame_by_frame():
+    table = rows("a", "a", "b", "c", roles=("test", "test", "train", "test"), known=True)
+    table = table.assign(part_id=["P1", "P1", "P2", "P3"])
+    others = other_plant("train", "train", "train", "quarantine").assign(part_id=["P1", "P1", "P2", "P3"])
+    assert [(pair.i, pair.j) for pair in same_parts(table, others)] == [(0, 4), (1, 4)]
+    found = quarantine(table, same_parts(table, others), others=others, known_frames=frozenset(table["frame"]))
+    assert [(row.frame, row.copy_of) for row in found] == [("f0", "south:o0"), ("f1", "south:o0")]
+
+
+def test_a_part_that_is_known_by_its_path_alone_is_no_other_plants_part():
+    table = rows("a", known=True, roles=("test",)).assign(part_id="f0")
+    others = other_plant("train").assign(frame="f0", part_id="f0")
+    assert same_parts(table, others) == []

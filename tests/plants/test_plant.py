@@ -165,6 +165,13 @@ def test_a_trunk_without_cut_zero_is_one_line_with_what_to_write(tmp_path):
     assert "field trunks.0: cuts must contain 0, where training fits the head first; write cuts: [0, 1, 2]" in found
 
 
+def test_part_ids_are_each_plants_own_or_the_fleets_and_nothing_else(tmp_path):
+    assert load_fleet(write(tmp_path, GOOD)).part_ids == "plant"
+    assert load_fleet(write(tmp_path, GOOD + "part_ids: fleet\n")).part_ids == "fleet"
+    (found,) = faults(tmp_path, GOOD + "part_ids: everywhere\n")
+    assert "field part_ids: Input should be 'plant' or 'fleet'" in found
+
+
 @pytest.mark.parametrize("num", [0, 3])
 def test_a_fleet_shares_one_or_two_trunks(tmp_path, num):
     (found,) = faults(tmp_path, GOOD + f"trunks: [{', '.join(['{}'] * num)}]\n")
