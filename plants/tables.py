@@ -6,9 +6,10 @@ read here. Also the way back: rows as an Arrow table with a schema.
 
 from __future__ import annotations
 
+import difflib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import pandas as pd
@@ -20,6 +21,13 @@ from plants.plant import Plant
 
 BOXES_FILE = "boxes.csv"
 CORNERS = ["x0", "y0", "x1", "y1"]
+COLUMNS = (
+    *("frame", "class", "sha256", "part_id", "product", "pose", "lot", "severity", "box", *CORNERS),
+    *("captured_at", "environment", "annotator", "source", "sample_prob"),
+)
+"""What is read of a label table."""
+MAX_NAMED = 20
+"""Columns without a use that are named."""
 
 
 class Listed(NamedTuple):
@@ -118,7 +126,20 @@ def _from_table(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -> 
     table["frame"] = _paths(table["frame"])
     unnamed = len(listed.keys() - set(table["frame"].unique()) - {address.removeprefix(f"{plant.images}/")})
     notes = [f"{unnamed} files in {plant.images} are not named in {address}"] if unnamed else []
-    return RawRows(table, [], notes)
+    return RawRows(table, [], [*notes, *_unused(table.columns)])
+
+
+def _unused(columns: Iterable[str]) -> list[str]:
+    """What is said of columns that are none of `COLUMNS`: each with the one that it may have been meant for."""
+    there = list(columns)
+    absent = [name for name in COLUMNS if name not in there]
+    told = []
+    for name in there:
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=0.8)
+            told.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    more = f" and {len(told) - MAX_NAMED} more" if len(told) > MAX_NAMED else ""
+    return [f"columns not used: {', '.join(told[:MAX_NAMED])}{more}"] if told else []
 
 
 def _unread(error: InputError | OSError, *, plant: Plant, address: str) -> InputError:

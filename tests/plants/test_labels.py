@@ -18,7 +18,7 @@ from plants.hashing import sha256
 from plants.labels import LABEL_SCHEMA, Imported, from_parquet, read_rows, to_parquet, truth_of_parts
 from plants.plant import Plant
 from plants.splits import seal
-from plants.tables import Listed
+from plants.tables import COLUMNS, Listed
 
 CLASSES = {"gut": "ok", "Kratzer groß": "scratch", "Delle": "dent"}
 
@@ -340,6 +340,25 @@ def test_a_table_gives_every_column_of_the_row(root, name):
     for column in ("part_id", "lot", "product", "pose", "annotator", "source"):
         assert row[column] == FULL[column]
     assert (row["severity"], row["sample_prob"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+def test_columns_without_a_use_are_named_with_what_they_may_have_been_meant_for(root, name):
+    rows = [{"frame": "gut/0.png", "class": "gut", "Lot": "L1", "operator": "ada", "PartID": "P1", "shift": 2}]
+    (note,) = (n for n in imported(root, labels=table(root, rows, name=name)).notes if n.startswith("columns"))
+    assert note == "columns not used: Lot (did you mean lot?), operator, PartID (did you mean part_id?), shift"
+
+
+def test_a_table_of_nothing_but_known_columns_says_nothing_of_columns(root):
+    row = {**dict.fromkeys(COLUMNS, ""), "frame": "gut/0.png", "class": "gut"}
+    notes = imported(root, labels=table(root, [row])).notes
+    assert not [note for note in notes if note.startswith("columns")]
+
+
+def test_of_very_many_columns_without_a_use_the_first_are_named(root):
+    rows = [{"frame": "gut/0.png", "class": "gut", **{f"reading{i}": "1" for i in range(50)}}]
+    (note,) = (n for n in imported(root, labels=table(root, rows)).notes if n.startswith("columns"))
+    assert note.endswith("reading18, reading19 and 30 more")
 
 
 def test_a_table_says_how_many_files_it_does_not_name(root):
