@@ -1,13 +1,14 @@
 """The label row, and how a plant's folders or table become label rows. Nothing is lost: what is refused is listed.
 
 A row is one frame. Boxes and sizes are in pixels of the upright frame (EXIF orientation applied). Where a frame has
-several boxes (rows that differ in nothing else) the largest is kept, and a note says so.
+several boxes (rows that differ in nothing else) the largest is kept, and a note says so. What a customer's table has
+beyond `LABEL_SCHEMA` is kept as text for the audit to look at, `OTHER` before its name; nothing is learned from it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from plants.frames import NUM_READERS, SEEN, FrameReader, Memory, Progress, read
 from plants.images import MAX_BYTES, MAX_PIXELS
 from plants.plant import Plant
 from plants.seal import ANSWERS
-from plants.tables import CORNERS, Files, Listed, Rejected, raw_rows, to_arrow
+from plants.tables import CORNERS, OTHER, Files, Listed, Rejected, others, raw_rows, to_arrow
 from plants.views import view_boxes
 
 RETURN = "return"
@@ -50,6 +51,8 @@ LABEL_SCHEMA = pa.schema(
         pa.field("height_px", pa.int32(), nullable=False),
     ]
 )
+MAX_LETTERS = 80
+"""What is kept of a cell of a column of the customer's own."""
 
 
 class NoUsableFrame(InputError):
@@ -102,8 +105,11 @@ def read_rows(
     rejected += refused
     _check_environments(plant, table)
     rows = described(table, plant=plant, listed=listed, max_bytes=max_bytes, rejected=rejected)
+    own = others(table)
     del table
-    rows = _without_duplicates(rows, rejected=rejected, notes=notes).sort_values("frame", ignore_index=True)
+    rows = _without_duplicates(rows, rejected=rejected, notes=notes).sort_values("frame")
+    cells = Cells(own.iloc[rows.index])
+    rows = rows.assign(**{name: cells.column(name, _shortened) for name in own.columns}).reset_index(drop=True)
     reader = FrameReader(plant, files=files, max_bytes=max_bytes, max_pixels=max_pixels)
     frames = read_frames(rows, reader=reader, listed=listed, memory=memory, num_readers=num_readers, progress=progress)
     num_frames = len(rows)
@@ -138,15 +144,16 @@ def truth_of_parts(classes: npt.NDArray[Any], parts: npt.NDArray[np.intp], *, ok
 
 
 def to_parquet(rows: pd.DataFrame) -> bytes:
-    """Label rows as the bytes of a Parquet file with `LABEL_SCHEMA`."""
+    """Label rows as the bytes of a Parquet file with `LABEL_SCHEMA` and the customer's own columns."""
     buffer = io.BytesIO()
-    pq.write_table(to_arrow(rows, schema=LABEL_SCHEMA), buffer)
+    pq.write_table(to_arrow(rows, schema=_schema(rows.columns)), buffer)
     return buffer.getvalue()
 
 
 def from_parquet(data: bytes) -> pd.DataFrame:
     """Label rows from the bytes of `to_parquet`."""
-    return from_table(pq.read_table(io.BytesIO(data), schema=LABEL_SCHEMA))
+    names = pq.read_schema(io.BytesIO(data)).names
+    return from_table(pq.read_table(io.BytesIO(data), schema=_schema(names)))
 
 
 def from_table(table: pa.Table) -> pd.DataFrame:
@@ -276,4 +283,12 @@ def _some(names: set[str]) -> str:
 
 def _table(rows: pd.DataFrame) -> pa.Table:
     boxes = pd.Series([box if box[2] else None for box in rows[CORNERS].to_numpy().tolist()], dtype=object)
-    return to_arrow(rows.assign(box=boxes.to_numpy()), schema=LABEL_SCHEMA)
+    return to_arrow(rows.assign(box=boxes.to_numpy()), schema=_schema(rows.columns))
+
+
+def _schema(columns: Iterable[str]) -> pa.Schema:
+    return pa.schema([*LABEL_SCHEMA, *(pa.field(name, pa.string()) for name in columns if name.startswith(OTHER))])
+
+
+def _shortened(cell: str) -> str:
+    return cell.strip()[:MAX_LETTERS]

@@ -26,8 +26,9 @@ COLUMNS = (
     *("captured_at", "environment", "annotator", "source", "sample_prob"),
 )
 """What is read of a label table."""
-MAX_NAMED = 20
-"""Columns without a use that are named."""
+OTHER = "other:"
+"""What stands before the name of a column of a customer's own in the label table."""
+MAX_OTHERS = 20
 
 
 class Listed(NamedTuple):
@@ -129,6 +130,16 @@ def _from_table(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -> 
     return RawRows(table, [], [*notes, *_unused(table.columns)])
 
 
+def others(table: pd.DataFrame) -> pd.DataFrame:
+    """The first columns that are none of `COLUMNS`, under `OTHER`; not those of bytes or lists."""
+    names = [name for name in table.columns if name not in COLUMNS and _is_plain(table[name])]
+    return table[names[:MAX_OTHERS]].add_prefix(OTHER)
+
+
+def _is_plain(column: pd.Series) -> bool:
+    return all(pd.api.types.is_scalar(cell) and not isinstance(cell, bytes) for cell in column.dropna().head(1))
+
+
 def _unused(columns: Iterable[str]) -> list[str]:
     """What is said of columns that are none of `COLUMNS`: each with the one that it may have been meant for."""
     there = list(columns)
@@ -138,8 +149,9 @@ def _unused(columns: Iterable[str]) -> list[str]:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=0.8)
             told.append(f"{name} (did you mean {near[0]}?)" if near else name)
-    more = f" and {len(told) - MAX_NAMED} more" if len(told) > MAX_NAMED else ""
-    return [f"columns not used: {', '.join(told[:MAX_NAMED])}{more}"] if told else []
+    more = f" and {len(told) - MAX_OTHERS} more" if len(told) > MAX_OTHERS else ""
+    only = f"; `audit` alone reads them{f', {MAX_OTHERS} at most' if more else ''}, for shortcuts"
+    return [f"columns not used: {', '.join(told[:MAX_OTHERS])}{more}{only}"] if told else []
 
 
 def _unread(error: InputError | OSError, *, plant: Plant, address: str) -> InputError:

@@ -346,7 +346,8 @@ def test_a_table_gives_every_column_of_the_row(root, name):
 def test_columns_without_a_use_are_named_with_what_they_may_have_been_meant_for(root, name):
     rows = [{"frame": "gut/0.png", "class": "gut", "Lot": "L1", "operator": "ada", "PartID": "P1", "shift": 2}]
     (note,) = (n for n in imported(root, labels=table(root, rows, name=name)).notes if n.startswith("columns"))
-    assert note == "columns not used: Lot (did you mean lot?), operator, PartID (did you mean part_id?), shift"
+    told = "columns not used: Lot (did you mean lot?), operator, PartID (did you mean part_id?), shift"
+    assert note == f"{told}; `audit` alone reads them, for shortcuts"
 
 
 def test_a_table_of_nothing_but_known_columns_says_nothing_of_columns(root):
@@ -358,7 +359,45 @@ def test_a_table_of_nothing_but_known_columns_says_nothing_of_columns(root):
 def test_of_very_many_columns_without_a_use_the_first_are_named(root):
     rows = [{"frame": "gut/0.png", "class": "gut", **{f"reading{i}": "1" for i in range(50)}}]
     (note,) = (n for n in imported(root, labels=table(root, rows)).notes if n.startswith("columns"))
-    assert note.endswith("reading18, reading19 and 30 more")
+    assert note.endswith("reading18, reading19 and 30 more; `audit` alone reads them, 20 at most, for shortcuts")
+
+
+OWN = {"operator": " ada ", "shift": 2, "remark": "x" * 500, "Lot": None}
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+def test_columns_of_the_customers_own_are_kept_as_short_text_and_change_nothing_else(root, name):
+    found = imported(root, labels=table(root, [{**FULL, **OWN}, {"frame": "gut/1.png", "class": "gut"}], name=name))
+    row, other = found.rows.to_dict("records")
+    assert row["other:operator"] == "ada"
+    assert float(row["other:shift"]) == 2
+    assert row["other:remark"] == "x" * 80
+    assert pd.isna(row["other:Lot"])
+    assert pd.isna(other["other:operator"])
+    bare = imported(root, labels=table(root, [FULL, {"frame": "gut/1.png", "class": "gut"}], name=name))
+    assert to_parquet(found.rows[LABEL_SCHEMA.names]) == to_parquet(bare.rows)
+    assert to_parquet(from_parquet(to_parquet(found.rows))) == to_parquet(found.rows)
+
+
+def test_own_columns_follow_their_frame_past_rejects_and_whatever_the_order_of_the_rows(root):
+    frames = ["Delle/1.png", "gut/none.png", "gut/1.png", "Delle/0.png", "gut/0.png"]
+    rows = [{"frame": frame, "class": frame.split("/")[0], "bench": f"of {frame}"} for frame in frames]
+    kept = imported(root, labels=table(root, rows)).rows
+    assert len(kept) == 4
+    assert (kept["other:bench"] == "of " + kept["frame"]).all()
+
+
+def test_boxes_that_differ_in_an_own_column_do_not_contradict_each_other(root):
+    rows = [{**FULL, "box_id": 1}, {**FULL, "box": "0,0,15,15", "box_id": 2}]
+    found = imported(root, labels=table(root, rows))
+    assert found.rejected == []
+    assert found.rows["other:box_id"].tolist() == ["2"]
+
+
+def test_twenty_own_columns_are_kept_and_none_of_bytes_or_lists(root):
+    own = {"image": b"bytes", "polygon": [1, 2, 3], **{f"reading{i}": str(i) for i in range(50)}}
+    found = imported(root, labels=table(root, [{"frame": "gut/0.png", "class": "gut", **own}], name="labels.parquet"))
+    assert [name for name in found.rows if name.startswith("other:")] == [f"other:reading{i}" for i in range(20)]
 
 
 def test_a_table_says_how_many_files_it_does_not_name(root):
