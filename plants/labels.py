@@ -231,7 +231,12 @@ def _contradictions(
             name if name in ANSWERS else f"{name}: {_some({str(None if pd.isna(v) else v) for v in of})}"
             for name, of in said.items()
         )
-        reason = f"{len(piece)} rows of this frame contradict each other ({values})"
+        remedy = (
+            "a frame has one class: keep the rows of the one that its part is to be judged by"
+            if "class" in said
+            else "write the same in all of them"
+        )
+        reason = f"{len(piece)} rows of this frame contradict each other ({values}); {remedy}"
         yield from [Rejected(frames[piece[0]], reason)] * len(piece)
 
 

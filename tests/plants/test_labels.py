@@ -457,7 +457,9 @@ def test_contradicting_rows_are_all_refused(root):
     found = imported(root, labels=table(root, rows))
     assert found.rows["frame"].tolist() == ["gut/1.png"]
     assert len(found.rejected) == 2
-    assert found.rejected[0].reason.endswith("contradict each other (class)"), "the frame may lie in the sealed test"
+    said, _, remedy = found.rejected[0].reason.partition("; ")
+    assert said.endswith("contradict each other (class)"), "the frame may lie in the sealed test"
+    assert "keep the rows of the one" in remedy
 
 
 def test_what_is_no_answer_is_named_with_its_contradicting_values(root):
