@@ -1,8 +1,9 @@
 """The label row, and how a plant's folders or table become label rows. Nothing is lost: what is refused is listed.
 
 A row is one frame. Boxes and sizes are in pixels of the upright frame (EXIF orientation applied). Where a frame has
-several boxes (rows that differ in nothing else) the largest is kept, and a note says so. What a customer's table has
-beyond `LABEL_SCHEMA` is kept as text for the audit to look at, `OTHER` before its name; nothing is learned from it.
+several boxes (rows that differ in nothing else) the largest is kept and, for the audit alone, the smallest. What a
+customer's table has beyond `LABEL_SCHEMA` is kept as text for the audit to look at, `OTHER` before its name; nothing is
+learned from it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("class", pa.string()),
         pa.field("severity", pa.float64()),
         pa.field("box", pa.list_(pa.int32())),
+        pa.field("smallest_box", pa.list_(pa.int32())),
         pa.field("captured_at", pa.timestamp("us", tz="UTC")),
         pa.field("environment", pa.string(), nullable=False),
         pa.field("annotator", pa.string()),
@@ -51,6 +53,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("height_px", pa.int32(), nullable=False),
     ]
 )
+SMALLEST = [f"smallest_{corner}" for corner in CORNERS]
 MAX_LETTERS = 80
 """What is kept of a cell of a column of the customer's own."""
 
@@ -157,9 +160,13 @@ def from_parquet(data: bytes) -> pd.DataFrame:
 
 
 def from_table(table: pa.Table) -> pd.DataFrame:
-    """Label rows as pandas: strings as `str`, missing ones NaN; a box is a list of four ints, or None."""
+    """Label rows as pandas: strings as `str`, missing ones NaN; a box is a list of four ints, or None.
+
+    `smallest_box` is None where a frame has not several.
+    """
     frame: pd.DataFrame = table.to_pandas()
-    frame["box"] = pd.Series(table.column("box").to_pylist(), index=frame.index, dtype=object)
+    for name in ("box", "smallest_box"):
+        frame[name] = pd.Series(table.column(name).to_pylist(), index=frame.index, dtype=object)
     return frame
 
 
@@ -192,7 +199,10 @@ def _check_environments(plant: Plant, table: pd.DataFrame) -> None:
 
 
 def _without_duplicates(rows: pd.DataFrame, *, rejected: list[Rejected], notes: list[str]) -> pd.DataFrame:
-    """One row a frame: repeated rows are refused, contradicting ones all; of several boxes the largest stays."""
+    """One row a frame: repeated rows are refused, contradicting ones all; of several boxes the largest stays.
+
+    The one whose longer side is the shortest stands in `SMALLEST`, zeros where a frame has not several.
+    """
     group = pd.factorize(rows["frame"])[0]
     first = np.unique(group, return_index=True)[1][group]
     names = [name for name in rows.columns if name not in ("frame", *CORNERS)]
@@ -206,11 +216,16 @@ def _without_duplicates(rows: pd.DataFrame, *, rejected: list[Rejected], notes: 
     is_repeated = rows.duplicated(["frame", *CORNERS])
     rejected += [Rejected(frame, "duplicate row of this frame") for frame in rows.loc[is_repeated, "frame"]]
     rows = rows[~is_repeated]
-    num_boxed = int((rows["frame"].value_counts() > 1).sum())
-    if num_boxed:
-        notes.append(f"{num_boxed} frames have several boxes; the largest is kept")
+    several = rows.loc[rows["frame"].duplicated(keep=False) & (rows["x1"] > 0), ["frame", *CORNERS]]
+    if num := several["frame"].nunique():
+        notes.append(f"{num} frames have several boxes; the largest is kept, and for `audit` the smallest")
+    corners = several[CORNERS].to_numpy()
+    longer = (corners[:, 2:] - corners[:, :2]).max(axis=1)
+    smallest = several.iloc[np.argsort(longer, kind="stable")].drop_duplicates("frame").set_index("frame")
     area = (rows["x1"] - rows["x0"]) * (rows["y1"] - rows["y0"])
-    return rows.loc[area.sort_values(ascending=False, kind="stable").index].drop_duplicates("frame")
+    rows = rows.loc[area.sort_values(ascending=False, kind="stable").index].drop_duplicates("frame")
+    found = smallest.reindex(rows["frame"], fill_value=0).to_numpy()
+    return rows.assign(**dict(zip(SMALLEST, found.T, strict=True)))
 
 
 def _pieces(group: Ints, chosen: npt.NDArray[np.bool_]) -> list[Ints]:
@@ -257,10 +272,11 @@ def _completed(rows: pd.DataFrame, seen: pd.DataFrame, *, plant: Plant, rejected
         except InputError as error:
             unfit[at] = str(error)
     cells.refuse(unfit)
-    leaves = ((rows["x1"] > rows["width_px"]) | (rows["y1"] > rows["height_px"])).to_numpy()
-    for i in np.flatnonzero(leaves):
-        x0, y0, x1, y1, width, height = rows[[*CORNERS, *SEEN[1:]]].iloc[i].tolist()
-        unfit[i] = f"the box {(x0, y0, x1, y1)} leaves the frame of {width} x {height} pixels"
+    for corners in (CORNERS, SMALLEST):
+        leaves = ((rows[corners[2]] > rows["width_px"]) | (rows[corners[3]] > rows["height_px"])).to_numpy()
+        for i in np.flatnonzero(leaves):
+            x0, y0, x1, y1, width, height = rows[[*corners, *SEEN[1:]]].iloc[i].tolist()
+            unfit[i] = f"the box {(x0, y0, x1, y1)} leaves the frame of {width} x {height} pixels"
     cells.refuse(unfit)
     is_good = pd.isna(cells.reasons)
     rejected += map(Rejected, rows["frame"].to_numpy()[~is_good], cells.reasons[~is_good])
@@ -287,8 +303,12 @@ def _some(names: set[str]) -> str:
 
 
 def _table(rows: pd.DataFrame) -> pa.Table:
-    boxes = pd.Series([box if box[2] else None for box in rows[CORNERS].to_numpy().tolist()], dtype=object)
-    return to_arrow(rows.assign(box=boxes.to_numpy()), schema=_schema(rows.columns))
+    rows = rows.assign(box=_boxes(rows[CORNERS]), smallest_box=_boxes(rows[SMALLEST]))
+    return to_arrow(rows, schema=_schema(rows.columns))
+
+
+def _boxes(corners: pd.DataFrame) -> Objects:
+    return pd.Series([box if box[2] else None for box in corners.to_numpy().tolist()], dtype=object).to_numpy()
 
 
 def _schema(columns: Iterable[str]) -> pa.Schema:

@@ -280,11 +280,12 @@ def generation_of(assignments: pd.DataFrame, *, plant: str) -> int:
 def seal(rows: pd.DataFrame) -> Sealed:
     """Rows with `role`, split in two: all rows with the answers of test rows blank, and those answers alone.
 
-    What a customer's own columns say of test rows is in neither: it may be the answer.
+    What is kept for the audit alone, the smallest box and a customer's own columns, is blank there and not sealed.
     """
     is_test = (rows["role"] == "test").to_numpy()
     open_rows = rows.copy()
-    for column in (*ANSWERS, *(name for name in rows.columns if name.startswith(OTHER))):
+    told = [name for name in rows.columns if name in (*ANSWERS, "smallest_box") or name.startswith(OTHER)]
+    for column in told:
         values = open_rows[column].astype(object)
         values[is_test] = None
         open_rows[column] = values if column == "box" else values.astype(rows[column].dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
@@ -470,9 +471,33 @@ def test_what_is_no_answer_is_named_with_its_contradicting_values(root):
 
 def test_of_several_boxes_the_largest_is_kept_and_it_is_said(root):
     found = imported(root, labels=table(root, [FULL, {**FULL, "box": "0,0,15,15"}]))
-    assert list(found.rows["box"].iloc[0]) == [0, 0, 15, 15]
+    assert found.rows[["box", "smallest_box"]].iloc[0].tolist() == [[0, 0, 15, 15], [1, 2, 9, 10]]
     assert found.rejected == []
-    assert any("several boxes" in note for note in found.notes)
+    assert any("1 frames have several boxes" in note for note in found.notes)
+
+
+def test_the_smallest_box_is_the_one_whose_longer_side_is_the_shortest_and_a_single_one_is_none(root):
+    several = [{**FULL, "box": box} for box in ("0,0,1,14", "0,0,15,15", "3,3,7,7", "")]
+    single = {"frame": "gut/1.png", "class": "gut", "box": "1,1,3,3"}
+    found = imported(root, labels=table(root, [*several, single]))
+    assert found.rows["smallest_box"].tolist() == [[3, 3, 7, 7], None]
+    assert from_parquet(to_parquet(found.rows))["smallest_box"].tolist() == [[3, 3, 7, 7], None]
+
+
+def test_a_smallest_box_that_leaves_its_frame_is_refused_as_the_largest_is(root):
+    found = imported(
+        root,
+        labels=table(root, [FULL, {**FULL, "box": "18,14,24,15"}, {**FULL, "frame": "gut/1.png", "part_id": "P2"}]),
+    )
+    assert found.rows["frame"].tolist() == ["gut/1.png"]
+    assert "(18, 14, 24, 15) leaves the frame" in found.rejected[0].reason
+
+
+def test_label_tables_written_before_there_was_a_smallest_box_are_read(root):
+    rows = imported(root).rows
+    buffer = io.BytesIO()
+    rows.drop(columns="smallest_box").to_parquet(buffer, index=False)
+    assert to_parquet(from_parquet(buffer.getvalue())) == to_parquet(rows)
 
 
 @pytest.mark.parametrize(
