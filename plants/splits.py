@@ -23,7 +23,7 @@ from plants.errors import InputError
 from plants.hashing import unit_hash
 from plants.plant import Shares
 from plants.seal import ANSWERS
-from plants.tables import to_arrow
+from plants.tables import OTHER, to_arrow
 
 ROLES = ("train", "select", "decide", "test")
 REACHED_FIRST = ("train", "test", "decide", "select")
@@ -296,10 +296,14 @@ def generation_of(assignments: pd.DataFrame, *, plant: str) -> int:
 
 
 def seal(rows: pd.DataFrame) -> Sealed:
-    """Rows with `role`, split in two: all rows with the answers of test rows blank, and those answers alone."""
+    """Rows with `role`, split in two: all rows with the answers of test rows blank, and those answers alone.
+
+    What is kept for the audit alone, the smallest box and a customer's own columns, is blank there and not sealed.
+    """
     is_test = (rows["role"] == "test").to_numpy()
     open_rows = rows.copy()
-    for column in ANSWERS:
+    told = [name for name in rows.columns if name in (*ANSWERS, "smallest_box") or name.startswith(OTHER)]
+    for column in told:
         values = open_rows[column].astype(object)
         values[is_test] = None
         open_rows[column] = values if column == "box" else values.astype(rows[column].dtype)

@@ -20,6 +20,7 @@ from cluster.catalog import ASSIGNMENTS, Catalog, Imported
 from cluster.likeness import Look, Looked
 from cluster.storage import PlantFiles
 from plants import splits
+from plants.audit import audit
 from plants.copies import Quarantined
 from plants.errors import InputError
 from plants.plant import Fleet, Plant, load_fleet
@@ -69,6 +70,50 @@ def test_the_answers_of_the_test_are_in_the_seal_and_nowhere_else(catalog, fleet
     sealed = catalog.sealed("north")
     assert set(sealed["frame"]) == set(rows.loc[is_test, "frame"])
     assert sealed["class"].notna().all()
+
+
+def with_own_columns(fleet: Fleet, **columns: str) -> Fleet:
+    """North has a label table; in the texts of its own columns stand frame and class. Everything else is as before."""
+    plant = fleet.plant("north")
+    table = Path(plant.images).with_name("north.csv")
+    frames = sorted(path.relative_to(plant.images).as_posix() for path in Path(plant.images).rglob("*.png"))
+    rows = [{"frame": frame, "class": frame.split("/")[0]} for frame in frames]
+    own = [{name: text.format(**row) for name, text in columns.items()} for row in rows]
+    pd.DataFrame([row | cells for row, cells in zip(rows, own, strict=True)]).to_csv(table, index=False)
+    changed = Plant.model_validate({**plant.model_dump(), "labels": str(table)})
+    return fleet.model_copy(update={"plants": (changed, *fleet.plants[1:])})
+
+
+def test_what_own_columns_say_of_sealed_frames_is_written_nowhere(catalog, fleet):
+    fleet = with_own_columns(fleet, defect_name="of {frame}: {class}")
+    read(catalog, fleet)
+    rows = catalog.rows("north")
+    is_test = rows["role"] == "test"
+    assert rows.loc[is_test, "other:defect_name"].isna().all()
+    assert rows.loc[~is_test, "other:defect_name"].str.startswith("of ").all()
+    written = b"".join(path.read_bytes() for path in Path(fleet.store).rglob("*") if path.is_file())
+    assert f"of {rows.loc[~is_test, 'frame'].iloc[0]}".encode() in written
+    assert not [frame for frame in rows.loc[is_test, "frame"] if f"of {frame}".encode() in written]
+
+
+def test_own_columns_are_the_same_bytes_after_a_second_import_and_change_nothing_that_is_learned_from(catalog, fleet):
+    read(catalog, fleet)
+    bare = catalog.data_digest(["north"])
+    fleet = with_own_columns(fleet, operator="{class}", remark="of {frame}")
+    found = read(catalog, fleet)
+    table = catalog.store.read("labels/north.parquet")
+    assert found.new_rows == 0
+    assert catalog.data_digest(["north"]) == bare
+    read(catalog, fleet)
+    assert catalog.store.read("labels/north.parquet") == table
+
+
+def test_audit_names_the_own_column_that_tells_the_class_from_the_rows_that_are_not_sealed(catalog, fleet):
+    fleet = with_own_columns(fleet, operator="of the {class} ones", remark="of {frame}")
+    read(catalog, fleet)
+    found = audit(fleet.plant("north"), catalog.rows("north"), fleet=fleet, trunk_size_px=32)
+    (shortcut,) = (finding.detail for finding in found if finding.kind == "shortcut")
+    assert shortcut.startswith("operator alone goes 100%")
 
 
 def test_a_second_import_moves_no_lot_and_deals_only_the_new_ones(catalog, fleet):
