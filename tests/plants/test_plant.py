@@ -165,6 +165,14 @@ def test_a_trunk_without_cut_zero_is_one_line_with_what_to_write(tmp_path):
     assert "field trunks.0: cuts must contain 0, where training fits the head first; write cuts: [0, 1, 2]" in found
 
 
+def test_a_trunk_names_a_way_of_resizing_that_is_known_or_none(tmp_path):
+    text = GOOD + "trunks: [{interpolation: INTERPOLATION}]\n"
+    assert load_fleet(write(tmp_path, text.replace("INTERPOLATION", "bicubic"))).trunks[0].interpolation == "bicubic"
+    assert load_fleet(write(tmp_path, GOOD)).trunks[0].interpolation is None
+    (found,) = faults(tmp_path, text.replace("INTERPOLATION", "nearest"))
+    assert "field trunks.0.interpolation: Input should be 'bilinear' or 'bicubic'" in found
+
+
 @pytest.mark.parametrize("num", [0, 3])
 def test_a_fleet_shares_one_or_two_trunks(tmp_path, num):
     (found,) = faults(tmp_path, GOOD + f"trunks: [{', '.join(['{}'] * num)}]\n")
