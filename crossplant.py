@@ -246,7 +246,7 @@ def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = 
 def policy(
     plant: Annotated[str, typer.Option(help="The plant.")],
     checked: Annotated[
-        Path | None, typer.Option(help="Checked parts: part_id, class or is_defect, sample_prob.")
+        Path | None, typer.Option(help="Checked parts: part_id, class or is_defect, sample_prob, lot if known.")
     ] = None,
     parts: Annotated[int | None, typer.Option(min=1, help="All parts of that period, checked or not.")] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Judge by it from now on.")] = False,

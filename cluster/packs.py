@@ -1,8 +1,8 @@
 """Packs: the decoded views of a plant's frames in one memory-mapped Arrow file, made once and shared by every process.
 
-A pack is named by what its pixels depend on: the frames' digests, each environment's geometry and photometry, and the
-input size. Labels, roles and recipes are not part of it, so new labels need no new pack. Frames that cannot be decoded
-are listed in the pack and tried again when it is opened; the rest goes on.
+A pack is named by what its pixels depend on: the frames' digests, each environment's geometry and photometry, the input
+size and how frames are resized to it. Labels, roles and recipes are not part of it, so new labels need no new pack.
+Frames that cannot be decoded are listed in the pack and tried again when it is opened; the rest goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cluster import retention
 from cluster.storage import LocalStore, MissingFile, Store, file_sha256, replaced
 from plants import governance
 from plants.errors import InputError
+from plants.geometry import Interpolation
 from plants.hashing import sha256 as sha256_of
 from plants.plant import Plant
 from plants.views import Views, read_views, view_boxes
@@ -126,7 +127,7 @@ class Pack:
         return Pack.open, (str(self.path),)
 
 
-def pack_key(frames: Sequence[Frame], *, plant: Plant, size_px: int) -> str:
+def pack_key(frames: Sequence[Frame], *, plant: Plant, size_px: int, interpolation: Interpolation = "bilinear") -> str:
     """The name of the pack of these frames: equal for equal pixels, whatever the order of the frames."""
     used = sorted({frame.environment for frame in frames})
     text = json.dumps(
@@ -134,6 +135,7 @@ def pack_key(frames: Sequence[Frame], *, plant: Plant, size_px: int) -> str:
             "format": FORMAT,
             "plant": plant.name,
             "size_px": size_px,
+            "interpolation": interpolation,
             "environments": {
                 name: plant.environments[name].model_dump(mode="json", include=PIXELS_COME_FROM) for name in used
             },
@@ -144,7 +146,9 @@ def pack_key(frames: Sequence[Frame], *, plant: Plant, size_px: int) -> str:
     return sha256_of(text.encode())
 
 
-def build_shard(frames: Sequence[Frame], *, plant: Plant, size_px: int, read: Read) -> Shard:
+def build_shard(
+    frames: Sequence[Frame], *, plant: Plant, size_px: int, read: Read, interpolation: Interpolation = "bilinear"
+) -> Shard:
     """The views of these frames. A frame that is missing, has changed or cannot be decoded becomes a Failure."""
     pixels: list[Pixels] = []
     boxes: list[Indices] = []
@@ -152,7 +156,7 @@ def build_shard(frames: Sequence[Frame], *, plant: Plant, size_px: int, read: Re
     failed: list[Failure] = []
     for frame, data in _read_ahead(frames, read):
         try:
-            found = _views(frame, data, plant=plant, size_px=size_px)
+            found = _views(frame, data, plant=plant, size_px=size_px, interpolation=interpolation)
         except (_FrameFault, MissingFile) as fault:
             failed.append(Failure(frame.frame, str(fault)))
             num_views.append(0)
@@ -169,6 +173,7 @@ def build(
     *,
     plant: Plant,
     trunk_size_px: int,
+    interpolation: Interpolation = "bilinear",
     read: Read,
     store: Store,
     cache_dir: Path | str,
@@ -184,9 +189,9 @@ def build(
     for place in (store, LocalStore(cache_dir)):
         retention.sweep(place, "packs", plants=[plant], now=now())
     frames = sorted(Frame(*row) for row in rows[["frame", "sha256", "environment"]].itertuples(index=False, name=None))
-    key = pack_key(frames, plant=plant, size_px=trunk_size_px)
+    key = pack_key(frames, plant=plant, size_px=trunk_size_px, interpolation=interpolation)
     path = store.local_path(f"packs/{key}.arrow") or Path(cache_dir) / "packs" / f"{key}.arrow"
-    make_shard = partial(build_shard, plant=plant, size_px=trunk_size_px, read=read)
+    make_shard = partial(build_shard, plant=plant, size_px=trunk_size_px, read=read, interpolation=interpolation)
     pack = _found(path, key, store=store, cache=LocalStore(cache_dir))
     if pack is not None and not _has_recovered(pack, frames, make_shard):
         return pack
@@ -225,7 +230,9 @@ def _read_ahead(frames: Sequence[Frame], read: Read) -> Iterator[tuple[Frame, by
             yield from zip(chunk, pool.map(attempt, chunk), strict=True)
 
 
-def _views(frame: Frame, data: bytes | MissingFile, *, plant: Plant, size_px: int) -> Views:
+def _views(
+    frame: Frame, data: bytes | MissingFile, *, plant: Plant, size_px: int, interpolation: Interpolation
+) -> Views:
     environment = plant.environments[frame.environment]
     if isinstance(data, MissingFile):
         raise data
@@ -233,9 +240,15 @@ def _views(frame: Frame, data: bytes | MissingFile, *, plant: Plant, size_px: in
         raise _FrameFault(
             "has changed since it was imported", plant=plant.name, file=frame.frame, remedy="Import again"
         )
-    geometry, photometry = environment.geometry, environment.photometry
     try:
-        return read_views(data, geometry=geometry, photometry=photometry, size_px=size_px, source=frame.frame)
+        return read_views(
+            data,
+            geometry=environment.geometry,
+            photometry=environment.photometry,
+            size_px=size_px,
+            interpolation=interpolation,
+            source=frame.frame,
+        )
     except InputError as fault:
         raise _FrameFault(str(fault), plant=plant.name) from None
 

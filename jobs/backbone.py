@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 import safetensors
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from jobs.weights import EMBEDDED, load_embedded
 from plants.errors import InputError
+from plants.geometry import Interpolation
 from plants.plant import Trunk
 
 OFFLINE = (
@@ -43,6 +44,7 @@ class Backbone:
     net: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Interpolation
 
 
 def load_backbone(trunk: Trunk, *, read: Callable[[str], bytes] | None = None, seed: int = 0) -> Backbone:
@@ -63,7 +65,29 @@ def load_backbone(trunk: Trunk, *, read: Callable[[str], bytes] | None = None, s
     config = getattr(net, "pretrained_cfg", {})
     mean = trunk.mean or metadata.get("mean") or config.get("mean") or 0.5
     std = trunk.std or metadata.get("std") or config.get("std") or 0.5
-    return Backbone(net=net.eval(), mean=_rgb(mean), std=_rgb(std))
+    interpolation = trunk.interpolation or metadata.get("interpolation") or config.get("interpolation") or "bilinear"
+    return Backbone(net=net.eval(), mean=_rgb(mean), std=_rgb(std), interpolation=_known(interpolation))
+
+
+def trained_px(trunk: Trunk) -> int | None:
+    """The input size that a trunk's weights were trained at; None where they are random or timm does not say."""
+    if trunk.weights == "none":
+        return None
+    if trunk.weights == "embedded":
+        return int(EMBEDDED["size_px"])
+    config = _config(trunk)
+    return config and int(config.input_size[-1])
+
+
+def _known(interpolation: str) -> Interpolation:
+    for known in get_args(Interpolation):
+        if interpolation == known:
+            return known  # type: ignore[no-any-return]
+    raise InputError(
+        f"the weights were trained with {interpolation} resizing",
+        field="trunks.interpolation",
+        remedy=f"Set one of {', '.join(get_args(Interpolation))}",
+    )
 
 
 def _rgb(value: float | Sequence[float]) -> tuple[float, ...]:
@@ -153,7 +177,7 @@ def _is_reachable(address: str, *, timeout_s: float = 5.0) -> bool:
 
 
 def _load_file(net: nn.Module, *, trunk: Trunk, read: Callable[[str], bytes] | None) -> dict[str, Any]:
-    """The weights are in the backbone; returns the file's metadata (mean, std where it states them)."""
+    """The weights are in the backbone; returns the file's metadata (mean, std, interpolation where it states them)."""
     data, source = _bytes(trunk, read=read), trunk.weights
     try:
         state = safetensors.torch.load(data)
@@ -222,7 +246,7 @@ def _converted(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _metadata(data: bytes, *, trunk: Trunk) -> dict[str, Any]:
-    """`mean` and `std` from the header of a safetensors file, where it has them.
+    """`mean`, `std` and `interpolation` from the header of a safetensors file, where it has them.
 
     Raises InputError where the header asks for a padding that the trunk's options do not give.
     """
@@ -238,6 +262,6 @@ def _metadata(data: bytes, *, trunk: Trunk) -> dict[str, Any]:
         )
     try:
         found = {key: json.loads(raw[key]) for key in ("mean", "std") if key in raw}
-        return {key: _rgb(value) for key, value in found.items()}
+        return {key: _rgb(value) for key, value in found.items()} | {"interpolation": raw.get("interpolation")}
     except (ValueError, TypeError):
         raise InputError("states a mean or std that is no number", file=trunk.weights, field="trunks.weights") from None

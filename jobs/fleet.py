@@ -147,7 +147,8 @@ def planned(
         train_parts[name] = int(rows["part_id"].nunique())
         train_defects[name] = int(rows.loc[rows["class"].isin(fleet.plant(name).defects), "part_id"].nunique())
     shapes = {p.name: p.model_dump(mode="json", include={"classes", "ok", "environments"}) for p in fleet.plants}
-    learned = [material.trunk.model_dump(mode="json"), material.model.weights_digest, shapes, fleet.seed]
+    model, trunk_words = material.model, material.trunk.model_dump(mode="json")
+    learned = [trunk_words, model.weights_digest, model.interpolation, shapes, fleet.seed]
     words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
     digest = f"{material.catalog.data_digest(names)}|{words}"
     for text in leave_out:

@@ -20,6 +20,7 @@ import pandas as pd
 from cluster.retention import enforce, record
 from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
+from jobs.backbone import trained_px
 from jobs.domains import PRETRAINING, distances_html, pretraining_look
 from jobs.material import Material
 from jobs.page import page, table
@@ -37,7 +38,7 @@ from plants.distance import Look, Table, distances, pretraining_findings, sister
 from plants.errors import InputError
 from plants.findings import EVERY_PLANT, LEVELS, Finding
 from plants.governance import oldest
-from plants.plant import Fleet, Plant
+from plants.plant import Fleet, Plant, Trunk
 
 NUM_NAMED = 5
 BLOCK = 64
@@ -56,7 +57,18 @@ def audit_tables(fleet: Fleet, *, names: Sequence[str], material: Material) -> l
     golden = golden_sets(fleet, rows=rows, material=material)
     findings += [found for name in names for found in quarantine_findings(name, material.catalog.rows(name))]
     findings += conflicting_files(recorded(fleet, material=material), names=names)
-    return [*findings, *fleet_classes(fleet, rows), *agreement_findings(fleet, golden, names=names)]
+    about_all = [*size_findings(material.trunk), *fleet_classes(fleet, rows)]
+    return [*findings, *about_all, *agreement_findings(fleet, golden, names=names)]
+
+
+def size_findings(trunk: Trunk) -> list[Finding]:
+    """That the weights were trained at quite another input size."""
+    trained, size = trained_px(trunk), trunk.size_px
+    if trained is None or trained <= 2 * size <= 4 * trained:
+        return []
+    detail = f"the trunk {trunk.name} sees {size} px, and its weights were trained at {trained} px"
+    remedy = f"Compare with a size_px from {-(-trained // 2)} to {2 * trained}"
+    return [Finding("info", "input_size", EVERY_PLANT, detail, remedy)]
 
 
 def quarantine_findings(plant: str, rows: pd.DataFrame) -> list[Finding]:

@@ -113,6 +113,7 @@ class Material:
             rows,
             plant=plant,
             trunk_size_px=self.trunk.size_px,
+            interpolation=self.model.interpolation,
             read=lambda frame: files.read(plant.images, frame),
             store=pack_store(self.fleet, plant, cache=self.cache),
             cache_dir=self.cache,

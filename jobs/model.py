@@ -147,7 +147,7 @@ class CutModel:
 
     def __init__(self, trunk: Trunk, loaded: Backbone) -> None:
         self.spec, self.backbone = trunk, loaded.net.eval().requires_grad_(False)
-        self.mean, self.std = loaded.mean, loaded.std
+        self.mean, self.std, self.interpolation = loaded.mean, loaded.std, loaded.interpolation
         self.cuts = tuple(sorted(set(trunk.cuts)))
         if not self.cuts or self.cuts[0] < 0:
             raise InputError("cuts must be a list of 0, 1, 2, ...", field="trunks.cuts")

@@ -165,6 +165,7 @@ def trunk_ref(exports: Exports, *, sha256: str) -> TrunkRef:
         backbone=exports.material.trunk.backbone,
         weights_digest=model.weights_digest,
         size_px=exports.material.trunk.size_px,
+        interpolation=model.interpolation,
         cuts=model.cuts,
     )
 

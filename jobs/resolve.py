@@ -93,8 +93,11 @@ def measured(plant: Plant, *, file: Path | None, num_parts: int | None, show: Co
     found = read_checked(data, plant=plant, file=str(file))
     if found.num_returned:
         show.print(f"{found.num_returned} returned parts are left out: customers picked them, not the audit sample")
+    if found.lots is None:
+        words = "no column `lot`: the rate's interval takes parts as independent, too narrow where defects come in lots"
+        show.print(words, soft_wrap=True)
     try:
-        return prevalence(found.is_defect, found.sample_prob, num_parts=num_parts)
+        return prevalence(found.is_defect, found.sample_prob, num_parts=num_parts, lots=found.lots)
     except InputError as error:
         raise InputError(
             error.detail, plant=plant.name, file=str(file), field=error.field, remedy=error.remedy

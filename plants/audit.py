@@ -1,7 +1,8 @@
 """What is wrong, thin or unsaid about a plant's data, before anything is learned from it.
 
-Reads open label rows only: the answers of the sealed test are blank here and stay so. A finding at level error stops a
-plan; a warning is for people to weigh; info is written down for auditors.
+Reads open label rows only: the answers of the sealed test are blank here and stay so. With a finding at level error
+`crossplant audit` ends with exit 1, which a script may heed; no other verb reads findings. A warning is for people to
+weigh; info is written down for auditors.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from plants.config import Config
 from plants.errors import InputError
-from plants.geometry import Environment
+from plants.geometry import Environment, Interpolation
 from plants.governance import Governance
 from plants.hashing import sha256
 
@@ -33,6 +33,7 @@ class TrunkRef(Config):
     backbone: str
     weights_digest: str
     size_px: int = Field(ge=1)
+    interpolation: Interpolation = "bilinear"
     cuts: tuple[int, ...]
 
 

@@ -1,8 +1,9 @@
 """What people found on the parts of a period that they checked: a table, read for `plants.prevalence`.
 
-A row is a part: `part_id`, `class` (the plant's word) or `is_defect`, and `sample_prob`, how likely it was to be
-checked: 1 for rejects and reviews, the audit sample's share for parts that had passed. Parts that customers sent back
-(`source` is return) were picked by what was wrong with them, so they tell nothing of a rate and are left out.
+A row is a part: `part_id`, `class` (the plant's word) or `is_defect`, `sample_prob`, how likely it was to be checked (1
+for rejects and reviews, the audit sample's share for parts that had passed), and `lot` where that is known. Parts that
+customers sent back (`source` is return) were picked by what was wrong with them, so they tell nothing of a rate and are
+left out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Checked(NamedTuple):
     sample_prob: npt.NDArray[np.float64]
     num_returned: int
     """Parts of the table that were left out, because customers sent them back."""
+    lots: npt.NDArray[np.str_] | None
+    """None without a column `lot`; a part that names none there is a lot of its own."""
 
 
 def read_checked(data: bytes, *, plant: Plant, file: str) -> Checked:
@@ -81,7 +84,13 @@ def read_checked(data: bytes, *, plant: Plant, file: str) -> Checked:
         raise fault(
             f"{value!r} of part {part!r} is no probability above 0, at most 1", field="sample_prob", remedy=remedy
         )
-    return Checked(values.isin(bad).to_numpy(dtype=bool), prob, int(is_returned.sum()))
+    lots = _lots(table[~is_returned]) if "lot" in table else None
+    return Checked(values.isin(bad).to_numpy(dtype=bool), prob, int(is_returned.sum()), lots)
+
+
+def _lots(table: pd.DataFrame) -> npt.NDArray[np.str_]:
+    names, alone = table["lot"].fillna("").astype(str).str.strip(), "\0" + table["part_id"].astype(str)
+    return names.where(names != "", alone).to_numpy(dtype=np.str_)
 
 
 def _table(data: bytes, *, plant: Plant, file: str) -> pd.DataFrame:

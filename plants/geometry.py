@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from plants.config import Config
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""How a region is brought to the model's input size; a trunk's is what its weights were trained with."""
 Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 """x, y of its corners in pixels of the frame."""
 

@@ -27,7 +27,7 @@ from pydantic import (
 
 from plants.config import Config
 from plants.errors import InputError, ManyInputErrors
-from plants.geometry import Environment
+from plants.geometry import Environment, Interpolation
 
 OK = "ok"
 """The fleet class of good parts."""
@@ -216,6 +216,8 @@ class Trunk(Config):
     cuts: tuple[int, ...] = (0, 1)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    interpolation: Interpolation | None = None
+    """Of frames to `size_px`; like `mean` and `std`, what the weights were trained with where it is None."""
     options: dict[str, Any] = Field(default={})
     """Extra arguments of `timm.create_model`, e.g. `{pad_type: same}`."""
 

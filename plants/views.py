@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from plants.errors import InputError
-from plants.geometry import Geometry, Photometry, Polygon
+from plants.geometry import Geometry, Interpolation, Photometry, Polygon
 from plants.images import Decoded, Pixels, decode_reduced
 
 MAX_TILES = 4_096
@@ -42,7 +42,15 @@ class Views(NamedTuple):
     """[T, 4]: x0, y0, x1, y1 in pixels of the frame."""
 
 
-def read_views(data: bytes, *, geometry: Geometry, photometry: Photometry, size_px: int, source: str = "") -> Views:
+def read_views(
+    data: bytes,
+    *,
+    geometry: Geometry,
+    photometry: Photometry,
+    size_px: int,
+    interpolation: Interpolation = "bilinear",
+    source: str = "",
+) -> Views:
     """The trunk's inputs of an image file. Raises InputError as `decode_reduced` and `views` do."""
     decoded = decode_reduced(
         data,
@@ -51,13 +59,20 @@ def read_views(data: bytes, *, geometry: Geometry, photometry: Photometry, size_
         window=geometry.window,
         source=source,
     )
-    return _views(decoded, geometry=geometry, photometry=photometry, size_px=size_px)
+    return _views(decoded, geometry=geometry, photometry=photometry, size_px=size_px, interpolation=interpolation)
 
 
-def views(pixels: Pixels, *, geometry: Geometry, photometry: Photometry, size_px: int) -> Views:
+def views(
+    pixels: Pixels,
+    *,
+    geometry: Geometry,
+    photometry: Photometry,
+    size_px: int,
+    interpolation: Interpolation = "bilinear",
+) -> Views:
     """The whole frame uint8 [H, W, 3] as the trunk's inputs.
 
-    Deterministic; antialiased bilinear. Tiles are spread evenly, overlap at least `overlap_px`, and reach half of that
+    Deterministic; antialiased. Tiles are spread evenly, overlap at least `overlap_px`, and reach half of that
     beyond the region's borders, where it is mirrored: so a defect at a border lies as far from the edge of a tile as
     any. Along a side no longer than a tile there is one, letterboxed.
 
@@ -66,25 +81,35 @@ def views(pixels: Pixels, *, geometry: Geometry, photometry: Photometry, size_px
             than `MAX_TILES`.
     """
     height, width = pixels.shape[:2]
-    return _views(Decoded(pixels, width, height, 1), geometry=geometry, photometry=photometry, size_px=size_px)
+    frame = Decoded(pixels, width, height, 1)
+    return _views(frame, geometry=geometry, photometry=photometry, size_px=size_px, interpolation=interpolation)
 
 
-def _views(frame: Decoded, *, geometry: Geometry, photometry: Photometry, size_px: int) -> Views:
+def _views(
+    frame: Decoded, *, geometry: Geometry, photometry: Photometry, size_px: int, interpolation: Interpolation
+) -> Views:
     places = _places(frame.width_px, frame.height_px, geometry=geometry)
     judged = _judged(frame.width_px, frame.height_px, geometry=geometry)
-    lut = photometry_lut(photometry)
+    lut, how = photometry_lut(photometry), Image.Resampling[interpolation.upper()]
     out = np.full((len(places), size_px, size_px, 3), PAD_VALUE, dtype=np.uint8)
     boxes = _within_roi(places, frame.width_px, frame.height_px, geometry=geometry)
     for view, place, box in zip(out, places.tolist(), boxes.tolist(), strict=True):
         wide, high = place[2] - place[0], place[3] - place[1]
         left, top, right, bottom = _placement(wide, high, geometry=geometry, size_px=size_px)
-        content = _content(frame, place, box, judged=judged, width=right - left, height=bottom - top)
+        content = _content(frame, place, box, judged=judged, width=right - left, height=bottom - top, how=how)
         view[top:bottom, left:right] = content if lut is None else lut[content]
     return Views(out, boxes)
 
 
 def _content(
-    frame: Decoded, place: list[int], box: list[int], *, judged: _Mask | None, width: int, height: int
+    frame: Decoded,
+    place: list[int],
+    box: list[int],
+    *,
+    judged: _Mask | None,
+    width: int,
+    height: int,
+    how: Image.Resampling,
 ) -> Pixels:
     """A place in the frame, mirrored where it lies outside of its box, what is not judged grey, resized."""
     k = frame.reduction
@@ -100,7 +125,7 @@ def _content(
     if k == 1 and region.shape[:2] == (height, width):
         return region
     image = Image.fromarray(np.ascontiguousarray(region))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=crop, reducing_gap=None))
+    return np.asarray(image.resize((width, height), how, box=crop, reducing_gap=None))
 
 
 def _reduction(width: int, height: int, *, geometry: Geometry, size_px: int) -> int:

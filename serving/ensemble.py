@@ -34,7 +34,7 @@ class Ensemble:
             raise InputError("an ensemble needs members, and a weight for each", field="weights")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise InputError("the weights of an ensemble are not negative and not all 0", field="weights")
-        if len({member.trunk.sha256 for member in self.members}) > 1:
+        if len({(member.trunk.sha256, member.trunk.interpolation) for member in self.members}) > 1:
             raise InputError(
                 "the members sit on different trunks", field="members", remedy="Average models of one trunk only"
             )

@@ -59,7 +59,7 @@ class Loader:
             return Ensemble(digest, manifest, models, tuple(manifest.weights), normality)
         ref = manifest.trunk
         session = self._sessions.get(self._trunk_of(ref.sha256), digest=ref.sha256)
-        trunk = Trunk(ref.sha256, ref.size_px, session)
+        trunk = Trunk(ref.sha256, ref.size_px, session, ref.interpolation)
         model: Model | GoodParts
         if manifest.kind == "normality":
             model = GoodParts(digest, manifest, trunk, normality)

@@ -109,6 +109,7 @@ class Predictor:
                     geometry=environment.geometry,
                     photometry=environment.photometry,
                     size_px=self.scorer.trunk.size_px,
+                    interpolation=self.scorer.trunk.interpolation,
                     source=frame.image,
                 )
             except InputError as error:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from plants.bundle import Manifest
 from plants.errors import InputError
+from plants.geometry import Interpolation
 from plants.hashing import sha256
 from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
@@ -121,6 +122,7 @@ class Trunk:
     sha256: str
     size_px: int
     session: Session
+    interpolation: Interpolation = "bilinear"
 
     def activations(self, pixels: npt.NDArray[np.uint8], *, cuts: frozenset[int]) -> dict[int, Floats]:
         """Outputs at the cuts for views uint8 [N, S, S, 3]."""

@@ -50,6 +50,12 @@ ABSENT = {
 }
 
 
+OPENS = {"seal", "sealed", "unseal", "open_test"}
+REACHES = {"open_store", "at", "list", "exists", "read", "read_json", "local_path", "download", "getattr"}
+OPENERS = {"cluster/catalog.py", "jobs/evaluate.py", "jobs/release.py"}
+"""`import` seals and says what it corrected, `evaluate` opens, and `release` is the verb that asks it to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Import:
     """One name imported at one line, as `package.part`."""
@@ -112,6 +118,27 @@ def modules(room: str) -> list[str]:
     return [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in files]
 
 
+def looks_into_the_seal(text: str) -> list[int]:
+    """The lines of a file that name the store of the sealed answers, their reader or their opener.
+
+    What does not count is the address that the fleet's file gives (`fleet.sealed`).
+    """
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        is_seen = False
+        if isinstance(node, ast.Attribute):
+            is_seen = node.attr in OPENS and ast.unparse(node) != "fleet.sealed"
+        elif isinstance(node, ast.ImportFrom):
+            is_seen = node.module == "jobs.evaluate" or bool({alias.name for alias in node.names} & (OPENS - {"seal"}))
+        elif isinstance(node, ast.Import):
+            is_seen = "jobs.evaluate" in {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in REACHES:
+            is_seen = any(re.match(r"f?['\"]sealed(/|['\"])", ast.unparse(given)) for given in node.args)
+        if is_seen:
+            found.append(node.lineno)
+    return found
+
+
 def write(root: Path, file: str, text: str) -> None:
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_text(text, "utf-8")
@@ -160,6 +187,33 @@ def test_an_import_against_the_drawing_is_named_with_its_line(tmp_path: Path, fi
 def test_an_import_that_the_drawing_allows_is_not_named(tmp_path: Path, file: str, text: str):
     write(tmp_path, file, text)
     assert breaches(tmp_path) == []
+
+
+def test_only_the_one_opener_and_what_seals_can_name_the_sealed_answers():
+    files = [*(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), ROOT / "crossplant.py"]
+    found = {path.relative_to(ROOT).as_posix() for path in files if looks_into_the_seal(path.read_text("utf-8"))}
+    assert found == OPENERS
+    lines = (ROOT / "jobs/release.py").read_text("utf-8").splitlines()
+    seen = [lines[number - 1].strip() for number in looks_into_the_seal("\n".join(lines))]
+    assert seen == ["from jobs.evaluate import evaluate_fleet"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "material.catalog.sealed('essen')",
+        "catalog.seal.read('essen.parquet')",
+        "def f():\n    from jobs.evaluate import open_test",
+        "import jobs.evaluate",
+        "from plants.splits import unseal",
+        "splits.unseal(a, b)",
+        "getattr(catalog, 'sealed')",
+        "store.read(f'sealed/{plant}.parquet')",
+        "open_store(store.at('sealed'))",
+    ],
+)
+def test_a_way_to_the_sealed_answers_is_seen(text: str):
+    assert looks_into_the_seal(text)
 
 
 def test_the_embedded_fleet_and_the_pretraining_share_no_generator():

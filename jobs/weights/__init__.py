@@ -15,6 +15,7 @@ EMBEDDED: dict[str, Any] = {
     "backbone": "test_resnet",
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
+    "interpolation": "bilinear",
     "size_px": 96,
     "file": "embedded.safetensors",
     "sha256": "12747b8527ab8380276f85bcca38863995de612af429bc3f5958672351503c09",

@@ -245,7 +245,7 @@ def tune(task: dict[str, Any]) -> dict[str, Any]:
     _, recipe, material = _opened(task)
     fleet, labels = material.fleet, _labels(material)
     name = max(labels, key=lambda name: len(labels[name]))
-    source = taught(fleet.plant(name), labels=labels[name], size_px=fleet.trunks[0].size_px, seed=fleet.seed)
+    source = taught(fleet.plant(name), labels=labels[name], spec=fleet.trunks[0], seed=fleet.seed)
     compute, tried = fastest(source, fleet=fleet, spec=fleet.trunks[0], recipe=recipe)
     return {"compute": compute, "tried": tried}
 

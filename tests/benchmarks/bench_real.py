@@ -45,6 +45,7 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
     """The fleet file of the three plants on one backbone.
 
     Input size and pooling of the ImageNet files were chosen by cross-validation without the test's rows, see README.
+    They are TF-slim's, whose evaluation resizes bilinearly; timm's of the same name are bicubic.
     """
     trunks = {
         "embedded": {"size_px": 128, "cuts": [0, 1, 2], "options": {"global_pool": "catavgmax"}},
@@ -52,6 +53,7 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
             "backbone": "mobilenetv2_035",
             "weights": str(weights / "mobilenetv2_035.keras_in1k_notop.safetensors"),
             "size_px": 224,
+            "interpolation": "bilinear",
             "cuts": [0, 1],
             "options": {"pad_type": "same", "global_pool": "catavgmax"},
         },
@@ -59,6 +61,7 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
             "backbone": "mobilenetv2_100",
             "weights": str(weights / "mobilenetv2_100.coral_in1k.fp16.safetensors"),
             "size_px": 224,
+            "interpolation": "bilinear",
             "cuts": [0, 1],
             "options": {"pad_type": "same", "global_pool": "catavgmax"},
         },

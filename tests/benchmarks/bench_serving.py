@@ -118,7 +118,13 @@ def _exported(folder: Path, *, images: list[str], given: argparse.Namespace, bun
     environment = Environment()
     pixels = [decode(Path(file).read_bytes()) for file in images]
     seen = [
-        views(p, geometry=environment.geometry, photometry=environment.photometry, size_px=spec.size_px).pixels
+        views(
+            p,
+            geometry=environment.geometry,
+            photometry=environment.photometry,
+            size_px=spec.size_px,
+            interpolation=model.interpolation,
+        ).pixels
         for p in pixels
     ]
     features = torch.from_numpy(Evaluator(trunk).activations(np.concatenate(seen), batch=8)[0])
@@ -139,6 +145,7 @@ def _exported(folder: Path, *, images: list[str], given: argparse.Namespace, bun
             backbone=spec.backbone,
             weights_digest=model.weights_digest,
             size_px=spec.size_px,
+            interpolation=model.interpolation,
             cuts=model.cuts,
         ),
         cut=given.cut,

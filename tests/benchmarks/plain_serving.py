@@ -35,7 +35,8 @@ class Plain:
         manifest, _ = bundle.read(folder)
         view = manifest.serves[plant]
         (self.environment,) = view.environments.values()
-        self.classes, self.size_px, self.cut = tuple(manifest.leaves), manifest.trunk.size_px, f"cut{manifest.cut}"
+        self.classes, self.cut = tuple(manifest.leaves), f"cut{manifest.cut}"
+        self.inputs: Any = manifest.trunk.model_dump(include={"size_px", "interpolation"})
         self.trunk, self.branch = open_session(trunk), open_session(folder / "branch.onnx")
 
     @classmethod
@@ -47,7 +48,7 @@ class Plain:
         """[C] of an image's bytes."""
         geometry = self.environment.geometry
         image = decode(data, bit_depth=geometry.bit_depth, window=geometry.window)
-        seen = views(image, geometry=geometry, photometry=self.environment.photometry, size_px=self.size_px)
+        seen = views(image, geometry=geometry, photometry=self.environment.photometry, **self.inputs)
         (activation,) = self.trunk.run([self.cut], {"images": seen.pixels})
         (logits,) = self.branch.run(["logits"], {"activation": activation})
         return np.asarray(softmax(logits), dtype=np.float64)[0]

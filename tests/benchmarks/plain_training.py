@@ -53,9 +53,10 @@ class Decoded(NamedTuple):
     frames: list[str]
 
 
-def decoded(plant: Plant, *, labels: pd.DataFrame, size_px: int) -> Decoded:
+def decoded(plant: Plant, *, labels: pd.DataFrame, spec: Trunk) -> Decoded:
     """Every frame decoded once, on two threads."""
     frames = sorted(labels["frame"])
+    inputs: Any = {"size_px": spec.size_px, "interpolation": load_backbone(spec).interpolation}
     environment_of = dict(zip(labels["frame"], labels["environment"], strict=True))
 
     def one(frame: str) -> Any:
@@ -63,7 +64,7 @@ def decoded(plant: Plant, *, labels: pd.DataFrame, size_px: int) -> Decoded:
         geometry = environment.geometry
         data = (Path(plant.images) / frame).read_bytes()
         image = decode(data, bit_depth=geometry.bit_depth, window=geometry.window, source=frame)
-        return views(image, geometry=geometry, photometry=environment.photometry, size_px=size_px)
+        return views(image, geometry=geometry, photometry=environment.photometry, **inputs)
 
     with ThreadPoolExecutor(THREADS) as pool:
         seen = list(pool.map(one, frames))
@@ -81,9 +82,9 @@ class Taught:
     pixels: np.ndarray
 
 
-def taught(plant: Plant, *, labels: pd.DataFrame, size_px: int, seed: int) -> Taught:
+def taught(plant: Plant, *, labels: pd.DataFrame, spec: Trunk, seed: int) -> Taught:
     """What crossplant would learn from at this plant, as pixels."""
-    pack = decoded(plant, labels=labels, size_px=size_px)
+    pack = decoded(plant, labels=labels, spec=spec)
     rows = training_rows(plant, labels=labels, pack=pack, seed=seed)
     num_train = int((rows["role"] == "train").sum())
     data = PlantData(plant=plant, rows=rows, num_train=num_train, folder=Path(), cuts=(), views=1)
@@ -314,7 +315,7 @@ def fit_all(
     torch.set_num_threads(THREADS)
     spec, known, fits = fleet.trunks[0], {}, {}
     for name, rows in labels.items():
-        known[name] = taught(fleet.plant(name), labels=rows, size_px=spec.size_px, seed=fleet.seed)
+        known[name] = taught(fleet.plant(name), labels=rows, spec=spec, seed=fleet.seed)
     for run in sorted(runs, key=lambda run: run["parent"] is not None):
         fits[run["run_id"]] = fit(
             [known[name] for name in run["plants"]],

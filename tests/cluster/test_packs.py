@@ -125,6 +125,14 @@ def test_a_pack_travels_as_its_path(plant, make):
     np.testing.assert_array_equal(pickle.loads(data).pixels, pack.pixels)
 
 
+def test_the_pack_of_each_way_of_resizing_holds_other_pixels(plant, make):
+    rows = make_rows(plant)
+    first, other = make(rows), make(rows, interpolation="bicubic")
+    assert first.path != other.path
+    assert not np.array_equal(first.pixels, other.pixels)
+    assert np.array_equal(make(rows, interpolation="bilinear").pixels, first.pixels)
+
+
 FRAMES = [Frame("x", "1", "a"), Frame("y", "2", "a")]
 CHANGES = {
     "tile size": lambda p: make_plant(p.images, a=Environment(geometry=Geometry(fit="tiles", tile_px=41)), b=DARK),
@@ -143,6 +151,7 @@ def test_frames_and_size_change_the_key_order_and_labels_do_not(plant):
     others += [[FRAMES[0], FRAMES[1]._replace(environment="b")]]
     assert len({key, *(pack_key(frames, plant=plant, size_px=SIZE) for frames in others)}) == 5
     assert pack_key(FRAMES, plant=plant, size_px=SIZE + 1) != key
+    assert pack_key(FRAMES, plant=plant, size_px=SIZE, interpolation="bicubic") != key
     assert pack_key(FRAMES[::-1], plant=plant, size_px=SIZE) == key
     relabelled = plant.model_copy(update={"classes": {"other": plant.classes["dent"]}})
     assert pack_key(FRAMES, plant=relabelled, size_px=SIZE) == key

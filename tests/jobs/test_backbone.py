@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save, save_file
 
-from jobs.backbone import load_backbone
+from jobs.backbone import load_backbone, trained_px
 from plants.errors import InputError
 from plants.plant import Trunk
 from tests.jobs.nets import MOBILENET_035
@@ -112,6 +112,34 @@ def test_normalisation_is_the_files_own_then_timms_and_the_fleet_may_overrule(tm
     assert own.std == (0.5, 0.5, 0.5)
     assert load_backbone(trunk(backbone="resnet18")).mean == (0.485, 0.456, 0.406)
     assert load_backbone(trunk(weights=str(path), mean=(0.4, 0.4, 0.4))).mean == (0.4, 0.4, 0.4)
+
+
+def test_resizing_is_the_files_own_then_timms_and_the_fleet_may_overrule(tmp_path):
+    path = tmp_path / "own.safetensors"
+    path.write_bytes(save(state_of(), metadata={"interpolation": "bicubic"}))
+    assert load_backbone(trunk(weights=str(path))).interpolation == "bicubic"
+    assert load_backbone(trunk(weights=str(path), interpolation="bilinear")).interpolation == "bilinear"
+    assert load_backbone(trunk(backbone="resnet18")).interpolation == "bicubic"
+    assert load_backbone(trunk(weights="embedded", size_px=96)).interpolation == "bilinear"
+
+
+def test_weights_that_were_resized_in_a_way_unknown_here_are_refused_unless_the_fleet_says_how(tmp_path):
+    path = tmp_path / "own.safetensors"
+    path.write_bytes(save(state_of(), metadata={"interpolation": "random"}))
+    with pytest.raises(
+        InputError, match=r"trunks\.interpolation: .* with random resizing\. Set one of bilinear, bicubic"
+    ):
+        load_backbone(trunk(weights=str(path)))
+    assert load_backbone(trunk(weights=str(path), interpolation="bicubic")).interpolation == "bicubic"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "expected"),
+    [("test_resnet", "embedded", 96), ("resnet18", "hub", 224), ("vit_base_patch16_384", "a.safetensors", 384)],
+)
+def test_the_input_size_of_weights_is_known_without_loading_them(backbone, weights, expected):
+    assert trained_px(trunk(backbone=backbone, weights=weights)) == expected
+    assert trained_px(trunk(backbone=backbone)) is None
 
 
 def test_the_embedded_weights_are_for_one_backbone_and_load_into_it():

@@ -14,12 +14,12 @@ from cluster.catalog import Catalog
 from cluster.retention import enforce
 from cluster.storage import open_store
 from jobs import verbs
-from jobs.look import audit_fleet, audit_tables, label_findings
+from jobs.look import audit_fleet, audit_tables, label_findings, size_findings
 from jobs.material import Material
 from jobs.recipe import Recipe
 from jobs.suspects import Suspect, Suspicion
 from plants.labels import from_parquet, to_parquet
-from plants.plant import load_fleet
+from plants.plant import Trunk, load_fleet
 from tests.browser import BrowserUnavailable, opened
 from tests.fleets import console, drawn_fleet, imported
 
@@ -105,6 +105,14 @@ def test_without_images_the_tables_are_read_and_no_page_is_written(works):
     assert document["findings"]
     assert document["report"] is None
     assert not (works.settings.home / "reports").exists()
+
+
+@pytest.mark.parametrize(("size_px", "is_said"), [(111, True), (112, False), (448, False), (449, True)])
+def test_an_input_under_half_or_above_twice_what_the_weights_know_is_said(size_px, is_said):
+    found = size_findings(Trunk(backbone="resnet18", weights="resnet18.safetensors", size_px=size_px))
+    assert [(f.level, f.kind) for f in found] == [("info", "input_size")] * is_said
+    assert all(f"sees {size_px} px" in f.detail and "224 px" in f.detail for f in found)
+    assert size_findings(Trunk(backbone="resnet18", weights="none", size_px=size_px)) == []
 
 
 def test_suspects_are_said_in_one_sentence_with_the_first_five_and_how_good_the_judge_is():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from cluster.registry import Bundles
 from jobs.compare import compare_fleet
 from jobs.package import PROBE_INPUTS, probe, publish_decision
 from jobs.parity import Evaluator
+from jobs.scoring import role_inputs
 from plants import bundle
 from plants.costs import Policy
 from plants.errors import InputError
 from plants.images import tensor_digest
 from plants.normality import Normalities
+from plants.views import read_views
+from serving.intake import Frame, PartRequest
+from serving.local import local_predictor
 from tests.fleets import Works
 
 pytestmark = pytest.mark.slow
@@ -91,6 +96,24 @@ def test_the_probe_in_a_bundle_is_answered_by_the_bundles_own_files(works, tmp_p
     logits, _ = evaluator.branch(folder / "branch.onnx", evaluator.activations(kept["inputs"])[manifest.cut])
     assert np.abs(logits - kept["logits"]).max() < 1e-5
     assert np.ptp(kept["logits"], axis=0).max() > 0.1, "inputs that are all answered alike prove nothing"
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_frames_are_resized_alike_for_training_and_by_the_bundle(works, interpolation):
+    trunk = works.fleet.trunks[0].model_copy(update={"interpolation": interpolation})
+    exports = replace(works, fleet=works.fleet.model_copy(update={"trunks": (trunk,)})).exports()
+    digest, _ = published(works, model="own-essen-s0", members=["own-essen-s0"], exports=exports)
+    inputs, plant = role_inputs("essen", role="decide", exports=exports), works.fleet.plant("essen")
+    predictor = local_predictor(Path(works.store.uri, "bundles", digest), plant="essen")
+    for i, (frame, row) in enumerate(list(inputs.frames.iterrows())[:5]):
+        data = Path(plant.images, str(frame)).read_bytes()
+        seen = predictor.prepare(PartRequest("essen", (Frame(str(frame), data),), environment=row["environment"]))
+        assert seen.digests[0] == tensor_digest(
+            np.ascontiguousarray(inputs.pixels[inputs.inputs[inputs.frame_groups == i]])
+        )
+        environment = plant.environments[row["environment"]]
+        given = {"geometry": environment.geometry, "photometry": environment.photometry, "size_px": trunk.size_px}
+        assert np.array_equal(seen.pixels, read_views(data, interpolation=interpolation, **given).pixels)
 
 
 def test_no_photograph_is_in_a_probe(works):

@@ -122,6 +122,23 @@ def test_parts_that_customers_sent_back_change_no_rate_and_are_said(tmp_path):
     assert "5 returned parts are left out" in said()
 
 
+def test_lots_of_checked_parts_widen_the_rate_and_a_file_without_them_is_told(tmp_path):
+    at = Line(tmp_path)
+    file = at.period(rate=0.02, seed=1)
+    show, said = console()
+    alone = at.resolve(checked=file, num_parts=20_000, show=show)["prevalence"]
+    assert "no column `lot`" in said()
+    table = pd.read_csv(file)
+    is_bad = table["class"] != "ok" if "class" in table else table["is_defect"]
+    pd.concat([table[is_bad], table[~is_bad]]).assign(lot=np.arange(len(table)) // 20).to_csv(file, index=False)
+    show, said = console()
+    found = at.resolve(checked=file, num_parts=20_000, show=show)["prevalence"]
+    assert (found["value"], alone["num_lots"]) == (pytest.approx(alone["value"]), None)
+    assert found["num_lots"] > 10
+    assert found["high"] - found["low"] > 1.5 * (alone["high"] - alone["low"])
+    assert "no column `lot`" not in said()
+
+
 def test_without_checked_parts_the_prices_of_the_file_are_solved_for_again(tmp_path):
     at = Line(tmp_path)
     assert at.resolve()["after"]["policy"] == at.first.digest

@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.catalog import Catalog
 from jobs.recipe import load_recipe, save_recipe
 from jobs.selection import Score
 from jobs.tune import EPOCHS, FINALISTS, SEEDS, STRENGTHS, _finalists, rank_value, recipe_of, space, tuned_plants
 from plants.errors import CheckFailed, InputError
-from plants.plant import Fleet
+from plants.plant import Fleet, load_fleet
 from tests.fleets import console, imported, small_fleet
 from tests.test_faults import kill_driver
 
 ROOT = Path(__file__).resolve().parents[2]
+UNREADABLE = b"no answer"
 POINT = {
     "lr_head": 2e-3,
     "lr_backbone": 1e-4,
@@ -145,8 +147,12 @@ def test_a_search_without_a_finalist_left_fails_with_the_cause(monkeypatch):
 
 @pytest.fixture(scope="module")
 def works(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fleet whose sealed answers nobody can read any more."""
     folder = tmp_path_factory.mktemp("tune")
-    imported(small_fleet(folder, "essen", scale=0.08))
+    catalog = Catalog.of(imported(small_fleet(folder, "essen", scale=0.08)))
+    assert len(catalog.sealed("essen"))
+    for entry in catalog.seal.list():
+        catalog.seal.write(entry.key, UNREADABLE)
     return folder
 
 
@@ -210,6 +216,8 @@ def test_a_search_whose_driver_is_killed_goes_on_and_ends_with_a_recipe_that_tra
     assert all(len(row["values"]) == len(SEEDS) for row in document["finalists"])
     means = [row["mean"] for row in document["finalists"]]
     assert document["best"]["value"] == means[0] == max(means)
+    seal = Catalog.of(load_fleet(works / "fleet.yaml")).seal
+    assert {seal.read(entry.key) for entry in seal.list()} == {UNREADABLE}
     recipe = load_recipe(works / "best.yaml")
     assert recipe == recipe_of(document["finalists"][0]["config"], cuts=(0, 1, 2), epochs=EPOCHS)
     assert recipe.model_dump(mode="json") == document["best"]["recipe"]

@@ -55,6 +55,19 @@ def test_what_is_written_is_read_back_under_the_same_digest(folder):
     assert written.manifest.files == {"branch.onnx": sha256(b"branch"), "card.md": sha256(b"# card")}
 
 
+def test_a_manifest_from_before_resizing_was_recorded_means_bilinear(folder):
+    bundle.write(folder, manifest())
+    file = folder / "manifest.json"
+    document = json.loads(file.read_bytes())
+    assert document["trunk"].pop("interpolation") == "bilinear"
+    file.write_text(json.dumps(document))
+    assert bundle.read(folder).manifest.trunk.interpolation == "bilinear"
+    document["trunk"]["interpolation"] = "lanczos"
+    file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"trunk\.interpolation: Input should be 'bilinear' or 'bicubic'"):
+        bundle.read(folder)
+
+
 def test_equal_bundles_have_equal_digests_and_a_changed_file_another(folder):
     first = bundle.write(folder, manifest())
     assert bundle.write(folder, first.manifest).digest == first.digest

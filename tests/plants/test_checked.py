@@ -33,6 +33,14 @@ def test_a_class_or_a_yes_says_what_was_found(text):
     assert found.sample_prob.tolist() == [1.0, 0.005]
 
 
+def test_lots_are_read_and_a_part_without_one_is_alone():
+    text = "part_id,class,sample_prob,lot\n1,Riss,1,A 7\n2,gut,1, A 7 \n3,gut,0.005,\n4,gut,0.005, \n"
+    first, second, third, fourth = read(text).lots
+    assert first == second == "A 7"
+    assert len({first, third, fourth}) == 3
+    assert read(text.replace(",lot", ",hall")).lots is None
+
+
 def test_parts_that_customers_sent_back_tell_nothing_of_the_rate_and_are_counted():
     text = "part_id,class,sample_prob,source\n1,Riss,1,import\n2,gut,0.005,\n3,Riss,1, Return \n"
     found = read(text)

@@ -172,6 +172,14 @@ def test_part_ids_are_each_plants_own_or_the_fleets_and_nothing_else(tmp_path):
     assert "field part_ids: Input should be 'plant' or 'fleet'" in found
 
 
+def test_a_trunk_names_a_way_of_resizing_that_is_known_or_none(tmp_path):
+    text = GOOD + "trunks: [{interpolation: INTERPOLATION}]\n"
+    assert load_fleet(write(tmp_path, text.replace("INTERPOLATION", "bicubic"))).trunks[0].interpolation == "bicubic"
+    assert load_fleet(write(tmp_path, GOOD)).trunks[0].interpolation is None
+    (found,) = faults(tmp_path, text.replace("INTERPOLATION", "nearest"))
+    assert "field trunks.0.interpolation: Input should be 'bilinear' or 'bicubic'" in found
+
+
 @pytest.mark.parametrize("num", [0, 3])
 def test_a_fleet_shares_one_or_two_trunks(tmp_path, num):
     (found,) = faults(tmp_path, GOOD + f"trunks: [{', '.join(['{}'] * num)}]\n")

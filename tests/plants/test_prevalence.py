@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,53 @@ def test_where_the_rate_moves_the_interval_holds_it_and_thresholds_follow_and_re
     assert np.mean([held for held, _, _ in runs], axis=0).min() >= 0.9
     assert np.mean([naive for _, naive, _ in runs]) < 0.5
     assert all(at_half > at_two < at_fifth for _, _, (at_half, at_two, at_fifth) in runs)
+
+
+def in_lots(num_lots: int, *, size: int, rate: float, correlation: float, rng: np.random.Generator) -> tuple[Any, ...]:
+    """The checked parts of a line whose lots differ: defective, how likely it was checked, lot.
+
+    The model rejects three fifths of the defects and one good part in fifty.
+    """
+    of_lot = rng.beta(rate * (1 / correlation - 1), (1 - rate) * (1 / correlation - 1), num_lots)
+    lot = np.repeat(np.arange(num_lots), size)
+    bad = rng.random(len(lot)) < of_lot[lot]
+    is_rejected = rng.random(len(lot)) < np.where(bad, 0.6, 0.02)
+    checked = is_rejected | (rng.random(len(lot)) < AUDIT)
+    return bad[checked], np.where(is_rejected, 1.0, AUDIT)[checked], lot[checked]
+
+
+@pytest.mark.parametrize(("num_lots", "size", "correlation"), [(40, 500, 0.1), (20, 500, 0.05)])
+def test_where_defects_come_in_lots_the_interval_over_lots_holds_the_truth_and_that_over_parts_does_not(
+    num_lots, size, correlation
+):
+    rng, runs = np.random.default_rng(0), 200
+    held = np.zeros((runs, 2), dtype=bool)
+    for run in held:
+        bad, prob, lot = in_lots(num_lots, size=size, rate=0.02, correlation=correlation, rng=rng)
+        for i, lots in enumerate((lot, None)):
+            found = prevalence(bad, prob, num_parts=num_lots * size, lots=lots)
+            run[i] = found.low <= 0.02 <= found.high
+    over_lots, over_parts = held.mean(axis=0)
+    assert over_lots >= 0.95
+    assert over_parts < 0.93
+
+
+def test_lots_change_the_interval_and_not_the_value_and_alike_lots_change_it_little():
+    rng = np.random.default_rng(1)
+    bad, prob = rng.random(2_000) < 0.05, np.ones(2_000)
+    alone = prevalence(bad, prob, num_parts=2_000)
+    mixed = prevalence(bad, prob, num_parts=2_000, lots=np.arange(2_000) % 50)
+    sorted_out = prevalence(np.sort(bad), prob, num_parts=2_000, lots=np.arange(2_000) // 40)
+    assert alone.value == pytest.approx(mixed.value) == pytest.approx(sorted_out.value)
+    assert (alone.num_lots, mixed.num_lots) == (None, 50)
+    assert mixed.high - mixed.low < 1.4 * (alone.high - alone.low)
+    assert sorted_out.high - sorted_out.low > 3 * (alone.high - alone.low)
+
+
+def test_a_single_lot_tells_next_to_nothing():
+    found = prevalence([True] + [False] * 999, np.ones(1_000), num_parts=1_000, lots=["monday"] * 1_000)
+    assert (found.low, found.num_lots) == (pytest.approx(0, abs=1e-3), 1)
+    assert found.high > 0.9
 
 
 def test_every_part_checked_gives_the_counted_share_and_its_exact_interval():

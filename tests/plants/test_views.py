@@ -33,12 +33,14 @@ def as_jpeg(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
     return data.getvalue()
 
 
-def seen(data: bytes, *, size_px: int = 64, **geometry) -> Views:
-    return read_views(data, geometry=Geometry(**geometry), photometry=Photometry(), size_px=size_px)
+def seen(data: bytes, *, size_px: int = 64, interpolation="bilinear", **geometry) -> Views:
+    given = {"geometry": Geometry(**geometry), "photometry": Photometry(), "size_px": size_px}
+    return read_views(data, interpolation=interpolation, **given)
 
 
-def of_whole(data: bytes, *, size_px: int = 64, **geometry) -> Views:
-    return views(decode(data), geometry=Geometry(**geometry), photometry=Photometry(), size_px=size_px)
+def of_whole(data: bytes, *, size_px: int = 64, interpolation="bilinear", **geometry) -> Views:
+    given = {"geometry": Geometry(**geometry), "photometry": Photometry(), "size_px": size_px}
+    return views(decode(data), interpolation=interpolation, **given)
 
 
 @pytest.mark.parametrize(
@@ -50,17 +52,29 @@ def of_whole(data: bytes, *, size_px: int = 64, **geometry) -> Views:
         {"fit": "tiles", "tile_px": 600},
     ],
 )
-def test_a_large_jpeg_decoded_smaller_looks_the_same_and_lies_where_it_did(geometry, monkeypatch):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_large_jpeg_decoded_smaller_looks_the_same_and_lies_where_it_did(geometry, interpolation, monkeypatch):
     data = as_jpeg(surface(1201, 903))
     asked, draft = [], JpegImageFile.draft
     monkeypatch.setattr(JpegImageFile, "draft", lambda *a: asked.append(a[2]) or draft(*a))
-    small = seen(data, **geometry)
+    small = seen(data, interpolation=interpolation, **geometry)
     assert asked, "it was decoded whole"
-    whole = of_whole(data, **geometry)
+    whole = of_whole(data, interpolation=interpolation, **geometry)
     assert np.array_equal(small.boxes, whole.boxes)
     apart = np.abs(small.pixels.astype(int) - whole.pixels)
     assert np.sqrt(np.square(apart).mean()) < 0.6
     assert apart.max() <= 4
+
+
+@pytest.mark.parametrize("fit", ["whole", "letterbox"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_view_is_resized_as_pillow_does_by_the_name_that_was_given(interpolation, fit):
+    image = Image.fromarray(surface(160, 160))
+    expected = image.resize((64, 64), Image.Resampling[interpolation.upper()])
+    found = views(
+        np.asarray(image), geometry=Geometry(fit=fit), photometry=Photometry(), size_px=64, interpolation=interpolation
+    )
+    assert np.array_equal(found.pixels[0], np.asarray(expected))
 
 
 @pytest.mark.parametrize("x0", [403, 404, 405])

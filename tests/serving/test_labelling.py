@@ -409,11 +409,13 @@ def test_a_plant_without_a_table_ends_the_command_with_2_and_the_remedy(tmp_path
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_ended_and_then_says_what_was_done_without_ray_or_torch(tmp_path, end):
+    """Nor is there what alone reads the seal, `cluster.catalog`: see `tests/test_layering.py`."""
     path = write_plant(tmp_path)
     program = (
         "import crossplant, sys\n"
+        "ABSENT = 'ray', 'torch', 'onnxruntime', 'cluster.catalog'\n"
         "try: crossplant.main()\n"
-        "finally: print('LOADED', *sorted({'ray', 'torch', 'onnxruntime'} & set(sys.modules)), file=sys.stderr)\n"
+        "finally: print('LOADED', *sorted({*ABSENT} & set(sys.modules)), file=sys.stderr)\n"
     )
     words = ["label", "--fleet", str(path), "--plant", "mill", "--annotator", "ada", "--json", "-"]
     running = subprocess.Popen(
