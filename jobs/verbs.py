@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.catalog import Catalog, Imported
+from cluster.catalog import Catalog
+from cluster.imports import Imported, import_plant
 from cluster.settings import Settings
 from cluster.storage import PlantFiles
 from plants.errors import InputError
@@ -48,7 +49,8 @@ def import_fleet(
         began = time.monotonic()
         try:
             with _Reading(show, f"reading {name}") as reading:
-                found = catalog.import_plant(
+                found = import_plant(
+                    catalog,
                     fleet,
                     fleet.plant(name),
                     files=PlantFiles(),

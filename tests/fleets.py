@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.catalog import Catalog
+from cluster.imports import import_plant
 from cluster.ledger import RunLedger, RunRecord, begin, finish
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, Store, open_store
@@ -97,7 +98,7 @@ def imported(path: Path) -> Fleet:
     fleet = load_fleet(path)
     catalog = Catalog.of(fleet)
     for plant in fleet.plants:
-        catalog.import_plant(fleet, plant, files=PlantFiles(), now=NOW)
+        import_plant(catalog, fleet, plant, files=PlantFiles(), now=NOW)
     return fleet
 
 

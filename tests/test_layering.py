@@ -52,7 +52,7 @@ ABSENT = {
 
 OPENS = {"seal", "sealed", "unseal", "open_test"}
 REACHES = {"open_store", "at", "list", "exists", "read", "read_json", "local_path", "download", "getattr"}
-OPENERS = {"cluster/catalog.py", "jobs/evaluate.py", "jobs/release.py"}
+OPENERS = {"cluster/catalog.py", "cluster/imports.py", "jobs/evaluate.py", "jobs/release.py"}
 """`import` seals and says what it corrected, `evaluate` opens, and `release` is the verb that asks it to."""
 
 

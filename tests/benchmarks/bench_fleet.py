@@ -54,6 +54,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 def made(folder: Path, *, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The fleet is generated, imported and dealt; its task for every side."""
     from cluster.catalog import Catalog
+    from cluster.imports import import_plant
     from cluster.storage import PlantFiles
     from jobs.recipe import Recipe, Stage
     from plants.plant import Fleet, Trunk, load_fleet
@@ -69,7 +70,7 @@ def made(folder: Path, *, seed: int, given: argparse.Namespace) -> dict[str, Any
     fleet = Fleet.model_validate(loaded.model_copy(update={"plants": plants, "trunks": (trunk,)}).model_dump())
     catalog = Catalog.of(fleet)
     for plant in fleet.plants:
-        catalog.import_plant(fleet, plant, files=PlantFiles(), now=datetime.now(UTC))
+        import_plant(catalog, fleet, plant, files=PlantFiles(), now=datetime.now(UTC))
     recipe = Recipe(stages=(Stage(cut=1, epochs=given.epochs),), patience=given.patience or given.epochs)
     return {
         "fleet": fleet.model_dump(mode="json"),

@@ -16,7 +16,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from cluster import snapshots
-from cluster.catalog import ASSIGNMENTS, Catalog, Imported
+from cluster.catalog import ASSIGNMENTS, Catalog
+from cluster.imports import Imported, import_plant
 from cluster.likeness import Look, Looked
 from cluster.storage import PlantFiles
 from plants import splits
@@ -38,7 +39,7 @@ def catalog(fleet: Fleet) -> Catalog:
 
 
 def read(catalog: Catalog, fleet: Fleet, name: str = "north") -> Imported:
-    return catalog.import_plant(fleet, fleet.plant(name), files=PlantFiles(), now=NOW)
+    return import_plant(catalog, fleet, fleet.plant(name), files=PlantFiles(), now=NOW)
 
 
 def add_frame(fleet: Fleet, name: str, *, plant: str = "north", shade: int = 255) -> None:
@@ -276,7 +277,7 @@ def rows_of(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def read_with(catalog: Catalog, fleet: Fleet, look: Look, name: str = "north") -> Imported:
-    return catalog.import_plant(fleet, fleet.plant(name), files=PlantFiles(), now=NOW, look=look)
+    return import_plant(catalog, fleet, fleet.plant(name), files=PlantFiles(), now=NOW, look=look)
 
 
 def frames_of(catalog: Catalog, role: str, plant: str = "north") -> list[str]:
@@ -498,7 +499,7 @@ def test_an_import_that_listed_before_another_of_the_same_plant_ended_lists_agai
             add_frame(fleet, f"good/L{lot}-0.png", shade=lot)
         read(Catalog.of(fleet), fleet)
 
-    found = catalog.import_plant(fleet, fleet.plant("north"), files=Slow(more), now=NOW)
+    found = import_plant(catalog, fleet, fleet.plant("north"), files=Slow(more), now=NOW)
     assert (found.rows, found.new_rows) == (80, 0)
     assert len(catalog.rows("north")) == 80
     assert catalog.corrections() == ""
@@ -511,10 +512,10 @@ def test_a_new_generation_that_was_killed_is_finished_by_the_same_command_and_on
     labels = Path(fleet.store) / "labels/north.parquet"
     before = labels.read_bytes()
     given = {"files": PlantFiles(), "now": NOW, "is_new_generation": True}
-    first = catalog.import_plant(fleet, fleet.plant("north"), **given)
+    first = import_plant(catalog, fleet, fleet.plant("north"), **given)
     record = catalog.assignments()
     labels.write_bytes(before)
-    again = catalog.import_plant(fleet, fleet.plant("north"), **given)
+    again = import_plant(catalog, fleet, fleet.plant("north"), **given)
     assert (again.dealt, again.splits) == (first.dealt, first.splits)
     assert first.dealt.generation == 2
     assert catalog.assignments().equals(record)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cluster.catalog import Catalog
+from cluster.imports import import_plant
 from cluster.lock import locked
 from cluster.storage import LocalStore, PlantFiles, open_store
 from plants import splits
@@ -97,7 +98,7 @@ def test_a_claim_is_renewed_while_the_block_lasts_and_one_that_could_not_be_is_s
 def import_one(path: str, store: str, plant: str) -> None:
     fleet = load_fleet(path).model_copy(update={"store": store})
     catalog = Catalog(open_store(store))
-    catalog.import_plant(fleet, fleet.plant(plant), files=PlantFiles(), now=datetime.now(UTC))
+    import_plant(catalog, fleet, fleet.plant(plant), files=PlantFiles(), now=datetime.now(UTC))
 
 
 @pytest.mark.slow

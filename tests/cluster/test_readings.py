@@ -14,7 +14,8 @@ import pytest
 from flaky_proxy import FlakyProxy
 
 from cluster import storage
-from cluster.catalog import Catalog, Imported
+from cluster.catalog import Catalog
+from cluster.imports import Imported, import_plant
 from cluster.readings import Readings
 from cluster.storage import PlantFiles, open_store
 from plants import frames
@@ -33,7 +34,7 @@ def fleet(tmp_path: Path, monkeypatch) -> Fleet:
 
 def read(fleet: Fleet, **options) -> Imported:
     plant, store = fleet.plant("north"), open_store(fleet.store)
-    return Catalog(store).import_plant(fleet, plant, files=PlantFiles(), now=NOW, **options)
+    return import_plant(Catalog(store), fleet, plant, files=PlantFiles(), now=NOW, **options)
 
 
 @pytest.mark.slow
@@ -108,6 +109,7 @@ from pathlib import Path
 from datetime import UTC, datetime
 from cluster import storage
 from cluster.catalog import Catalog
+from cluster.imports import import_plant
 from cluster.storage import PlantFiles, open_store
 from plants import frames
 from plants.plant import load_fleet
@@ -119,7 +121,7 @@ class Slow(PlantFiles):
 
 storage.SETTLED_S, frames.CHUNK = -1.0, 8
 fleet = load_fleet(Path(sys.argv[1]))
-Catalog(open_store(fleet.store)).import_plant(fleet, fleet.plants[0], files=Slow(), now=datetime.now(UTC))
+import_plant(Catalog(open_store(fleet.store)), fleet, fleet.plants[0], files=Slow(), now=datetime.now(UTC))
 """
 
 

@@ -13,6 +13,7 @@ from pyarrow import ArrowInvalid
 from safetensors.numpy import load, save
 
 from cluster.catalog import ASSIGNMENTS, Catalog
+from cluster.imports import import_plant
 from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
 from jobs import release, verbs
@@ -90,7 +91,7 @@ def test_a_new_generation_may_be_opened_again_and_shows_only_its_own_lots(tmp_pa
     catalog = Catalog.of(fleet)
     first = open_test("north", catalog=catalog, budget=1, **WHO)
     drawn_fleet(tmp_path, "north", num_lots=40)
-    catalog.import_plant(fleet, fleet.plant("north"), files=PlantFiles(), now=NOW, is_new_generation=True)
+    import_plant(catalog, fleet, fleet.plant("north"), files=PlantFiles(), now=NOW, is_new_generation=True)
     second = open_test("north", catalog=catalog, budget=1, **WHO)
     assert set(second["lot"]).isdisjoint(first["lot"])
     assert set(second["lot"]) <= {f"L{n}" for n in range(20, 40)}
@@ -127,10 +128,10 @@ def test_lots_that_another_plant_dealt_in_a_later_generation_are_judged_too(tmp_
     fleet = imported(drawn_fleet(tmp_path, "north", num_lots=20))
     drawn_fleet(tmp_path, "north", num_lots=40)
     catalog = Catalog.of(fleet)
-    catalog.import_plant(fleet, fleet.plant("north"), files=PlantFiles(), now=NOW, is_new_generation=True)
+    import_plant(catalog, fleet, fleet.plant("north"), files=PlantFiles(), now=NOW, is_new_generation=True)
     both = load_fleet(drawn_fleet(tmp_path, "north", "south", num_lots=40))
     catalog = Catalog.of(both)
-    catalog.import_plant(both, both.plant("south"), files=PlantFiles(), now=NOW)
+    import_plant(catalog, both, both.plant("south"), files=PlantFiles(), now=NOW)
     rows = catalog.rows("south")
     assert set(rows["generation"]) == {1, 2}
     opened = open_test("south", catalog=catalog, budget=1, **WHO)

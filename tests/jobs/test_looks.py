@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cluster.catalog import Catalog, Imported
+from cluster.catalog import Catalog
+from cluster.imports import Imported, import_plant
 from cluster.retention import enforce
 from cluster.storage import PlantFiles
 from jobs.pictures import Looks
@@ -52,7 +53,7 @@ def read(fleet: Fleet, name: str, *, home: Path) -> Imported:
     """An import on the machine with this home."""
     look = Looks(fleet, cache=home / "cache")
     now = datetime.now(UTC)
-    return Catalog.of(fleet).import_plant(fleet, fleet.plant(name), files=PlantFiles(), now=now, look=look)
+    return import_plant(Catalog.of(fleet), fleet, fleet.plant(name), files=PlantFiles(), now=now, look=look)
 
 
 def apart(fleet: Fleet) -> set[str]:
@@ -96,7 +97,7 @@ def test_a_second_import_reads_no_frame_again(tmp_path, fleet, monkeypatch):
 
 def test_what_nobody_has_looked_at_is_said(tmp_path, fleet):
     catalog = Catalog.of(fleet)
-    catalog.import_plant(fleet, fleet.plant("north"), files=PlantFiles(), now=datetime.now(UTC))
+    import_plant(catalog, fleet, fleet.plant("north"), files=PlantFiles(), now=datetime.now(UTC))
     found = read(fleet, "south", home=tmp_path / "home")
     assert found.quarantined == []
     assert "12 of 12 frames of north were not compared: no import has looked at them" in found.notes

@@ -27,6 +27,7 @@ from PIL import Image
 
 import crossplant
 from cluster.catalog import Catalog
+from cluster.imports import import_plant
 from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
 from plants.plant import Fleet, Plant, load_fleet
@@ -381,7 +382,7 @@ def test_import_and_audit_read_what_two_annotators_said_as_it_is(tmp_path, fleet
         label(page, numbers[half:], CLASSES[1])
     label(bob, numbers[:3], CLASSES[2])
     catalog = Catalog.of(fleet)
-    done = catalog.import_plant(fleet, plant, files=PlantFiles(), now=NOW)
+    done = import_plant(catalog, fleet, plant, files=PlantFiles(), now=NOW)
     assert done.rows == len(numbers) - 3
     assert done.classes == {"good": half - 3, CLASSES[1]: len(numbers) - half}
     assert done.rejected == []
