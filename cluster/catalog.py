@@ -6,16 +6,16 @@ tell corrections, and opened for the one job that evaluates, after its ledger ha
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from cluster.likeness import Look, compared
+from cluster import snapshots
+from cluster.likeness import Compared, Look, compared
 from cluster.lock import Claim, locked
 from cluster.readings import Readings, write_rejects
 from cluster.storage import Store, open_store
@@ -30,7 +30,23 @@ from plants.plant import Fleet, Plant
 from plants.tables import Files, Rejected
 
 ASSIGNMENTS = "assignments.parquet"
+DEALT = "assignments-head.json"
+"""In the seal, the digest of the record's end: a record that lost it, or is gone, deals nothing and opens nothing."""
 CORRECTIONS = "corrections.jsonl"
+
+
+class Dealt(NamedTuple):
+    """How a plant's rows are dealt, for whoever audits it."""
+
+    by: Literal["lot", "image", "time"]
+    """What is kept together: lots; images, where not every lot is known; lots in the order of time."""
+    shares: dict[str, float]
+    """Declared, by role."""
+    realised: dict[str, float]
+    """Of the rows."""
+    generation: int
+    digest: str
+    """Of the record of all plants' lots."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class Imported:
     new_rows: int
     classes: dict[str, int]
     splits: dict[str, int]
+    """Parts by role."""
+    dealt: Dealt
     rejected: list[Rejected]
     notes: list[str]
     lots_known: bool
@@ -89,41 +107,96 @@ class Catalog:
         """
         self.check_seal()
         memory = Readings(self.store, plant.name, is_forgetful=is_reread)
-        found = self._read(plant, files=files, memory=memory, progress=progress)
-        others = self._others(fleet, plant)
-        known = self._recorded(plant.name)
-        same = compared(found.rows, plant=plant, recorded=known, others=others, look=look)
-        with locked(self.store, "import") as claim:
-            recorded = self._recorded(plant.name)
-            before = frozenset() if recorded is None else frozenset(recorded["frame"])
-            there = self._others(fleet, plant)
-            if _images(there) != _images(others):  # another import ended meanwhile
-                others = there
-                same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
-            pairs = same.pairs
-            rows, assignments = self._dealt(
-                fleet, plant, found.rows, recorded=recorded, pairs=pairs, now=now, is_new_generation=is_new_generation
-            )
-            joined = self._joined(others, assignments)
-            parts_apart = copies.same_parts(rows, joined)
-            pairs = [*pairs, *parts_apart] if fleet.part_ids == "fleet" else pairs
-            quarantined = self._set_apart(plant.name, rows, pairs=pairs, others=joined, known_frames=before)
-            num_corrected = self._record(
-                plant.name, rows, assignments=assignments, quarantined=quarantined.values(), now=now, claim=claim
-            )
-        told = [*_shares_told(rows, assignments, plant=plant.name), *self._told(num_corrected)]
-        if fleet.part_ids == "plant":
-            told += _parts_told(rows, joined, pairs=parts_apart)
+        while True:
+            version = self._version(plant.name)
+            found = self._read(plant, files=files, memory=memory, progress=progress)
+            known, others = self._recorded(plant.name), self._others(fleet, plant)
+            same = compared(found.rows, plant=plant, recorded=known, others=others, look=look)
+            with locked(self.store, "import") as claim:
+                if self._version(plant.name) != version:
+                    continue  # imported meanwhile, from a listing that may be the newer one
+                there = self._others(fleet, plant)
+                if _images(there) != _images(others):  # another plant's import ended meanwhile
+                    others = there
+                    same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
+                return self._imported(
+                    fleet,
+                    plant,
+                    found,
+                    same=same,
+                    others=others,
+                    now=now,
+                    is_new_generation=is_new_generation,
+                    claim=claim,
+                )
+
+    def _imported(
+        self,
+        fleet: Fleet,
+        plant: Plant,
+        found: Labelled,
+        *,
+        same: Compared,
+        others: Sequence[tuple[Plant, pd.DataFrame]],
+        now: datetime,
+        is_new_generation: bool,
+        claim: Claim,
+    ) -> Imported:
+        """What was read is dealt, set apart and recorded; called under the lock."""
+        recorded, record = self._recorded(plant.name), self.checked_record()
+        before = frozenset() if recorded is None else frozenset(recorded["frame"])
+        was = None
+        if recorded is not None:
+            was = copies.dealt_first(splits.with_roles(recorded, record), self._quarantined(plant.name))
+        shares = plant.shares or fleet.shares
+        rows, assignments = _dealt(
+            found.rows,
+            was=was,
+            record=record,
+            pairs=same.pairs,
+            deal={
+                "shares": shares,
+                "seed": fleet.seed,
+                "now": now,
+                "plant": plant.name,
+                "is_new_generation": is_new_generation,
+            },
+        )
+        joined = self._joined(others, assignments)
+        parts_apart = copies.same_parts(rows, joined)
+        pairs = [*same.pairs, *(parts_apart if fleet.part_ids == "fleet" else ())]
+        quarantined = self._set_apart(plant.name, rows, was=was, pairs=pairs, others=joined, known_frames=before)
+        num_corrected = self._record(
+            plant.name, rows, assignments=assignments, quarantined=quarantined, now=now, claim=claim
+        )
         rows = copies.apart(rows, quarantined)
         parts = rows.drop_duplicates("part_id")
+        notes = [
+            *found.notes,
+            *same.notes,
+            *_shares_told(rows, assignments, plant=plant.name),
+            *(_parts_told(rows, joined, pairs=parts_apart) if fleet.part_ids == "plant" else ()),
+            *_moves_told(quarantined),
+            *self._told(num_corrected),
+        ]
+        generation = splits.generation_of(assignments, plant=plant.name)
+        if is_new_generation and len(assignments) == len(record):
+            notes.append(f"no new lots: the test stays that of generation {generation}")
         return Imported(
             plant=plant.name,
             rows=len(rows),
             new_rows=len(set(rows["frame"]) - before),
             classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
             splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
+            dealt=Dealt(
+                by="time" if shares.order == "time" else "lot" if rows["lot_known"].all() else "image",
+                shares={role: getattr(shares, role) for role in splits.ROLES},
+                realised=splits.realised_shares(rows),
+                generation=generation,
+                digest=splits.digest(assignments),
+            ),
             rejected=list(found.rejected),
-            notes=[*found.notes, *same.notes, *told],
+            notes=notes,
             lots_known=bool(rows["lot_known"].all()),
             quarantined=list(quarantined.values()),
             rejects=write_rejects(self.store, plant.name, found.rejected),
@@ -137,23 +210,26 @@ class Catalog:
         rows: pd.DataFrame,
         *,
         assignments: pd.DataFrame,
-        quarantined: Iterable[Quarantined],
+        quarantined: Mapping[str, Quarantined],
         now: datetime,
         claim: Claim,
     ) -> int:
         """How many sealed answers changed. The trace of them is written first.
 
-        Open rows last: an import that is killed before them is as if it had not begun when it is run again.
+        Open rows last: an import that is killed before them is as if it had not begun when it is run again. What was
+        sealed before its lot moved stays sealed.
         """
-        open_rows, sealed_rows = splits.seal(rows)
+        kept = {frame for frame, row in quarantined.items() if row.was == "test"}
+        open_rows, sealed_rows = splits.seal(rows.assign(role=rows["role"].where(~rows["frame"].isin(kept), "test")))
         trace = self.corrections()
         corrected = self._corrected(plant, sealed_rows, now=now, trace=trace)
         claim.check()
         if corrected:
             self.seal.write(CORRECTIONS, (trace + "".join(corrected)).encode())
         self._write(ASSIGNMENTS, assignments)
+        self.seal.write_json(DEALT, {"digest": splits.digest(assignments)})
         self._write(f"{plant}.parquet", sealed_rows, store=self.seal)
-        self.store.write_json(f"quarantine/{plant}.json", [row._asdict() for row in quarantined])
+        self.store.write_json(f"quarantine/{plant}.json", [row._asdict() for row in quarantined.values()])
         self.store.write(f"labels/{plant}.parquet", to_parquet(open_rows))
         return len(corrected)
 
@@ -166,34 +242,6 @@ class Catalog:
             remedy = f"All rejects are listed in {write_rejects(self.store, plant.name, error.rejected)}"
             raise InputError(error.detail, plant=plant.name, field=error.field, remedy=remedy) from None
 
-    def _dealt(
-        self,
-        fleet: Fleet,
-        plant: Plant,
-        rows: pd.DataFrame,
-        *,
-        recorded: pd.DataFrame | None,
-        pairs: Sequence[Pair],
-        now: datetime,
-        is_new_generation: bool,
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The rows in their lots and roles, and the assignments with all of their lots."""
-        before = self.assignments()
-        known = frozenset() if before is None else frozenset(before["lot"])
-        rows = copies.with_recorded_lots(rows, recorded)
-        inside = [pair for pair in pairs if max(pair.i, pair.j) < len(rows)]
-        rows = copies.linked(rows, inside, recorded=known)
-        assignments = splits.deal(
-            rows,
-            assignments=before,
-            shares=plant.shares or fleet.shares,
-            seed=fleet.seed,
-            now=now,
-            plant=plant.name,
-            is_new_generation=is_new_generation,
-        )
-        return splits.with_roles(rows, assignments), assignments
-
     def assignments(self) -> pd.DataFrame | None:
         """The fleet's split assignments, their chain verified; None before the first import."""
         if not self.store.exists(ASSIGNMENTS):
@@ -205,6 +253,24 @@ class Catalog:
             splits.verify(table)
             self._verified = known = (digest, table)
         return known[1].copy()
+
+    def checked_record(self) -> pd.DataFrame:
+        """The split assignments, empty before the first import.
+
+        Raises InputError where they lack what they held at the last import. Needs a key to the seal.
+        """
+        record = self.assignments()
+        head = self.seal.read_json(DEALT)["digest"] if self.seal.exists(DEALT) else None
+        if record is None and head is None and self.store.list("labels"):
+            raise splits.tampered("the record of which lot plays which role is gone")
+        record = splits.no_assignments() if record is None else record
+        splits.check_contains(record, head or splits.GENESIS)
+        return record
+
+    def _version(self, plant: str) -> str | None:
+        """Names the plant's recorded rows; None before its first import."""
+        key = f"labels/{plant}.parquet"
+        return sha256(self.store.read(key)) if self.store.exists(key) else None
 
     def require(self, plants: Sequence[str]) -> None:
         """Raises InputError for the first of these plants that has not been imported."""
@@ -244,14 +310,18 @@ class Catalog:
 
     def data_digest(self, plants: Sequence[str]) -> str:
         """Names what can be learned from: frames, labels and roles of the train and select rows of these plants."""
-        digest = hashlib.sha256()
-        for name in sorted(plants):
-            rows = self.rows(name)
-            rows = rows[rows["role"].isin(["train", "select"])].sort_values("frame")
-            for column in ("frame", "sha256", "class", "role", "part_id", "environment", "box"):
-                values = "\x1f".join(_text(value) for value in rows[column])
-                digest.update(f"{name}|{column}|{values}\n".encode())
-        return digest.hexdigest()
+        return snapshots.data_digest({name: self.rows(name) for name in plants})
+
+    def snapshot(self, plant: str) -> str:
+        """The digest of the plant's train and select rows as they are now, which are kept under it."""
+        return snapshots.keep(self.rows(plant), store=self.store)
+
+    def learned(self, plant: str, *, digest: str | None) -> pd.DataFrame:
+        """The train and select rows that were kept under a digest; of None, a plan of before there were, today's."""
+        if digest is None:
+            rows = self.rows(plant)
+            return rows[rows["role"].isin(snapshots.LEARNED)]
+        return snapshots.read(digest, store=self.store)
 
     def _recorded(self, plant: str) -> pd.DataFrame | None:
         key = f"labels/{plant}.parquet"
@@ -267,13 +337,18 @@ class Catalog:
         plant: str,
         rows: pd.DataFrame,
         *,
+        was: pd.DataFrame | None,
         pairs: Sequence[Pair],
         others: pd.DataFrame,
         known_frames: frozenset[str],
     ) -> dict[str, Quarantined]:
-        """What is quarantined by frame: what was and still shows the same image, and what is found now."""
+        """What is quarantined by frame: what was and still shows the same image, and what is found now.
+
+        was: The rows as recorded before this import, with their roles.
+        """
         images = set(zip(rows["frame"], rows["sha256"], strict=True))
-        kept = {k: row for k, row in self._quarantined(plant).items() if (k, row.sha256) in images}
+        kept = {k: row for k, row in self._quarantined(plant).items() if (k, row.sha256) in images and not row.was}
+        kept |= {} if was is None else copies.moved(rows, was)
         new = copies.quarantine(copies.apart(rows, kept), pairs, others=others, known_frames=known_frames)
         return kept | {row.frame: row for row in new}
 
@@ -309,6 +384,31 @@ class Catalog:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         (store or self.store).write(key, buffer.getvalue())
+
+
+def _dealt(
+    rows: pd.DataFrame, *, was: pd.DataFrame | None, record: pd.DataFrame, pairs: Sequence[Pair], deal: dict[str, Any]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows in their lots and roles, and the assignments with all of their lots.
+
+    was: The rows as recorded before, with their roles. deal: How lots are dealt, of `plants.splits.deal`.
+    """
+    rows = copies.with_recorded_lots(rows, was)
+    inside = [pair for pair in pairs if max(pair.i, pair.j) < len(rows)]
+    rows = copies.linked(rows, inside, recorded=frozenset(record["lot"]))
+    settled = {} if was is None else copies.settled(rows, was, dealt=record["lot"])
+    assignments = splits.deal(rows, assignments=record, settled=settled, **deal)
+    return splits.with_roles(rows, assignments), assignments
+
+
+def _moves_told(quarantined: Mapping[str, Quarantined]) -> list[str]:
+    """How many frames play no role because their lot was known too late."""
+    num = sum(bool(row.was) for row in quarantined.values())
+    words = (
+        f"{num} frames were dealt before their lots were known as they are now, and to other roles than most of their "
+        "lots: frames never move, so these play no role; a new `store:` deals everything anew"
+    )
+    return [words] if num else []
 
 
 def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -> list[str]:
@@ -349,9 +449,3 @@ def _images(tables: Sequence[tuple[Plant, pd.DataFrame]]) -> list[tuple[str, lis
 
 def _not_imported(plant: str) -> InputError:
     return InputError("has not been imported", plant=plant, remedy="Run `crossplant import --fleet FILE` first")
-
-
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    return ",".join(map(str, value)) if not isinstance(value, str) and hasattr(value, "__iter__") else str(value)

@@ -12,6 +12,7 @@ from cluster.catalog import Catalog
 from cluster.lock import locked
 from cluster.storage import Store
 from jobs.compare import cell, figures_of
+from jobs.release import EVALUATED
 from jobs.scoring import Exports, role_inputs
 from plants import seal, splits
 from plants.costs import Policy
@@ -32,8 +33,9 @@ def openings(sealed: Store) -> list[seal.Opening]:
 def open_test(
     name: str, *, catalog: Catalog, who: str, bundles: Sequence[str], now: datetime, budget: int
 ) -> pd.DataFrame:
-    """The test rows of the plant's latest generation with their answers, after the ledger has counted the opening.
+    """The plant's test rows with their answers, after the ledger has counted the opening.
 
+    Those of its latest generation, and of later ones in which others dealt lots that it has too.
     Raises SealError when the generation's budget is spent; nothing is read then.
     """
     with locked(catalog.seal, "ledger") as claim:
@@ -52,16 +54,22 @@ def closed_test(name: str, *, catalog: Catalog, budget: int) -> tuple[pd.DataFra
     Raises InputError without test rows, and SealError when the generation's budget is spent.
     """
     catalog.check_seal()
-    assignments = catalog.assignments()
     rows = catalog.rows(name)
-    generation = 1 if assignments is None else splits.generation_of(assignments, plant=name)
-    rows = rows[rows["generation"] == generation]
+    generation = splits.generation_of(catalog.checked_record(), plant=name)
+    rows = rows[rows["generation"] >= generation]
     if not (rows["role"] == "test").any():
         raise InputError("has no test rows", plant=name, remedy="Import more lots")
     before = openings(catalog.seal)
-    seal.check_whole(before, last=catalog.store.read_json(HEAD)["last"] if catalog.store.exists(HEAD) else None)
+    seal.check_whole(before, last=_last_counted(catalog.store))
     seal.check_budget(before, plant=name, generation=generation, budget=budget)
     return rows, generation
+
+
+def _last_counted(store: Store) -> str | None:
+    """The digest of the last opening as the fleet's store knows it; one that no ledger holds where that is gone."""
+    if store.exists(HEAD):
+        return str(store.read_json(HEAD)["last"])
+    return seal.START if store.exists(EVALUATED) else None
 
 
 def evaluate_fleet(
@@ -87,7 +95,7 @@ def evaluate_fleet(
             raise InputError("has no decision", plant=name, remedy="Run `crossplant compare` first")
         _, generation = closed_test(name, catalog=catalog, budget=budget)
         kept = exports.material.rows(name)
-        if not ((kept["role"] == "test") & (kept["generation"] == generation)).any():
+        if not ((kept["role"] == "test") & (kept["generation"] >= generation)).any():
             raise InputError("no test row may be judged: all are too old", plant=name, field="retention_days")
     for name in names:
         decision = document["decisions"][name]
@@ -110,7 +118,7 @@ def _evaluate(
     scores = inputs.scores([inputs.probabilities(run) for run in decision["members"]], leaf_sets=leaf_sets)
     figures = figures_of(scores, kind=decision["kind"], policy=policy)
     row = {**cell(figures=figures), "model": decision["model"], "details": figures, "withdrawn": False}
-    row["contaminated"] = contaminated(rows, members=decision["members"], exports=exports)
+    row["contaminated"] = contaminated(rows, name=name, members=decision["members"], exports=exports)
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:
         base_policy = Policy.model_validate(decision["frozen_policy"])
@@ -121,13 +129,24 @@ def _evaluate(
     return row
 
 
-def contaminated(rows: pd.DataFrame, *, members: Sequence[str], exports: Exports) -> int:
-    """How many of these test rows show an image that the model has learned from, at whatever plant."""
-    taught: set[str] = set()
+def contaminated(rows: pd.DataFrame, *, name: str, members: Sequence[str], exports: Exports) -> int:
+    """How many of these test rows of a plant show an image, a part or a lot that the model has learned from.
+
+    By the snapshots of the plan, so also what plays another role by now; images and lots at whatever plant.
+    """
+    catalog = exports.material.catalog
+    images: set[str] = set()
+    lots: set[str] = set()
+    is_own = pd.Series(False, index=rows.index)
     for plant in exports.plan.learned_from(members):
-        known = exports.material.catalog.rows(plant)
-        taught.update(known.loc[known["role"].isin(["train", "select"]), "sha256"])
-    return int(rows["sha256"].isin(taught).sum())
+        learned, now = catalog.learned(plant, digest=exports.plan.data.get(plant)), catalog.rows(plant)
+        now = now[now["frame"].isin(learned["frame"])]
+        images.update(learned["sha256"])
+        lots.update(lot for table in (learned, now) for lot in table.loc[table["lot_known"].astype(bool), "lot"])
+        if plant == name:
+            is_own |= rows["frame"].isin(learned["frame"]) | rows["part_id"].isin(learned["part_id"])
+    is_shared = rows["lot"].isin(lots) & rows["lot_known"].astype(bool)
+    return int((rows["sha256"].isin(images) | is_shared | is_own).sum())
 
 
 def _is_worse(gain: Mapping[str, Any]) -> bool:

@@ -162,6 +162,7 @@ def planned(
         seeds=seeds,
         leave_out=leave_out,
         trunk=trunk,
+        data={name: material.catalog.snapshot(name) for name in names},
     )
     if not plan.runs:
         raise InputError("no plant has training parts", remedy="Import labelled images and see `crossplant audit`")

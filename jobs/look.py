@@ -27,6 +27,7 @@ from jobs.pictures import Seen, camera_findings, copy_findings, look_at
 from jobs.recipe import Recipe
 from jobs.sheets import Sheets, draw_sheets, sheets_html
 from jobs.suspects import Suspicion, suspicion
+from plants import splits
 from plants.agreement import Golden, agreement_findings, read_golden
 from plants.audit import audit
 from plants.balance import fleet_classes
@@ -65,7 +66,7 @@ def quarantine_findings(plant: str, rows: pd.DataFrame) -> list[Finding]:
         return []
     detail = (
         f"{len(out)} frames play no role, as they show what frames of other roles show, or a part that plays another "
-        f"one elsewhere: {', '.join(out[:NUM_NAMED])}"
+        f"one elsewhere, or were dealt before their lots were known: {', '.join(out[:NUM_NAMED])}"
     )
     return [Finding("info", "quarantined", plant, detail, "Give pictures of one part the same lot in a new store")]
 
@@ -211,4 +212,9 @@ def audit_fleet(
         since = {name: oldest(material.rows(name), now=datetime.now(UTC)) for name in looked.sheets}
         html = audit_html(fleet, findings=findings, sheets=looked.sheets, away=looked.distances)
         report = str(write_page(html, fleet=fleet, settings=settings, since=since))
-    return {"findings": [finding._asdict() for finding in findings], "report": report}
+    dealt = material.catalog.assignments()
+    return {
+        "findings": [finding._asdict() for finding in findings],
+        "report": report,
+        "splits_digest": None if dealt is None else splits.digest(dealt),
+    }

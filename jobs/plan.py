@@ -54,6 +54,8 @@ class Plan:
     trunk: int = 0
     governance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Plant -> its flags when the plan was made. What they forbid is not among the runs."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Plant -> the digest of the snapshot of its rows that may be learned from."""
     plan_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class Plan:
             "data_digest": self.data_digest,
             "trunk": self.trunk,
             "governance": self.governance,
+            "data": self.data,
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -108,8 +111,8 @@ class Plan:
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
         runs = tuple(RunSpec(**{**run, "plants": tuple(run["plants"])}) for run in raw["runs"])
-        governance = raw.get("governance", {})
-        return cls(raw["fleet"], raw["data_digest"], runs=runs, trunk=raw["trunk"], governance=governance)
+        given = {name: raw.get(name, {}) for name in ("governance", "data")}
+        return cls(raw["fleet"], raw["data_digest"], runs=runs, trunk=raw["trunk"], **given)
 
 
 def make_plan(
@@ -122,6 +125,7 @@ def make_plan(
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     trunk: int = 0,
+    data: Mapping[str, str] | None = None,
 ) -> Plan:
     """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed; one normality a plant.
 
@@ -129,6 +133,7 @@ def make_plan(
     train_defects: those of them that are not good; a plant without any has nothing but its normality.
     leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
     environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
+    data: the snapshot of each plant's rows that may be learned from.
     Raises InputError when a model without what is named cannot be fitted.
     """
     outs = [parse(text, fleet=fleet) for text in dict.fromkeys(leave_out)]
@@ -165,7 +170,7 @@ def make_plan(
             runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
     _check_left_out(outs, runs=runs)
     governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
-    return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance)
+    return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance, data=data or {})
 
 
 def _pooled(group: Sequence[str], *, groups: Sequence[Sequence[str]], tail: str) -> str:

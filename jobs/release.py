@@ -69,6 +69,8 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
     if not done:
         raise InputError("no run has finished", file=f"runs/{plan.plan_id}", remedy="Run `crossplant train` again")
     exports = exports_of(fleet, settings=settings, plan=plan)
+    if plan.data and exports.material.catalog.data_digest(list(plan.data)) != plan.data_digest.partition("|")[0]:
+        show.print("note: rows to learn from changed since the plan was trained: `crossplant train` learns from them")
     seed = min(run.seed for run in plan.runs)
     session.start(settings)
     document = compare_fleet(

@@ -81,6 +81,7 @@ def _imported(found: Imported) -> dict[str, Any]:
         "new_rows": found.new_rows,
         "classes": found.classes,
         "splits": found.splits,
+        "dealt": found.dealt._asdict(),
         "rejected": [{"frame": r.frame, "reason": r.reason} for r in found.rejected],
         "quarantined": [row._asdict() for row in found.quarantined],
         "rejects": found.rejects,
@@ -102,10 +103,7 @@ def _show_what_to_know(found: Imported, *, show: Console, is_tied: bool) -> None
         lines += [f"rejected: plant {name}: {n:,} times: {reason}" for reason, n in reasons.most_common(10)]
     if rejected:
         lines.append(f"rejected: plant {name}: all {len(rejected):,} are listed in {found.rejects}")
-    lines += [
-        f"quarantined: plant {name}: file {row.frame} of {row.role}: the same as {row.copy_of}"
-        for row in found.quarantined[:10]
-    ]
+    lines += [f"quarantined: plant {name}: file {row.frame} of {row.role}: {row.why}" for row in found.quarantined[:10]]
     if len(found.quarantined) > 10:
         lines.append(f"quarantined: plant {name}: {len(found.quarantined) - 10} more, all listed with --json")
     lines += [f"note: plant {name}: {note}" for note in found.notes]

@@ -6,8 +6,7 @@ plan; a warning is for people to weigh; info is written down for auditors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 import numpy as np
 import numpy.typing as npt
@@ -63,14 +62,19 @@ def _sizes(plant: Plant, rows: pd.DataFrame, *, size_px: int) -> Found:
         if len(here):
             yield from _declared_size(name, environment, here, size_px=size_px)
             located = here[here["box"].notna() & here["class"].isin(plant.defects)]
-            judged = np.array([_is_judged(row, environment) for row in located.to_dict("records")], dtype=bool)
+            judged = _are_judged(located, environment)
             yield from _unjudged(name, located[~judged], num=len(located))
             yield from _located_sizes(name, environment, located[judged], size_px=size_px)
+            several = located[located["smallest_box"].notna()]
+            several = several[_are_judged(several, environment, column="smallest_box")]
+            yield from _small_beside_large(name, environment, several, size_px=size_px)
 
 
-def _is_judged(row: Mapping[Any, Any], environment: Environment) -> bool:
-    width, height = int(row["width_px"]), int(row["height_px"])
-    return is_judged(list(row["box"])[:4], width, height, geometry=environment.geometry)
+def _are_judged(rows: pd.DataFrame, environment: Environment, *, column: str = "box") -> npt.NDArray[np.bool_]:
+    """Whether anything within each row's box is judged [len(rows)]."""
+    cells = zip(rows[column], rows["width_px"], rows["height_px"], strict=True)
+    found = [is_judged(list(box)[:4], int(w), int(h), geometry=environment.geometry) for box, w, h in cells]
+    return np.array(found, dtype=bool)
 
 
 def _unjudged(name: str, rows: pd.DataFrame, *, num: int) -> Found:
@@ -128,11 +132,31 @@ def _located_sizes(name: str, environment: Environment, rows: pd.DataFrame, *, s
         )
 
 
+def _small_beside_large(name: str, environment: Environment, rows: pd.DataFrame, *, size_px: int) -> Found:
+    """Of frames with several boxes: a larger defect decides on them, but a part may have nothing but the small one."""
+    if rows.empty:
+        return
+    sizes = functools.partial(_box_sizes, rows, geometry=environment.geometry, size_px=size_px)
+    _, of_large = sizes()
+    in_frame, at_input = sizes(column="smallest_box")
+    is_small = (at_input < MIN_DEFECT_PX) & (of_large >= MIN_DEFECT_PX)
+    if is_small.any():
+        yield (
+            "warning",
+            "small_defects",
+            f"environment {name}: {is_small.sum()} of {len(rows)} frames with several boxes have beside a larger one a "
+            f"defect under {MIN_DEFECT_PX:.0f} px at the model's {size_px} px input with fit: "
+            f"{environment.geometry.fit} (median {np.median(in_frame[is_small]):.0f} px in the frame, "
+            f"{np.median(at_input[is_small]):.1f} px at the input): a part with nothing but such a one may pass",
+            _tiles_remedy(environment.geometry, smallest_px=np.quantile(in_frame[is_small], 0.05), size_px=size_px),
+        )
+
+
 def _box_sizes(
-    rows: pd.DataFrame, *, geometry: Geometry, size_px: int
+    rows: pd.DataFrame, *, geometry: Geometry, size_px: int, column: str = "box"
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The longer side of each row's box, in pixels of the frame and of the model's input."""
-    boxes = np.array([list(box)[:4] for box in rows["box"]], dtype=np.float64)
+    boxes = np.array([list(box)[:4] for box in rows[column]], dtype=np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
     frames = list(zip(rows["width_px"].tolist(), rows["height_px"].tolist(), strict=True))
     scales = {size: scale(*size, geometry=geometry, size_px=size_px) for size in set(frames)}
@@ -193,8 +217,13 @@ def _roles(rows: pd.DataFrame, *, shares: Shares) -> Found:
         return
     num_lots = rows.groupby("role")["lot"].nunique().reindex(ROLES, fill_value=0)
     held = rows["role"].value_counts(normalize=True).reindex(ROLES, fill_value=0.0)
-    words = ", ".join(f"{role} {held[role]:.1%} ({num_lots[role]} lots)" for role in ROLES)
-    yield "info", "shares", f"realised shares of {len(rows)} images: {words}", "None; for the record"
+    words = ", ".join(
+        f"{role} {held[role]:.1%} of {getattr(shares, role):.0%} ({num_lots[role]} lots)" for role in ROLES
+    )
+    how = "lot by lot" + (", oldest first" if shares.order == "time" else ", rarest class first")
+    last = f", generations to {rows['generation'].max()}" if "generation" in rows.columns else ""
+    detail = f"realised of declared shares of {len(rows)} images, dealt {how}{last}: {words}"
+    yield "info", "shares", detail, "None; for the record"
     few = [f"{role} ({num_lots[role]})" for role in ROLES if num_lots[role] < MIN_LOTS]
     if few:
         yield (

@@ -77,6 +77,8 @@ class Manifest(Config):
     seed: int
     recipe: dict[str, Any] = Field(default_factory=dict)
     splits_digest: str = ""
+    data: dict[str, Digest] = Field(default_factory=dict)
+    """Plant -> the snapshot of the label rows that were learned from."""
     parent: str | None = None
     members: tuple[Digest, ...] = ()
     weights: tuple[float, ...] = ()

@@ -24,7 +24,7 @@ def described(
 ) -> pd.DataFrame:
     """The rows without what only their frames' bytes can tell, None where nothing is known; a box is four columns.
 
-    The order of the lines is the order of the checks.
+    The index is each row's place in the table. The order of the lines is the order of the checks.
     """
     cells = Cells(table)
     cells.judged(table["frame"], _checked_path)
@@ -52,7 +52,7 @@ def described(
     }
     is_good = pd.isna(cells.reasons)
     rejected += map(Rejected, frame[~is_good], cells.reasons[~is_good])
-    return pd.DataFrame({name: values[is_good] for name, values in claims.items()})
+    return pd.DataFrame({name: values[is_good] for name, values in claims.items()}, index=np.flatnonzero(is_good))
 
 
 def _checked_path(frame: str) -> None:

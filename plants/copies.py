@@ -2,7 +2,8 @@
 
 A model that has learned from a picture is flattered by a copy of it in a split that judges. Where no lot is known each
 picture is a lot of its own, so pictures that show the same can simply share one. Known lots, and pictures dealt before,
-never move: of two copies in different roles one is quarantined, and plays no role from then on.
+never move: of two copies in different roles one is quarantined, and plays no role from then on. So is a picture whose
+lot becomes known, or is corrected, after it was dealt, where that lot has another role.
 """
 
 from __future__ import annotations
@@ -19,16 +20,25 @@ from plants.duplicates import Pair
 
 QUARANTINE = "quarantine"
 """In place of a role: the row is kept, and neither learned from nor judged on."""
+_DEALT = ["frame", "sha256", "role", "generation"]
 _HELD_OUT = {"train": 0, "select": 1, "decide": 2, "test": 3}
 
 
 class Quarantined(NamedTuple):
-    """A frame that plays no role while it shows this image, the role of its lot, and what it is a copy of."""
+    """A frame that plays no role while it shows this image, the role of its lot, and why it plays none."""
 
     frame: str
     sha256: str
     role: str
-    copy_of: str
+    copy_of: str = ""
+    was: str = ""
+    """The role it was dealt before its lot was known as it is now; empty for copies."""
+    was_generation: int = 0
+
+    @property
+    def why(self) -> str:
+        """In words."""
+        return f"it was dealt to {self.was} before its lot was known" if self.was else f"the same as {self.copy_of}"
 
 
 def with_recorded_lots(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> pd.DataFrame:
@@ -38,6 +48,45 @@ def with_recorded_lots(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> pd.
     lots = dict(zip(recorded["frame"], recorded["lot"], strict=True))
     triples = zip(rows["frame"], rows["lot"], rows["lot_known"], strict=True)
     return rows.assign(lot=[lot if known else lots.get(frame, lot) for frame, lot, known in triples])
+
+
+def settled(rows: pd.DataFrame, recorded: pd.DataFrame, *, dealt: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Role and generation of known lots that were never dealt and hold pictures that were, under other lots.
+
+    Those of most of these pictures, of equals the less held out. recorded: Label rows with `role` and `generation`.
+    """
+    new = rows.loc[rows["lot_known"].astype(bool) & ~rows["lot"].isin(list(dealt)), ["frame", "sha256", "lot"]]
+    both = new.merge(recorded[_DEALT], on=_DEALT[:2])
+    counts = both.groupby(["lot", "role", "generation"]).size().reset_index(name="n")
+    counts["rank"] = counts["role"].map(_HELD_OUT)
+    first = counts.sort_values(["n", "rank", "generation"], ascending=[False, True, True]).drop_duplicates("lot")
+    triples = zip(first["lot"], first["role"], first["generation"], strict=True)
+    return {lot: (role, int(generation)) for lot, role, generation in triples}
+
+
+def moved(rows: pd.DataFrame, was: pd.DataFrame) -> dict[str, Quarantined]:
+    """Rows by frame whose lot has not the role, or of tests the generation, that the same picture was dealt before.
+
+    rows, was: Label rows with `role` and `generation`, as they are now and as they were dealt first.
+    """
+    both = rows[_DEALT].merge(was[_DEALT], on=_DEALT[:2], suffixes=("", "_was"))
+    is_test = (both["role"] == "test") & (both["generation"] != both["generation_was"])
+    out = both[(both["role"] != both["role_was"]) | is_test]
+    columns = (out[name].tolist() for name in ("frame", "sha256", "role", "role_was", "generation_was"))
+    return {
+        frame: Quarantined(frame, sha, role, was=before, was_generation=generation)
+        for frame, sha, role, before, generation in zip(*columns, strict=True)
+    }
+
+
+def dealt_first(rows: pd.DataFrame, quarantined: Mapping[str, Quarantined]) -> pd.DataFrame:
+    """Label rows with the `role` and `generation` that they were dealt before their lots were known."""
+    first = {frame: row for frame, row in quarantined.items() if row.was}
+    at = rows["frame"].isin(list(first)).to_numpy()
+    role, generation = rows["role"].to_numpy(object).copy(), rows["generation"].to_numpy().copy()
+    role[at] = [first[frame].was for frame in rows.loc[at, "frame"]]
+    generation[at] = [first[frame].was_generation for frame in rows.loc[at, "frame"]]
+    return rows.assign(role=role.astype(str), generation=generation)
 
 
 def equal_files(rows: pd.DataFrame, *, num_asked: int) -> list[Pair]:

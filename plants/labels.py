@@ -1,13 +1,15 @@
 """The label row, and how a plant's folders or table become label rows. Nothing is lost: what is refused is listed.
 
 A row is one frame. Boxes and sizes are in pixels of the upright frame (EXIF orientation applied). Where a frame has
-several boxes (rows that differ in nothing else) the largest is kept, and a note says so.
+several boxes (rows that differ in nothing else) the largest is kept and, for the audit alone, the smallest. What a
+customer's table has beyond `LABEL_SCHEMA` is kept as text for the audit to look at, `OTHER` before its name; nothing is
+learned from it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +26,7 @@ from plants.frames import NUM_READERS, SEEN, FrameReader, Memory, Progress, read
 from plants.images import MAX_BYTES, MAX_PIXELS
 from plants.plant import Plant
 from plants.seal import ANSWERS
-from plants.tables import CORNERS, Files, Listed, Rejected, raw_rows, to_arrow
+from plants.tables import CORNERS, OTHER, Files, Listed, Rejected, others, raw_rows, to_arrow
 from plants.views import view_boxes
 
 RETURN = "return"
@@ -41,6 +43,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("class", pa.string()),
         pa.field("severity", pa.float64()),
         pa.field("box", pa.list_(pa.int32())),
+        pa.field("smallest_box", pa.list_(pa.int32())),
         pa.field("captured_at", pa.timestamp("us", tz="UTC")),
         pa.field("environment", pa.string(), nullable=False),
         pa.field("annotator", pa.string()),
@@ -50,6 +53,9 @@ LABEL_SCHEMA = pa.schema(
         pa.field("height_px", pa.int32(), nullable=False),
     ]
 )
+SMALLEST = [f"smallest_{corner}" for corner in CORNERS]
+MAX_LETTERS = 80
+"""What is kept of a cell of a column of the customer's own."""
 
 
 class NoUsableFrame(InputError):
@@ -102,8 +108,11 @@ def read_rows(
     rejected += refused
     _check_environments(plant, table)
     rows = described(table, plant=plant, listed=listed, max_bytes=max_bytes, rejected=rejected)
+    own = others(table)
     del table
-    rows = _without_duplicates(rows, rejected=rejected, notes=notes).sort_values("frame", ignore_index=True)
+    rows = _without_duplicates(rows, rejected=rejected, notes=notes).sort_values("frame")
+    cells = Cells(own.iloc[rows.index])
+    rows = rows.assign(**{name: cells.column(name, _shortened) for name in own.columns}).reset_index(drop=True)
     reader = FrameReader(plant, files=files, max_bytes=max_bytes, max_pixels=max_pixels)
     frames = read_frames(rows, reader=reader, listed=listed, memory=memory, num_readers=num_readers, progress=progress)
     num_frames = len(rows)
@@ -138,21 +147,26 @@ def truth_of_parts(classes: npt.NDArray[Any], parts: npt.NDArray[np.intp], *, ok
 
 
 def to_parquet(rows: pd.DataFrame) -> bytes:
-    """Label rows as the bytes of a Parquet file with `LABEL_SCHEMA`."""
+    """Label rows as the bytes of a Parquet file with `LABEL_SCHEMA` and the customer's own columns."""
     buffer = io.BytesIO()
-    pq.write_table(to_arrow(rows, schema=LABEL_SCHEMA), buffer)
+    pq.write_table(to_arrow(rows, schema=_schema(rows.columns)), buffer)
     return buffer.getvalue()
 
 
 def from_parquet(data: bytes) -> pd.DataFrame:
     """Label rows from the bytes of `to_parquet`."""
-    return from_table(pq.read_table(io.BytesIO(data), schema=LABEL_SCHEMA))
+    names = pq.read_schema(io.BytesIO(data)).names
+    return from_table(pq.read_table(io.BytesIO(data), schema=_schema(names)))
 
 
 def from_table(table: pa.Table) -> pd.DataFrame:
-    """Label rows as pandas: strings as `str`, missing ones NaN; a box is a list of four ints, or None."""
+    """Label rows as pandas: strings as `str`, missing ones NaN; a box is a list of four ints, or None.
+
+    `smallest_box` is None where a frame has not several.
+    """
     frame: pd.DataFrame = table.to_pandas()
-    frame["box"] = pd.Series(table.column("box").to_pylist(), index=frame.index, dtype=object)
+    for name in ("box", "smallest_box"):
+        frame[name] = pd.Series(table.column(name).to_pylist(), index=frame.index, dtype=object)
     return frame
 
 
@@ -185,7 +199,10 @@ def _check_environments(plant: Plant, table: pd.DataFrame) -> None:
 
 
 def _without_duplicates(rows: pd.DataFrame, *, rejected: list[Rejected], notes: list[str]) -> pd.DataFrame:
-    """One row a frame: repeated rows are refused, contradicting ones all; of several boxes the largest stays."""
+    """One row a frame: repeated rows are refused, contradicting ones all; of several boxes the largest stays.
+
+    The one whose longer side is the shortest stands in `SMALLEST`, zeros where a frame has not several.
+    """
     group = pd.factorize(rows["frame"])[0]
     first = np.unique(group, return_index=True)[1][group]
     names = [name for name in rows.columns if name not in ("frame", *CORNERS)]
@@ -199,11 +216,16 @@ def _without_duplicates(rows: pd.DataFrame, *, rejected: list[Rejected], notes: 
     is_repeated = rows.duplicated(["frame", *CORNERS])
     rejected += [Rejected(frame, "duplicate row of this frame") for frame in rows.loc[is_repeated, "frame"]]
     rows = rows[~is_repeated]
-    num_boxed = int((rows["frame"].value_counts() > 1).sum())
-    if num_boxed:
-        notes.append(f"{num_boxed} frames have several boxes; the largest is kept")
+    several = rows.loc[rows["frame"].duplicated(keep=False) & (rows["x1"] > 0), ["frame", *CORNERS]]
+    if num := several["frame"].nunique():
+        notes.append(f"{num} frames have several boxes; the largest is kept, and for `audit` the smallest")
+    corners = several[CORNERS].to_numpy()
+    longer = (corners[:, 2:] - corners[:, :2]).max(axis=1)
+    smallest = several.iloc[np.argsort(longer, kind="stable")].drop_duplicates("frame").set_index("frame")
     area = (rows["x1"] - rows["x0"]) * (rows["y1"] - rows["y0"])
-    return rows.loc[area.sort_values(ascending=False, kind="stable").index].drop_duplicates("frame")
+    rows = rows.loc[area.sort_values(ascending=False, kind="stable").index].drop_duplicates("frame")
+    found = smallest.reindex(rows["frame"], fill_value=0).to_numpy()
+    return rows.assign(**dict(zip(SMALLEST, found.T, strict=True)))
 
 
 def _pieces(group: Ints, chosen: npt.NDArray[np.bool_]) -> list[Ints]:
@@ -224,7 +246,12 @@ def _contradictions(
             name if name in ANSWERS else f"{name}: {_some({str(None if pd.isna(v) else v) for v in of})}"
             for name, of in said.items()
         )
-        reason = f"{len(piece)} rows of this frame contradict each other ({values})"
+        remedy = (
+            "a frame has one class: keep the rows of the one that its part is to be judged by"
+            if "class" in said
+            else "write the same in all of them"
+        )
+        reason = f"{len(piece)} rows of this frame contradict each other ({values}); {remedy}"
         yield from [Rejected(frames[piece[0]], reason)] * len(piece)
 
 
@@ -245,10 +272,11 @@ def _completed(rows: pd.DataFrame, seen: pd.DataFrame, *, plant: Plant, rejected
         except InputError as error:
             unfit[at] = str(error)
     cells.refuse(unfit)
-    leaves = ((rows["x1"] > rows["width_px"]) | (rows["y1"] > rows["height_px"])).to_numpy()
-    for i in np.flatnonzero(leaves):
-        x0, y0, x1, y1, width, height = rows[[*CORNERS, *SEEN[1:]]].iloc[i].tolist()
-        unfit[i] = f"the box {(x0, y0, x1, y1)} leaves the frame of {width} x {height} pixels"
+    for corners in (CORNERS, SMALLEST):
+        leaves = ((rows[corners[2]] > rows["width_px"]) | (rows[corners[3]] > rows["height_px"])).to_numpy()
+        for i in np.flatnonzero(leaves):
+            x0, y0, x1, y1, width, height = rows[[*corners, *SEEN[1:]]].iloc[i].tolist()
+            unfit[i] = f"the box {(x0, y0, x1, y1)} leaves the frame of {width} x {height} pixels"
     cells.refuse(unfit)
     is_good = pd.isna(cells.reasons)
     rejected += map(Rejected, rows["frame"].to_numpy()[~is_good], cells.reasons[~is_good])
@@ -275,5 +303,17 @@ def _some(names: set[str]) -> str:
 
 
 def _table(rows: pd.DataFrame) -> pa.Table:
-    boxes = pd.Series([box if box[2] else None for box in rows[CORNERS].to_numpy().tolist()], dtype=object)
-    return to_arrow(rows.assign(box=boxes.to_numpy()), schema=LABEL_SCHEMA)
+    rows = rows.assign(box=_boxes(rows[CORNERS]), smallest_box=_boxes(rows[SMALLEST]))
+    return to_arrow(rows, schema=_schema(rows.columns))
+
+
+def _boxes(corners: pd.DataFrame) -> Objects:
+    return pd.Series([box if box[2] else None for box in corners.to_numpy().tolist()], dtype=object).to_numpy()
+
+
+def _schema(columns: Iterable[str]) -> pa.Schema:
+    return pa.schema([*LABEL_SCHEMA, *(pa.field(name, pa.string()) for name in columns if name.startswith(OTHER))])
+
+
+def _shortened(cell: str) -> str:
+    return cell.strip()[:MAX_LETTERS]

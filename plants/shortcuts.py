@@ -16,22 +16,29 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from plants.tables import OTHER
+
 COLUMNS = (
     *("environment", "product", "pose", "annotator", "source", "width_px", "height_px"),
     *("day", "hour"),  # of `captured_at`
     *("suffix", "folder", "number"),  # of the frame's path
 )
-"""Not `sample_prob`: parts are sampled by what the line said of them, so it tells the class by design."""
+"""Besides those of the customer's own. Not `sample_prob`: parts are sampled by what the line said of them, so it tells
+the class by design.
+"""
 MIN_ROWS = 30
 MIN_LOTS = 10
 NUM_FOLDS = 5
 MANY_VALUES = 16
 """Numbers of more values are told of by the tenth."""
+MIN_LEAF, MAX_WORDS = 3, 128
+"""Rows of a value, and most frequent values, that a tree may split by."""
 NOTABLE = 0.3
 """Share of the way from guessing to certainty that a column alone must go to be named."""
 NOTABLE_OF_ONE, MIN_OF_ONE = 0.5, 20
 """The same for a single class against all others, of at least so many rows: there are many classes to be lucky with."""
-
+ERRORS_OF_OWN = 3
+"""Standard errors that a column of the customer's own must go as well: there may be many to be lucky with."""
 
 ALL = "the class"
 EPOCH = pd.Timestamp(0, tz="UTC")
@@ -61,13 +68,17 @@ def shortcuts(rows: pd.DataFrame) -> list[Shortcut]:
     truth = known["class"].to_numpy(dtype=object)
     folds = _folds(truth, lots=known["lot"].to_numpy())
     found = []
-    for name in COLUMNS:
+    for name in (*COLUMNS, *(name for name in rows.columns if name.startswith(OTHER))):
         column = _column(known, name)
         if column is not None and column.nunique(dropna=False) > 1:
-            strength, what = _strength(column, truth=truth, folds=folds)
-            if strength >= (NOTABLE if what == ALL else NOTABLE_OF_ONE):
+            strength, of_one = _strength(column, truth=truth, folds=folds)
+            notable = NOTABLE if of_one is None else NOTABLE_OF_ONE
+            if name.startswith(OTHER):
+                notable = max(notable, ERRORS_OF_OWN * _standard_error(known, of_one=of_one))
+            if strength >= notable:
+                what = ALL if of_one is None else f"which frames are {of_one!r}"
                 words = _told(column, known["class"], show=_shown(known, name))
-                found.append(Shortcut(name, round(strength, 3), what, words))
+                found.append(Shortcut(name.removeprefix(OTHER), round(strength, 3), what, words))
     return sorted(found, key=lambda one: -one.strength)
 
 
@@ -118,7 +129,16 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series | None:
             return None
         at = pd.to_datetime(rows["captured_at"], utc=True)
         return (at - EPOCH).dt.days if name == "day" else at.dt.hour
+    if name.startswith(OTHER) and (read := _as_numbers(rows[name])) is not None:
+        return read.rank(method="dense") - 1
     return rows.get(name)
+
+
+def _as_numbers(texts: pd.Series) -> pd.Series | None:
+    """The numbers that stand in a column, None where a cell is none."""
+    read = pd.to_numeric(texts, errors="coerce")
+    is_all = (np.isfinite(read) | texts.isna()).all()
+    return read if is_all else None
 
 
 def _folds(truth: npt.NDArray[np.object_], *, lots: npt.NDArray[np.object_]) -> Folds:
@@ -130,13 +150,13 @@ def _folds(truth: npt.NDArray[np.object_], *, lots: npt.NDArray[np.object_]) -> 
         return list(StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0).split(truth, truth, lots))
 
 
-def _strength(column: pd.Series, *, truth: npt.NDArray[np.object_], folds: Folds) -> tuple[float, str]:
-    """How far the column goes, and towards what: all classes, or the one it tells best where that is notable."""
+def _strength(column: pd.Series, *, truth: npt.NDArray[np.object_], folds: Folds) -> tuple[float, str | None]:
+    """How far the column goes, and towards which class: None is all of them, else the one told best, if notable."""
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
-    tree = DecisionTreeClassifier(max_leaf_nodes=16, min_samples_leaf=3, class_weight="balanced", random_state=0)
+    tree = DecisionTreeClassifier(max_leaf_nodes=16, min_samples_leaf=MIN_LEAF, class_weight="balanced", random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class of a single lot is missing from a fold
         said = cross_val_predict(tree, _coded(column), truth, cv=folds)
@@ -144,30 +164,43 @@ def _strength(column: pd.Series, *, truth: npt.NDArray[np.object_], folds: Folds
     names, counts = np.unique(truth.astype(str), return_counts=True)
     strength = (score - 1 / len(names)) / (1 - 1 / len(names))
     if strength >= NOTABLE:
-        return strength, ALL
+        return strength, None
     of_one = {
-        f"which frames are {name!r}": float((said[truth == name] == name).mean() - (said[truth != name] == name).mean())
+        name: float((said[truth == name] == name).mean() - (said[truth != name] == name).mean())
         for name, n in zip(names.tolist(), counts, strict=True)
         if n >= MIN_OF_ONE
     }
-    best = max(of_one, key=of_one.__getitem__, default=ALL)
-    return (of_one[best], best) if best != ALL and of_one[best] >= NOTABLE_OF_ONE else (strength, ALL)
+    best = max(of_one, key=of_one.__getitem__, default=None)
+    return (of_one[best], best) if best is not None and of_one[best] >= NOTABLE_OF_ONE else (strength, None)
+
+
+def _standard_error(rows: pd.DataFrame, *, of_one: str | None) -> float:
+    """Of the strength of a column that tells nothing, each lot of a class counted once: recalls are binomial."""
+    asked = rows["class"] if of_one is None else rows["class"] == of_one
+    num_lots = rows["lot"].groupby(asked).nunique()
+    return float(np.sqrt((1 / num_lots).sum() / (len(num_lots) - 1)) / len(num_lots))
 
 
 def _coded(column: pd.Series) -> npt.NDArray[np.float64]:
     """One column [N, 1]: numbers as they are, words one column each [N, V]."""
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=np.float64, na_value=-1.0)[:, None]
-    return np.asarray(pd.get_dummies(column.fillna("")), dtype=np.float64)
+    words = column.fillna("")
+    counts = words.value_counts()
+    frequent = counts.index[counts >= MIN_LEAF][:MAX_WORDS]
+    return np.asarray(pd.get_dummies(words.where(words.isin(frequent)), dummy_na=True), dtype=np.float64)
 
 
 def _shown(rows: pd.DataFrame, name: str) -> Callable[[float], str]:
-    """How a value of the column is written; a number stands there by its rank, as a tree takes no long ones."""
+    """How a value of the column is written; numbers may stand there by their rank, as a tree takes no long ones."""
     if name == "number":
         by_rank = sorted(set(_numbers(rows)))
         return lambda rank: str(by_rank[int(rank)])
     if name == "day":
         return lambda days: str((EPOCH + pd.Timedelta(days=days)).date())
+    if name.startswith(OTHER) and (read := _as_numbers(rows[name])) is not None:
+        in_order = np.sort(read.dropna().unique())
+        return lambda rank: f"{in_order[int(rank)]:.15g}"
     return "{:.12g}".format
 
 

@@ -23,7 +23,7 @@ from plants.errors import InputError
 from plants.hashing import unit_hash
 from plants.plant import Shares
 from plants.seal import ANSWERS
-from plants.tables import to_arrow
+from plants.tables import OTHER, to_arrow
 
 ROLES = ("train", "select", "decide", "test")
 REACHED_FIRST = ("train", "test", "decide", "select")
@@ -65,6 +65,7 @@ def deal(
     now: datetime,
     plant: str | None = None,
     is_new_generation: bool = False,
+    settled: Mapping[str, tuple[str, int]] | None = None,
 ) -> pd.DataFrame:
     """The record with every lot of `rows` in it; what was recorded before is unchanged and comes first.
 
@@ -75,36 +76,48 @@ def deal(
     Args:
         rows: Label rows, those of lots dealt earlier included: they count towards the shares. A column `plant` tells
             plants apart; without one, `plant` names the plant of all of them.
-        is_new_generation: The new lots are a generation of their own, dealt as if there had been none before.
+        is_new_generation: The new lots are a generation of their own, dealt as if there had been none before. Without
+            any, the generation stays.
+        settled: Role and generation of lots that hold rows which were dealt before, under other lots.
 
     Raises:
         InputError: when the record was tampered with, when new lots have no time though they are dealt by it, and when
             there are too few of them for a new generation.
     """
-    record = no_assignments() if assignments is None else assignments
+    record, settled = no_assignments() if assignments is None else assignments, settled or {}
     verify(record)
-    roles = dict(zip(record["lot"], record["role"], strict=True))
+    roles = dict(zip(record["lot"], record["role"], strict=True)) | {lot: role for lot, (role, _) in settled.items()}
     named = rows if "plant" in rows.columns else rows.assign(plant=plant or "")
     new: list[tuple[str, str, int, str]] = []
     for name, group in named.groupby("plant", sort=True):
-        if is_new_generation:
+        number = generation_of(record, plant=str(name))
+        kept = {lot: settled[lot] for lot in group["lot"].unique() if lot in settled}
+        is_next = is_new_generation and not group["lot"].isin(list(roles)).all()
+        if is_next:
+            number = _latest(record, group) + 1
             group = group[~group["lot"].isin(list(roles))]
         if shares.order == "time":
             dealt = _dealt_by_time(group, roles=roles, shares=shares, plant=str(name))
         else:
             dealt = _dealt(_class_counts(group), roles=roles, shares=shares, seed=seed)
-        if is_new_generation and set(dealt.values()) != set(ROLES):
+        if is_next and set(dealt.values()) != set(ROLES):
             raise InputError(
                 f"{len(dealt)} new lots are too few for a new generation: every role needs one",
                 plant=str(name),
                 remedy="Import more lots first, or import them into the generation there is",
             )
         roles.update(dealt)
-        number = generation_of(record, plant=str(name)) + is_new_generation
+        said = kept | {lot: (role, number) for lot, role in dealt.items()}
         # Not in the order of dealing, which is class by class: neighbours in the record would tell a sealed answer.
-        shuffled = sorted(dealt, key=lambda lot: unit_hash("record", seed, lot))
-        new.extend((lot, dealt[lot], number, str(name)) for lot in shuffled)
+        shuffled = sorted(said, key=lambda lot: unit_hash("record", seed, lot))
+        new.extend((lot, *said[lot], str(name)) for lot in shuffled)
     return _appended(record, new, now=now)
+
+
+def _latest(record: pd.DataFrame, rows: pd.DataFrame) -> int:
+    """The highest generation of the lots of these rows, whichever plant dealt them; 0 of none."""
+    numbers = record.loc[record["lot"].isin(rows["lot"]), "generation"]
+    return int(numbers.max()) if len(numbers) else 0
 
 
 def _dealt_by_time(rows: pd.DataFrame, *, roles: Mapping[str, str], shares: Shares, plant: str) -> dict[str, str]:
@@ -242,18 +255,22 @@ def verify(assignments: pd.DataFrame, *, contains: str | None = None) -> None:
     for number, (lot, role, generation, plant, claimed_prev, claimed) in enumerate(zip(*columns, strict=True)):
         link = _link(prev, lot=lot, role=role, generation=generation, plant=plant)
         if claimed_prev != prev or claimed != link:
-            raise _tampered(f"row {number} (lot {lot}) breaks the chain: the record was changed")
+            raise tampered(f"row {number} (lot {lot}) breaks the chain: the record was changed")
         if role not in ROLES or lot in seen:
-            raise _tampered(f"row {number}: lot {lot} is dealt twice or to no known role")
+            raise tampered(f"row {number}: lot {lot} is dealt twice or to no known role")
         seen.add(lot)
         prev = link
-    if contains is not None and contains != GENESIS and not (assignments["digest"] == contains).any():
-        raise _tampered(
-            f"the record does not contain its earlier state {contains[:12]}: its end was cut off or replaced"
-        )
+    if contains is not None:
+        check_contains(assignments, contains)
 
 
-def _tampered(message: str) -> InputError:
+def check_contains(assignments: pd.DataFrame, head: str) -> None:
+    """Raises InputError unless the record goes on from `head`, an earlier `digest` of it."""
+    if head != GENESIS and not (assignments["digest"] == head).any():
+        raise tampered(f"the record does not contain its earlier state {head[:12]}: its end was cut off or replaced")
+
+
+def tampered(message: str) -> InputError:
     return InputError(message, file="assignments.parquet", remedy="Restore the file from a backup; do not deal again")
 
 
@@ -272,16 +289,21 @@ def with_roles(rows: pd.DataFrame, assignments: pd.DataFrame) -> pd.DataFrame:
 
 
 def generation_of(assignments: pd.DataFrame, *, plant: str) -> int:
-    """The latest generation of a plant's lots, whose test lots are the ones to evaluate on; 1 at first."""
+    """The latest generation that a plant dealt lots in; 1 at first. It is judged on the test lots of this one, and on
+    those of later ones that other plants dealt."""
     numbers = assignments.loc[assignments["plant"] == plant, "generation"]
     return int(numbers.max()) if len(numbers) else 1
 
 
 def seal(rows: pd.DataFrame) -> Sealed:
-    """Rows with `role`, split in two: all rows with the answers of test rows blank, and those answers alone."""
+    """Rows with `role`, split in two: all rows with the answers of test rows blank, and those answers alone.
+
+    What is kept for the audit alone, the smallest box and a customer's own columns, is blank there and not sealed.
+    """
     is_test = (rows["role"] == "test").to_numpy()
     open_rows = rows.copy()
-    for column in ANSWERS:
+    told = [name for name in rows.columns if name in (*ANSWERS, "smallest_box") or name.startswith(OTHER)]
+    for column in told:
         values = open_rows[column].astype(object)
         values[is_test] = None
         open_rows[column] = values if column == "box" else values.astype(rows[column].dtype)
@@ -301,6 +323,12 @@ def unseal(open_rows: pd.DataFrame, sealed_rows: pd.DataFrame) -> pd.DataFrame:
         frame = test["frame"].iloc[int(unanswered[0])]
         raise InputError("a test row has no sealed answer for this image", file=str(frame), remedy="Run import again")
     return test.assign(**{column: answers[column].to_numpy() for column in ANSWERS})
+
+
+def realised_shares(rows: pd.DataFrame) -> dict[str, float]:
+    """What share of the rows each role holds."""
+    held = rows["role"].value_counts(normalize=True)
+    return {role: float(held.get(role, 0.0)) for role in ROLES}
 
 
 def realised(rows: pd.DataFrame) -> pd.DataFrame:

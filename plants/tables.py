@@ -6,9 +6,10 @@ read here. Also the way back: rows as an Arrow table with a schema.
 
 from __future__ import annotations
 
+import difflib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import pandas as pd
@@ -20,6 +21,14 @@ from plants.plant import Plant
 
 BOXES_FILE = "boxes.csv"
 CORNERS = ["x0", "y0", "x1", "y1"]
+COLUMNS = (
+    *("frame", "class", "sha256", "part_id", "product", "pose", "lot", "severity", "box", *CORNERS),
+    *("captured_at", "environment", "annotator", "source", "sample_prob"),
+)
+"""What is read of a label table."""
+OTHER = "other:"
+"""What stands before the name of a column of a customer's own in the label table."""
+MAX_OTHERS = 20
 
 
 class Listed(NamedTuple):
@@ -118,7 +127,31 @@ def _from_table(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -> 
     table["frame"] = _paths(table["frame"])
     unnamed = len(listed.keys() - set(table["frame"].unique()) - {address.removeprefix(f"{plant.images}/")})
     notes = [f"{unnamed} files in {plant.images} are not named in {address}"] if unnamed else []
-    return RawRows(table, [], notes)
+    return RawRows(table, [], [*notes, *_unused(table.columns)])
+
+
+def others(table: pd.DataFrame) -> pd.DataFrame:
+    """The first columns that are none of `COLUMNS`, under `OTHER`; not those of bytes or lists."""
+    names = [name for name in table.columns if name not in COLUMNS and _is_plain(table[name])]
+    return table[names[:MAX_OTHERS]].add_prefix(OTHER)
+
+
+def _is_plain(column: pd.Series) -> bool:
+    return all(pd.api.types.is_scalar(cell) and not isinstance(cell, bytes) for cell in column.dropna().head(1))
+
+
+def _unused(columns: Iterable[str]) -> list[str]:
+    """What is said of columns that are none of `COLUMNS`: each with the one that it may have been meant for."""
+    there = list(columns)
+    absent = [name for name in COLUMNS if name not in there]
+    told = []
+    for name in there:
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=0.8)
+            told.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    more = f" and {len(told) - MAX_OTHERS} more" if len(told) > MAX_OTHERS else ""
+    only = f"; `audit` alone reads them{f', {MAX_OTHERS} at most' if more else ''}, for shortcuts"
+    return [f"columns not used: {', '.join(told[:MAX_OTHERS])}{more}{only}"] if told else []
 
 
 def _unread(error: InputError | OSError, *, plant: Plant, address: str) -> InputError:

@@ -447,7 +447,8 @@ def test_duplicate_and_wrong_rows_of_a_table_are_listed_and_the_others_are_impor
     assert answer.code == 0
     assert answer.rejected == {
         GOOD[0]: "duplicate row of this frame",
-        GOOD[1]: "2 rows of this frame contradict each other (class)",
+        GOOD[1]: "2 rows of this frame contradict each other (class); a frame has one class: "
+        "keep the rows of the one that its part is to be judged by",
         "dent/none.png": "no such file in the plant's folder",
         "../fleet.yaml": "leaves the plant's folder",
         GOOD[2]: "the row has no class",

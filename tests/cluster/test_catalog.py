@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +15,12 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from cluster import snapshots
 from cluster.catalog import ASSIGNMENTS, Catalog, Imported
 from cluster.likeness import Look, Looked
 from cluster.storage import PlantFiles
 from plants import splits
+from plants.audit import audit
 from plants.copies import Quarantined
 from plants.errors import InputError
 from plants.plant import Fleet, Plant, load_fleet
@@ -65,6 +70,50 @@ def test_the_answers_of_the_test_are_in_the_seal_and_nowhere_else(catalog, fleet
     sealed = catalog.sealed("north")
     assert set(sealed["frame"]) == set(rows.loc[is_test, "frame"])
     assert sealed["class"].notna().all()
+
+
+def with_own_columns(fleet: Fleet, **columns: str) -> Fleet:
+    """North has a label table; in the texts of its own columns stand frame and class. Everything else is as before."""
+    plant = fleet.plant("north")
+    table = Path(plant.images).with_name("north.csv")
+    frames = sorted(path.relative_to(plant.images).as_posix() for path in Path(plant.images).rglob("*.png"))
+    rows = [{"frame": frame, "class": frame.split("/")[0]} for frame in frames]
+    own = [{name: text.format(**row) for name, text in columns.items()} for row in rows]
+    pd.DataFrame([row | cells for row, cells in zip(rows, own, strict=True)]).to_csv(table, index=False)
+    changed = Plant.model_validate({**plant.model_dump(), "labels": str(table)})
+    return fleet.model_copy(update={"plants": (changed, *fleet.plants[1:])})
+
+
+def test_what_own_columns_say_of_sealed_frames_is_written_nowhere(catalog, fleet):
+    fleet = with_own_columns(fleet, defect_name="of {frame}: {class}")
+    read(catalog, fleet)
+    rows = catalog.rows("north")
+    is_test = rows["role"] == "test"
+    assert rows.loc[is_test, "other:defect_name"].isna().all()
+    assert rows.loc[~is_test, "other:defect_name"].str.startswith("of ").all()
+    written = b"".join(path.read_bytes() for path in Path(fleet.store).rglob("*") if path.is_file())
+    assert f"of {rows.loc[~is_test, 'frame'].iloc[0]}".encode() in written
+    assert not [frame for frame in rows.loc[is_test, "frame"] if f"of {frame}".encode() in written]
+
+
+def test_own_columns_are_the_same_bytes_after_a_second_import_and_change_nothing_that_is_learned_from(catalog, fleet):
+    read(catalog, fleet)
+    bare = catalog.data_digest(["north"])
+    fleet = with_own_columns(fleet, operator="{class}", remark="of {frame}")
+    found = read(catalog, fleet)
+    table = catalog.store.read("labels/north.parquet")
+    assert found.new_rows == 0
+    assert catalog.data_digest(["north"]) == bare
+    read(catalog, fleet)
+    assert catalog.store.read("labels/north.parquet") == table
+
+
+def test_audit_names_the_own_column_that_tells_the_class_from_the_rows_that_are_not_sealed(catalog, fleet):
+    fleet = with_own_columns(fleet, operator="of the {class} ones", remark="of {frame}")
+    read(catalog, fleet)
+    found = audit(fleet.plant("north"), catalog.rows("north"), fleet=fleet, trunk_size_px=32)
+    (shortcut,) = (finding.detail for finding in found if finding.kind == "shortcut")
+    assert shortcut.startswith("operator alone goes 100%")
 
 
 def test_a_second_import_moves_no_lot_and_deals_only_the_new_ones(catalog, fleet):
@@ -339,3 +388,161 @@ def test_pictures_of_unknown_lots_that_show_the_same_lie_in_one_role_also_when_t
     again = read(catalog, fleet)
     assert again.new_rows == 0
     assert catalog.rows("north").set_index("frame")["lot"].equals(later["lot"]), "also without another look"
+
+
+# --- lots that become known late -------------------------------------------------------------------------------------
+
+
+def without_lots(fleet: Fleet) -> Fleet:
+    plant = fleet.plant("north").model_copy(update={"lot_pattern": None})
+    return fleet.model_copy(update={"plants": (plant, fleet.plant("south"))})
+
+
+def test_no_frame_moves_when_its_lot_becomes_known_after_it_was_dealt(catalog, fleet):
+    read(catalog, without_lots(fleet))
+    before = catalog.rows("north").set_index("frame")["role"]
+    found = read(catalog, fleet)
+    rows = catalog.rows("north").set_index("frame")
+    after = rows["role"]
+    stays = after != "quarantine"
+    assert (after[stays] == before[stays]).all()
+    assert rows[stays].groupby("lot")["role"].nunique().max() == 1, "and no lot lies in two roles"
+    assert {row.frame: row.was for row in found.quarantined} == before[~stays].to_dict()
+    assert before[~stays].eq("test").any()
+    assert rows.loc[before == "test", "class"].isna().all(), "what was sealed stays sealed"
+    assert any(f"{len(found.quarantined)} frames were dealt before their lots were known" in n for n in found.notes)
+    held = (
+        pd.DataFrame({"lot": rows["lot"], "was": before}).groupby("lot")["was"].agg(lambda of: of.value_counts().max())
+    )
+    assert stays.groupby(rows["lot"]).sum().equals(held.astype(int)), "the role of most of its frames"
+    assert [row.frame for row in read(catalog, fleet).quarantined] == [row.frame for row in found.quarantined]
+
+
+def test_a_lot_pattern_that_is_taken_back_gives_the_frames_their_roles_again(catalog, fleet):
+    read(catalog, without_lots(fleet))
+    before = catalog.rows("north")["role"].tolist()
+    assert read(catalog, fleet).quarantined
+    names = [f"{label}/L{lot:02d}-{i}.png" for lot in range(20) for i, label in enumerate(("good", "good", "crack"))]
+    back = fleet.plant("north").model_copy(update={"lot_pattern": f"^({'|'.join(names)})$"})
+    again = read(catalog, fleet.model_copy(update={"plants": (back, fleet.plant("south"))}))
+    assert again.quarantined == []
+    assert catalog.rows("north")["role"].tolist() == before
+
+
+def test_a_frame_whose_lot_is_corrected_to_one_of_another_role_plays_none(catalog, fleet):
+    read(catalog, fleet)
+    rows = catalog.rows("north")
+    learned, tested = (rows[rows["role"] == role]["lot"].iloc[0] for role in ("train", "test"))
+    plant = fleet.plant("north").model_copy(update={"lot_pattern": r"(L\d+)-"})
+    folder = Path(plant.images) / "good"
+    table = rows[["frame", "lot"]].assign(**{"class": [frame.partition("/")[0] for frame in rows["frame"]]})
+    wrong = f"good/{learned}-0.png"
+    table.loc[table["frame"] == wrong, "lot"] = tested
+    table.to_csv(folder.parent / "labels.csv", index=False)
+    told = plant.model_copy(update={"lot_pattern": None, "labels": str(folder.parent / "labels.csv")})
+    found = read(catalog, fleet.model_copy(update={"plants": (told, fleet.plant("south"))}))
+    assert [(row.frame, row.role, row.was) for row in found.quarantined] == [(wrong, "test", "train")]
+    after = catalog.rows("north").set_index("frame")["role"]
+    assert after.drop(wrong).equals(rows.set_index("frame")["role"].drop(wrong))
+
+
+def test_a_new_picture_under_an_old_name_is_dealt_as_the_new_lot_it_is_of(catalog, fleet):
+    read(catalog, without_lots(fleet))
+    for frame in frames_of(catalog, "train"):
+        add_frame(fleet, frame, shade=hash(frame) % 200)
+    found = read(catalog, fleet)
+    assert not {row.frame for row in found.quarantined if row.was == "train"}
+
+
+# --- the record that all of this stands on ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_record_that_lost_its_end_deals_nothing_and_opens_nothing(catalog, fleet, rows):
+    read(catalog, fleet)
+    path = Path(fleet.store) / ASSIGNMENTS
+    path.unlink() if rows is None else path.write_bytes(splits.to_parquet(pd.read_parquet(path).head(rows)))
+    labels = (Path(fleet.store) / "labels/north.parquet").read_bytes()
+    with pytest.raises(InputError, match=r"its end was cut off or replaced.*Restore the file from a backup"):
+        read(Catalog.of(fleet), fleet)
+    assert (Path(fleet.store) / "labels/north.parquet").read_bytes() == labels
+
+
+def test_a_record_that_is_gone_with_the_seal_is_not_begun_anew(catalog, fleet):
+    read(catalog, fleet)
+    (Path(fleet.store) / ASSIGNMENTS).unlink()
+    shutil.rmtree(Path(fleet.store) / "sealed")
+    with pytest.raises(InputError, match="the record of which lot plays which role is gone"):
+        read(Catalog.of(fleet), fleet)
+
+
+class Slow(PlantFiles):
+    """Files of a plant, listed; another import of the same plant ends before they are dealt."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self.meanwhile = [meanwhile]
+
+    def list(self, uri: str) -> Any:
+        listed = list(super().list(uri))
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return listed
+
+
+def test_an_import_that_listed_before_another_of_the_same_plant_ended_lists_again(catalog, fleet):
+    read(catalog, fleet)
+
+    def more() -> None:
+        for lot in range(30, 50):
+            add_frame(fleet, f"good/L{lot}-0.png", shade=lot)
+        read(Catalog.of(fleet), fleet)
+
+    found = catalog.import_plant(fleet, fleet.plant("north"), files=Slow(more), now=NOW)
+    assert (found.rows, found.new_rows) == (80, 0)
+    assert len(catalog.rows("north")) == 80
+    assert catalog.corrections() == ""
+
+
+def test_a_new_generation_that_was_killed_is_finished_by_the_same_command_and_one_of_nothing_is_said(catalog, fleet):
+    read(catalog, fleet)
+    for lot in range(30, 50):
+        add_frame(fleet, f"good/L{lot}-0.png", shade=lot)
+    labels = Path(fleet.store) / "labels/north.parquet"
+    before = labels.read_bytes()
+    given = {"files": PlantFiles(), "now": NOW, "is_new_generation": True}
+    first = catalog.import_plant(fleet, fleet.plant("north"), **given)
+    record = catalog.assignments()
+    labels.write_bytes(before)
+    again = catalog.import_plant(fleet, fleet.plant("north"), **given)
+    assert (again.dealt, again.splits) == (first.dealt, first.splits)
+    assert first.dealt.generation == 2
+    assert catalog.assignments().equals(record)
+    assert "no new lots: the test stays that of generation 2" in again.notes
+
+
+def test_an_import_says_how_rows_were_dealt_and_by_which_record(catalog, fleet):
+    found = read(catalog, fleet)
+    assert (found.dealt.by, found.dealt.generation) == ("lot", 1)
+    assert found.dealt.digest == splits.digest(catalog.assignments())
+    assert sum(found.dealt.realised.values()) == pytest.approx(1)
+    assert read(catalog, without_lots(fleet), "north").dealt.by == "image"
+
+
+# --- what was learned from -------------------------------------------------------------------------------------------
+
+
+def test_what_was_learned_from_can_be_built_again_after_the_labels_changed(catalog, fleet):
+    read(catalog, fleet)
+    before, digest = catalog.data_digest(["north"]), catalog.snapshot("north")
+    learned = catalog.learned("north", digest=digest)
+    (Path(fleet.plant("north").images) / learned["frame"].iloc[0]).unlink()
+    add_frame(fleet, learned["frame"].iloc[1], shade=77)
+    read(catalog, fleet)
+    assert catalog.data_digest(["north"]) != before
+    kept = catalog.learned("north", digest=digest)
+    assert snapshots.data_digest({"north": kept}) == before
+    assert set(kept["role"]) == {"train", "select"}
+    (Path(fleet.store) / f"snapshots/{digest}.parquet").write_bytes(b"other rows")
+    with pytest.raises(InputError, match="the rows a model learned from were changed"):
+        catalog.learned("north", digest=digest)

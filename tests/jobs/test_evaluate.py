@@ -12,16 +12,18 @@ import pytest
 from pyarrow import ArrowInvalid
 from safetensors.numpy import load, save
 
-from cluster.catalog import Catalog
+from cluster.catalog import ASSIGNMENTS, Catalog
 from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
 from jobs import release, verbs
 from jobs.compare import compare_fleet
-from jobs.evaluate import LEDGER, _is_worse, contaminated, evaluate_fleet, open_test, openings
+from jobs.evaluate import HEAD, LEDGER, _is_worse, contaminated, evaluate_fleet, open_test, openings
 from jobs.fleet import planned
 from jobs.material import fit_run
 from jobs.plan import Plan, RunSpec
+from plants import splits
 from plants.errors import InputError, SealError
+from plants.plant import load_fleet
 from tests.fleets import NOW, Works, console, drawn_fleet, imported
 
 WHO = {"who": "ada", "bundles": ["b" * 64], "now": NOW}
@@ -104,6 +106,37 @@ def test_a_ledger_that_cannot_be_understood_opens_nothing(catalog):
     assert ("read", "north.parquet") not in catalog.seal.acts
 
 
+def test_a_ledger_that_is_gone_with_what_tells_its_end_opens_nothing(catalog):
+    open_test("north", catalog=catalog, budget=3, **WHO)
+    catalog.store.write_json(release.EVALUATED, {"plants": {}})
+    (catalog.seal.root / LEDGER).unlink()
+    catalog.store.delete(HEAD)
+    with pytest.raises(InputError, match="openings that were counted are missing"):
+        open_test("north", catalog=catalog, budget=3, **WHO)
+
+
+def test_a_record_of_roles_that_was_cut_opens_nothing(catalog):
+    path = Path(catalog.store.at(ASSIGNMENTS))
+    path.write_bytes(splits.to_parquet(pd.read_parquet(path).head(15)))
+    with pytest.raises(InputError, match=r"its end was cut off or replaced|was never dealt"):
+        open_test("north", catalog=catalog, budget=3, **WHO)
+    assert openings(catalog.seal) == []
+
+
+def test_lots_that_another_plant_dealt_in_a_later_generation_are_judged_too(tmp_path):
+    fleet = imported(drawn_fleet(tmp_path, "north", num_lots=20))
+    drawn_fleet(tmp_path, "north", num_lots=40)
+    catalog = Catalog.of(fleet)
+    catalog.import_plant(fleet, fleet.plant("north"), files=PlantFiles(), now=NOW, is_new_generation=True)
+    both = load_fleet(drawn_fleet(tmp_path, "north", "south", num_lots=40))
+    catalog = Catalog.of(both)
+    catalog.import_plant(both, both.plant("south"), files=PlantFiles(), now=NOW)
+    rows = catalog.rows("south")
+    assert set(rows["generation"]) == {1, 2}
+    opened = open_test("south", catalog=catalog, budget=1, **WHO)
+    assert set(opened["frame"]) == set(rows.loc[rows["role"] == "test", "frame"])
+
+
 @pytest.mark.parametrize(
     ("kept", "words"),
     [
@@ -150,20 +183,39 @@ def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(wo
     assert row["frozen"]["n"] == row["n"]
     assert (row["withdrawn"], row["contaminated"]) == (False, 0)
     taught = rows[rows["role"] == "train"].head(3)
-    assert contaminated(taught, members=["own-arden-s0"], exports=works.exports()) == 3
+    assert contaminated(taught, name="arden", members=["own-arden-s0"], exports=works.exports()) == 3
     assert [opening["plant"] for opening in found["ledger"]] == ["arden"]
     with pytest.raises(InputError, match="plant brno: has no decision"):
         evaluate_fleet(works.fleet, names=["brno"], **given)
 
 
-def test_what_a_parent_has_learned_from_contaminates_too():
+def taught_by(tables: dict[str, pd.DataFrame], *, now: dict[str, pd.DataFrame] | None = None) -> Any:
+    """Exports of a plan of `a` at arden and `b` at brno, which starts from it, with these rows learned from."""
     runs = (RunSpec("a", "own", ("arden",), 0, {}), RunSpec("b", "sister", ("brno",), 0, {}, parent="a"))
-    rows = {"arden": ["a1", "a2"], "brno": ["b1"]}
-    tables = {name: pd.DataFrame({"sha256": shas, "role": "train"}) for name, shas in rows.items()}
-    catalog = SimpleNamespace(rows=tables.__getitem__)
-    exports: Any = SimpleNamespace(plan=Plan("f", "d", runs), material=SimpleNamespace(catalog=catalog))
-    test = pd.DataFrame({"sha256": ["a1", "x"]})
-    assert [contaminated(test, members=[run], exports=exports) for run in ("a", "b")] == [1, 1]
+    plan = Plan("f", "d", runs, data={name: name for name in tables})
+    catalog = SimpleNamespace(rows=(now or tables).__getitem__, learned=lambda name, digest: tables[digest])
+    return SimpleNamespace(plan=plan, material=SimpleNamespace(catalog=catalog))
+
+
+def frames(*names: str, lot: str | None = None, sha: str = "") -> pd.DataFrame:
+    table = pd.DataFrame({"frame": names, "sha256": [f"{sha or name}" for name in names], "part_id": names})
+    return table.assign(lot=lot or table["frame"], lot_known=lot is not None)
+
+
+def test_what_a_parent_has_learned_from_contaminates_too():
+    exports = taught_by({"arden": frames("a1", "a2"), "brno": frames("b1")})
+    test = pd.concat([frames("copy", sha="a1"), frames("x")])
+    assert [contaminated(test, name="brno", members=[run], exports=exports) for run in ("a", "b")] == [1, 1]
+
+
+def test_a_lot_that_was_learned_from_contaminates_its_other_frames_also_when_it_became_known_later():
+    learned = {"arden": frames("a1"), "brno": frames("b1")}
+    test = pd.concat([frames("a7", lot="L1"), frames("a8", lot="L2"), frames("a1", sha="retaken")])
+    given = {"name": "arden", "members": ["a"]}
+    assert contaminated(test, **given, exports=taught_by(learned)) == 1, "a frame of that name"
+    told = learned | {"arden": frames("a1", lot="L1")}
+    assert contaminated(test, **given, exports=taught_by(learned, now=told)) == 2
+    assert contaminated(test.assign(lot_known=False), **given, exports=taught_by(told)) == 1
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def sound_rows(*, size: tuple[int, int] = (256, 256), side_px: int = 40) -> pd.D
         source="import",
         environment="default",
         box=pd.Series(boxes, dtype=object),
+        smallest_box=pd.Series([None] * len(table), dtype=object),
         width_px=size[0],
         height_px=size[1],
     )
@@ -143,6 +144,28 @@ def test_one_small_defect_is_an_error_only_where_it_is_all_there_is(num_defects,
     rows.at[2, "box"] = [0, 0, 5, 5]
     few = rows["class"].eq("gut") | (rows["class"].eq("Delle") & rows["class"].eq("Delle").cumsum().le(num_defects))
     assert the(findings(rows[few]), "small_defects").level == level
+
+
+def with_second_box(box: list[int], *, num: int) -> pd.DataFrame:
+    """Sound rows; the first of class Delle have this box too, smaller than their 40 px."""
+    rows = sound_rows()
+    for i in rows.index[rows["class"] == "Delle"][:num]:
+        rows.at[i, "smallest_box"] = box
+    return rows
+
+
+def test_a_small_defect_beside_a_larger_one_of_its_frame_is_a_warning_with_its_size():
+    found = the(findings(with_second_box([10, 20, 12, 21], num=30)), "small_defects")
+    assert found.level == "warning"
+    assert "30 of 30 frames with several boxes" in found.detail
+    assert "median 2 px in the frame, 0.8 px at the input" in found.detail
+
+
+def test_a_second_defect_that_is_seen_or_not_judged_is_no_finding():
+    assert "small_defects" not in kinds(findings(with_second_box([10, 20, 40, 30], num=30)))
+    tiny = with_second_box([200, 200, 202, 202], num=30)
+    assert "small_defects" in kinds(findings(tiny))
+    assert "small_defects" not in kinds(findings(tiny, **with_geometry(roi=[0, 0, 150, 150])))
 
 
 def test_a_box_on_a_good_part_says_nothing_about_defects():
@@ -261,8 +284,8 @@ def test_a_copy_in_another_role_is_an_error():
 
 def test_realised_shares_are_written_down():
     detail = the(findings(sound_rows()), "shares").detail
-    assert "train 60.0% (72 lots)" in detail
-    assert "test 20.0% (24 lots)" in detail
+    assert "train 60.0% of 60% (72 lots)" in detail
+    assert "test 20.0% of 20% (24 lots)" in detail
 
 
 def test_few_lots_and_odd_shares_are_warnings():

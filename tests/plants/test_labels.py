@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
@@ -18,7 +19,7 @@ from plants.hashing import sha256
 from plants.labels import LABEL_SCHEMA, Imported, from_parquet, read_rows, to_parquet, truth_of_parts
 from plants.plant import Plant
 from plants.splits import seal
-from plants.tables import Listed
+from plants.tables import COLUMNS, Listed
 
 CLASSES = {"gut": "ok", "Kratzer groß": "scratch", "Delle": "dent"}
 
@@ -342,6 +343,64 @@ def test_a_table_gives_every_column_of_the_row(root, name):
     assert (row["severity"], row["sample_prob"]) == (0.5, 0.25)
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+def test_columns_without_a_use_are_named_with_what_they_may_have_been_meant_for(root, name):
+    rows = [{"frame": "gut/0.png", "class": "gut", "Lot": "L1", "operator": "ada", "PartID": "P1", "shift": 2}]
+    (note,) = (n for n in imported(root, labels=table(root, rows, name=name)).notes if n.startswith("columns"))
+    told = "columns not used: Lot (did you mean lot?), operator, PartID (did you mean part_id?), shift"
+    assert note == f"{told}; `audit` alone reads them, for shortcuts"
+
+
+def test_a_table_of_nothing_but_known_columns_says_nothing_of_columns(root):
+    row = {**dict.fromkeys(COLUMNS, ""), "frame": "gut/0.png", "class": "gut"}
+    notes = imported(root, labels=table(root, [row])).notes
+    assert not [note for note in notes if note.startswith("columns")]
+
+
+def test_of_very_many_columns_without_a_use_the_first_are_named(root):
+    rows = [{"frame": "gut/0.png", "class": "gut", **{f"reading{i}": "1" for i in range(50)}}]
+    (note,) = (n for n in imported(root, labels=table(root, rows)).notes if n.startswith("columns"))
+    assert note.endswith("reading18, reading19 and 30 more; `audit` alone reads them, 20 at most, for shortcuts")
+
+
+OWN = {"operator": " ada ", "shift": 2, "remark": "x" * 500, "Lot": None}
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+def test_columns_of_the_customers_own_are_kept_as_short_text_and_change_nothing_else(root, name):
+    found = imported(root, labels=table(root, [{**FULL, **OWN}, {"frame": "gut/1.png", "class": "gut"}], name=name))
+    row, other = found.rows.to_dict("records")
+    assert row["other:operator"] == "ada"
+    assert float(row["other:shift"]) == 2
+    assert row["other:remark"] == "x" * 80
+    assert pd.isna(row["other:Lot"])
+    assert pd.isna(other["other:operator"])
+    bare = imported(root, labels=table(root, [FULL, {"frame": "gut/1.png", "class": "gut"}], name=name))
+    assert to_parquet(found.rows[LABEL_SCHEMA.names]) == to_parquet(bare.rows)
+    assert to_parquet(from_parquet(to_parquet(found.rows))) == to_parquet(found.rows)
+
+
+def test_own_columns_follow_their_frame_past_rejects_and_whatever_the_order_of_the_rows(root):
+    frames = ["Delle/1.png", "gut/none.png", "gut/1.png", "Delle/0.png", "gut/0.png"]
+    rows = [{"frame": frame, "class": frame.split("/")[0], "bench": f"of {frame}"} for frame in frames]
+    kept = imported(root, labels=table(root, rows)).rows
+    assert len(kept) == 4
+    assert (kept["other:bench"] == "of " + kept["frame"]).all()
+
+
+def test_boxes_that_differ_in_an_own_column_do_not_contradict_each_other(root):
+    rows = [{**FULL, "box_id": 1}, {**FULL, "box": "0,0,15,15", "box_id": 2}]
+    found = imported(root, labels=table(root, rows))
+    assert found.rejected == []
+    assert found.rows["other:box_id"].tolist() == ["2"]
+
+
+def test_twenty_own_columns_are_kept_and_none_of_bytes_or_lists(root):
+    own = {"image": b"bytes", "polygon": [1, 2, 3], **{f"reading{i}": str(i) for i in range(50)}}
+    found = imported(root, labels=table(root, [{"frame": "gut/0.png", "class": "gut", **own}], name="labels.parquet"))
+    assert [name for name in found.rows if name.startswith("other:")] == [f"other:reading{i}" for i in range(20)]
+
+
 def test_a_table_says_how_many_files_it_does_not_name(root):
     found = imported(root, labels=table(root, [FULL]))
     assert any(note.startswith("5 files") for note in found.notes)
@@ -399,7 +458,9 @@ def test_contradicting_rows_are_all_refused(root):
     found = imported(root, labels=table(root, rows))
     assert found.rows["frame"].tolist() == ["gut/1.png"]
     assert len(found.rejected) == 2
-    assert found.rejected[0].reason.endswith("contradict each other (class)"), "the frame may lie in the sealed test"
+    said, _, remedy = found.rejected[0].reason.partition("; ")
+    assert said.endswith("contradict each other (class)"), "the frame may lie in the sealed test"
+    assert "keep the rows of the one" in remedy
 
 
 def test_what_is_no_answer_is_named_with_its_contradicting_values(root):
@@ -410,9 +471,33 @@ def test_what_is_no_answer_is_named_with_its_contradicting_values(root):
 
 def test_of_several_boxes_the_largest_is_kept_and_it_is_said(root):
     found = imported(root, labels=table(root, [FULL, {**FULL, "box": "0,0,15,15"}]))
-    assert list(found.rows["box"].iloc[0]) == [0, 0, 15, 15]
+    assert found.rows[["box", "smallest_box"]].iloc[0].tolist() == [[0, 0, 15, 15], [1, 2, 9, 10]]
     assert found.rejected == []
-    assert any("several boxes" in note for note in found.notes)
+    assert any("1 frames have several boxes" in note for note in found.notes)
+
+
+def test_the_smallest_box_is_the_one_whose_longer_side_is_the_shortest_and_a_single_one_is_none(root):
+    several = [{**FULL, "box": box} for box in ("0,0,1,14", "0,0,15,15", "3,3,7,7", "")]
+    single = {"frame": "gut/1.png", "class": "gut", "box": "1,1,3,3"}
+    found = imported(root, labels=table(root, [*several, single]))
+    assert found.rows["smallest_box"].tolist() == [[3, 3, 7, 7], None]
+    assert from_parquet(to_parquet(found.rows))["smallest_box"].tolist() == [[3, 3, 7, 7], None]
+
+
+def test_a_smallest_box_that_leaves_its_frame_is_refused_as_the_largest_is(root):
+    found = imported(
+        root,
+        labels=table(root, [FULL, {**FULL, "box": "18,14,24,15"}, {**FULL, "frame": "gut/1.png", "part_id": "P2"}]),
+    )
+    assert found.rows["frame"].tolist() == ["gut/1.png"]
+    assert "(18, 14, 24, 15) leaves the frame" in found.rejected[0].reason
+
+
+def test_label_tables_written_before_there_was_a_smallest_box_are_read(root):
+    rows = imported(root).rows
+    buffer = io.BytesIO()
+    rows.drop(columns="smallest_box").to_parquet(buffer, index=False)
+    assert to_parquet(from_parquet(buffer.getvalue())) == to_parquet(rows)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,47 @@ def test_columns_that_tell_nothing_are_not_named(seed):
     assert shortcuts(rows(seed)) == []
 
 
+def own(table: pd.DataFrame, values) -> pd.DataFrame:
+    """The table with a column of the customer's own, as an import keeps it."""
+    return table.assign(**{"other:operator": pd.Series(values, index=table.index).astype(str)})
+
+
+@pytest.mark.parametrize("values", [("ada", "bob"), ("3", "4.5"), ("", "inf")])
+def test_a_column_of_the_customers_own_that_tells_the_class_is_named_as_it_is_written(values):
+    table = rows(1)
+    is_told = (table["class"] == "dent").to_numpy() ^ (np.random.default_rng(0).random(len(table)) < 0.05)
+    (found,) = shortcuts(own(table, np.where(is_told, *values)))
+    assert found.column == "operator"
+    assert found.strength > 0.7
+    assert re.search(f"with ({'|'.join(values)}) are", found.words)
+
+
+def test_numbers_of_the_customers_own_are_numbers_to_their_last_digit():
+    table = rows(5)
+    order = np.argsort((table["class"] == "dent").to_numpy(), kind="stable")
+    serial = np.empty(len(table), dtype=int)
+    serial[order] = 20_240_131_093_000 + np.arange(len(table))
+    (found,) = shortcuts(own(table, serial))
+    assert found.column == "operator"
+    assert found.words == "40 of 40 with 20240131093000 to 20240131093039 are 'ok'"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_id_of_each_row_is_not_named_though_no_two_rows_share_one(seed):
+    ids = np.random.default_rng(seed).permutation(400)
+    assert shortcuts(own(rows(seed), ids)) == []
+    assert shortcuts(own(rows(seed), np.char.add("id-", ids.astype(str)))) == []
+
+
+def test_few_lots_name_no_column_of_chance_among_many_of_the_customers_own():
+    named = 0
+    for seed in range(2):
+        table, rng = rows(seed, num=40), np.random.default_rng(seed)
+        chance = {f"other:{i}": rng.choice(["a", "b", "c", "d", "e", "f"], len(table)) for i in range(20)}
+        named += len(shortcuts(table.assign(**chance)))
+    assert named <= 1
+
+
 def test_defects_photographed_on_other_days_are_named():
     table = rows(2)
     late = table["class"] == "dent"

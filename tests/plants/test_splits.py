@@ -357,6 +357,16 @@ def test_sealed_rows_keep_their_pixels_and_lose_their_answers():
     assert is_test.sum() > 0
 
 
+@pytest.mark.parametrize("column", ["other:defect_name", "smallest_box"])
+def test_what_is_kept_of_test_rows_for_the_audit_alone_is_neither_open_nor_sealed(column):
+    rows = with_roles(made(0), dealt(made(0)))
+    is_test = rows["role"] == "test"
+    open_rows, sealed_rows = seal(rows.assign(**{column: rows["class"]}))
+    assert open_rows.loc[is_test, column].isna().all()
+    assert open_rows.loc[~is_test, column].tolist() == rows.loc[~is_test, "class"].tolist()
+    assert column not in sealed_rows
+
+
 def test_answers_come_back_to_the_rows_they_belong_to():
     rows = with_roles(made(0), dealt(made(0)))
     open_rows, sealed_rows = seal(rows)
