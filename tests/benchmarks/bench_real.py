@@ -45,7 +45,7 @@ def fleet(folder: Path, *, backbone: str, data: Path, weights: Path) -> Path:
     """The fleet file of the three plants on one backbone.
 
     Input size and pooling of the ImageNet files were chosen by cross-validation without the test's rows, see README.
-    They are TF-slim's, whose evaluation resizes bilinearly; timm's of the same name are bicubic.
+    They go back to TensorFlow's, evaluated with bilinear resizing; timm's of the same name are bicubic.
     """
     trunks = {
         "embedded": {"size_px": 128, "cuts": [0, 1, 2], "options": {"global_pool": "catavgmax"}},
