@@ -13,11 +13,20 @@ from jobs.plan import RunSpec
 from jobs.selection import Score
 from jobs.train import Fitted
 from plants.normality import FEW_DEFECTS, Normalities
+from plants.plant import Trunk
 
 if TYPE_CHECKING:
     from jobs.material import Material
 
 FILE = "normality.npz"
+
+
+def averaged(features: np.ndarray, *, trunk: Trunk) -> np.ndarray:
+    """Those of a trunk's pooled features [N, F] that are means over the view: the first half where maxima follow.
+
+    A maximum hangs on one place of a view and varies more: with it less was told apart (README, Decisions).
+    """
+    return features[:, : features.shape[1] // 2] if trunk.options.get("global_pool") == "catavgmax" else features
 
 
 def fit_normality(spec: RunSpec, *, material: Material) -> tuple[Fitted, Normalities]:
@@ -31,9 +40,10 @@ def fit_normality(spec: RunSpec, *, material: Material) -> tuple[Fitted, Normali
     plant, rows = data.plant, data.rows.iloc[: data.num_train]
     ids = np.flatnonzero(rows["truth"].isin(plant.ok or plant.annotated))
     rows = rows.iloc[ids]
+    features = data.fetch(0, ids=ids, views=np.zeros(len(ids), dtype=np.int64)) if len(ids) else np.zeros((0, 1))
     found = Normalities.fit(
         name,
-        data.fetch(0, ids=ids, views=np.zeros(len(ids), dtype=np.int64)) if len(ids) else np.zeros((0, 1)),
+        averaged(features, trunk=material.trunk),
         environments=rows["environment"].to_numpy(dtype=object),
         lots=rows["lot"].to_numpy(dtype=object),
     )

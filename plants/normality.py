@@ -114,8 +114,8 @@ class Normality:
         )
 
     def score(self, features: npt.NDArray[np.floating]) -> Floats:
-        """Distances [N] of features [N, F] from the good parts; NaN for broken features."""
-        centered = np.asarray(features, dtype=np.float64) - self.mean
+        """Distances [N] of features [N, F or more] from the good parts, by the first F; NaN for broken features."""
+        centered = np.asarray(features, dtype=np.float64)[:, : len(self.mean)] - self.mean
         along = centered @ self.components.T
         outside = np.maximum((centered**2).sum(axis=1) - (along**2).sum(axis=1), 0)
         squared = (along**2 / self.variances).sum(axis=1) + outside / self.rest

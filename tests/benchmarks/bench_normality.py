@@ -32,12 +32,13 @@ from scipy.sparse.csgraph import connected_components
 
 from jobs.activations import training_rows
 from jobs.material import Material
+from jobs.normality import averaged
 from jobs.recipe import Recipe
 from plants.duplicates import near_duplicates, signature
 from plants.labels import read_rows
 from plants.metrics import report
 from plants.normality import ALL, ENOUGH_VIEWS, NUM_FOLDS, USUAL, Normalities, Normality, goodness
-from plants.plant import Plant, load_fleet
+from plants.plant import Plant, Trunk, load_fleet
 from plants.scores import PartScores
 from plants.synthetic import make_fleet
 
@@ -121,10 +122,16 @@ class Seen:
     """One a view: frame, part_id, lot, environment, class."""
     labels: pd.DataFrame
     pack: Any
+    trunk: Trunk
+
+    @property
+    def averages(self) -> np.ndarray:
+        """Of the features, those that the product measures distance in."""
+        return averaged(self.features, trunk=self.trunk)
 
     def novelty(self, normal: Normalities) -> np.ndarray:
         """Of every view [V]."""
-        return normal.score(self.features, [("plant", str(name)) for name in self.rows["environment"]])
+        return normal.score(self.averages, [("plant", str(name)) for name in self.rows["environment"]])
 
     def learnable(self, labels: pd.DataFrame, *, seed: int) -> pd.DataFrame:
         """The views that the product would learn from, were these frames its training rows."""
@@ -142,7 +149,7 @@ def look(material: Material, plant: Plant) -> Seen:
     features = [material.runner.activations(np.ascontiguousarray(pack.pixels[i : i + 64]))[0] for i in blocks]
     rows = labels.set_index("frame").loc[[pack.frames[i] for i in pack.frame_index]].reset_index()
     note(f"{plant.name}: {labels['part_id'].nunique()} parts, {len(rows)} views")
-    return Seen(plant, np.concatenate(features).astype(np.float32), rows, labels, pack)
+    return Seen(plant, np.concatenate(features).astype(np.float32), rows, labels, pack, material.trunk)
 
 
 def auc(novelty: np.ndarray, *, rows: pd.DataFrame, good: Sequence[str], lots: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def one_class(seen: Seen, *, good: Sequence[str], lots: Mapping[str, Any], rng: 
     tested = rows[~is_seen]
     return {
         name: auc(
-            seen.novelty(fitted(name, seen.features[at], rows.iloc[at]))[~is_seen], rows=tested, good=good, lots=lots
+            seen.novelty(fitted(name, seen.averages[at], rows.iloc[at]))[~is_seen], rows=tested, good=good, lots=lots
         )
         for name in METHODS
     }
@@ -259,7 +266,7 @@ def with_defects(seen: Seen, *, seed: int) -> dict[str, Any]:
         return auc(score[is_tested], rows=tested, good=good_names, lots=lot_of)
 
     views = seen.learnable(good, seed=seed)
-    normal = {name: seen.novelty(fitted(name, seen.features[views["input"]], views)) for name in METHODS}
+    normal = {name: seen.novelty(fitted(name, seen.averages[views["input"]], views)) for name in METHODS}
     found: dict[str, Any] = {"0": summed([{name: judged(far) for name, far in normal.items()}])}
     for num in DEFECTS[1:]:
         rounds = []

@@ -12,11 +12,12 @@ from cluster.registry import Bundles
 from cluster.storage import PlantFiles
 from jobs.compare import compare_fleet
 from jobs.material import Material
-from jobs.normality import fit_normality
+from jobs.normality import averaged, fit_normality
 from jobs.package import publish_decision
+from jobs.recipe import Recipe
 from jobs.scoring import role_inputs
 from plants.normality import ALL
-from plants.plant import PlantClass
+from plants.plant import PlantClass, Trunk
 from plants.synthetic import TRUNK
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor, predict_local
@@ -99,3 +100,21 @@ def test_where_no_class_is_good_all_that_is_known_is_normal(works):
     fitted, found = fit_normality(works.plan.runs[0], material=changed)
     assert fitted.notes == ["fitted on 32 views of 32 known parts"]
     assert found.knows("gies")
+
+
+def test_of_means_and_maxima_side_by_side_normality_takes_the_means():
+    features = np.arange(12.0).reshape(2, 6)
+    both = Trunk(backbone="resnet18", options={"global_pool": "catavgmax"})
+    np.testing.assert_array_equal(averaged(features, trunk=both), features[:, :3])
+    np.testing.assert_array_equal(averaged(features, trunk=Trunk(backbone="resnet18")), features)
+
+
+def test_the_means_come_first_in_what_a_trunk_gives(works):
+    material = Material(works.fleet, cache=works.settings.cache, recipe=Recipe(stages=(), views=1))
+    assert material.trunk.options["global_pool"] == "catavgmax"
+    images = np.random.default_rng(0).integers(0, 256, (2, material.trunk.size_px, material.trunk.size_px, 3), np.uint8)
+    features = np.asarray(material.runner.activations(images)[0])
+    half = features.shape[1] // 2
+    assert (features[:, half:] >= features[:, :half] - 1e-5).all()
+    (name,) = (plant.name for plant in works.fleet.plants)
+    assert len(material.normality(name, plan=works.plan).by_place[name, ALL].mean) == half

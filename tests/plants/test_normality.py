@@ -50,6 +50,12 @@ def test_a_feature_that_was_constant_does_not_make_a_part_infinitely_far():
     assert normality.score(stranger)[0] < normality.score(views[:1])[0] + 1
 
 
+def test_only_the_features_it_was_fitted_to_are_measured():
+    views = good_views(200, 8)
+    normality = Normality.fit(views[:, :5])
+    np.testing.assert_array_equal(normality.score(views), normality.score(views[:, :5]))
+
+
 def test_broken_features_are_nan_for_novelty_and_refused_for_fitting():
     normality = Normality.fit(good_views(20, 4))
     assert np.isnan(normality.score(np.full((1, 4), np.nan)))[0]
