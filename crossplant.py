@@ -188,6 +188,10 @@ def tune(
     plant: Plants = None,
     trials: Annotated[int, typer.Option(min=1, help="How many recipes to try.")] = 24,
     out: Annotated[Path, typer.Option(help="Where the best recipe is written.")] = Path("recipe.yaml"),
+    frozen: Annotated[
+        bool,
+        typer.Option("--frozen", help="Only heads on frozen features, all settings: every plant's floor in seconds."),
+    ] = False,
     json_to: JsonFile = None,
 ) -> None:
     """Search the recipe by Bayesian optimisation; a killed search resumes. The best is written for `train --recipe`.
@@ -195,9 +199,14 @@ def tune(
     Example: crossplant tune --fleet steel.yaml --trials 32 --out best.yaml
     """
     _checked(str(out), field="--out")
+    loaded = _fleet(fleet)
+    if frozen:
+        from jobs import baselines
+
+        document = baselines.frozen(loaded, settings=_settings(), named=plant or (), out=out, show=console)
+        return _finish(document, to=json_to)
     from jobs import tune as search
 
-    loaded = _fleet(fleet)
     names = search.tuned_plants(loaded, named=plant or ())
     document = search.tune(loaded, settings=_settings(), plants=names, trials=trials, out=out, show=console)
     _finish(document, to=json_to)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,11 +71,8 @@ class HeadFit:
         self, judge: Callable[[Head], Score], *, strengths: Sequence[float] = STRENGTHS
     ) -> tuple[Head, Score, float, Head]:
         """The head that scores best on `select`, its score, its strength, and the softer head to go on from."""
-        current, best, best_score, best_strength = self.centre, None, None, strengths[0]
-        soft = self._outside(current)
-        for strength in strengths:
-            current = self._minimise(self.lesson, start=current, strength=strength)
-            head = self._outside(current)
+        best, best_score, best_strength, soft = None, None, strengths[0], self._outside(self.centre)
+        for strength, head in self.path(strengths):
             found = judge(head)
             if best is None or (best_score is not None and found.nll is not None and found.beats(best_score)):
                 best, best_score, best_strength = head, found, strength
@@ -83,6 +80,13 @@ class HeadFit:
         if best is None or best_score is None:
             raise ValueError("no strength was given")
         return best, best_score, best_strength, soft
+
+    def path(self, strengths: Sequence[float] = STRENGTHS) -> Iterator[tuple[float, Head]]:
+        """Each strength and its head, every fit from the one before."""
+        current = self.centre
+        for strength in strengths:
+            current = self._minimise(self.lesson, start=current, strength=strength)
+            yield strength, self._outside(current)
 
     def with_more(self, more: Lesson, *, at: Sequence[np.ndarray], head: Head, strength: float) -> list[Head]:
         """Heads of the lesson and other rows: one for each choice of them, bool [N].
