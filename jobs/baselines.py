@@ -38,6 +38,8 @@ def frozen(fleet: Fleet, *, settings: Settings, named: Sequence[str], out: Path,
     began = time.monotonic()
     plants = [name for one in named for name in tuned_plants(fleet, named=[one])]
     plants = plants or [plant.name for plant in fleet.plants if plant.may_train]
+    if not plants:
+        raise InputError("no plant may train", field="may_train", remedy="Allow it for one")
     material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
     session.start(settings, num_slots=settings.slots)
     material.export_trunk_once()

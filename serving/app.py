@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import random
 import socket
 import threading
 import time
@@ -264,15 +265,21 @@ def stop(fleet: str) -> None:
 
 
 def _free_port(host: str, port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"{host}:{port} cannot be used ({error.strerror})", field="port", remedy="Choose another --port"
-            ) from None
-        return int(probe.getsockname()[1])
+    """The port, or for 0 a free one that neither Ray nor the system gives to others before it is used."""
+    tries = [port] if port else random.sample(range(20_000, 32_768), 20)
+    for number, one in enumerate(tries, start=1):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, one))
+            except OSError as error:
+                if number < len(tries):
+                    continue
+                raise InputError(
+                    f"{host}:{one} cannot be used ({error.strerror})", field="port", remedy="Choose another --port"
+                ) from None
+            break
+    return one
 
 
 def _wait_until_healthy(address: str, *, timeout_s: float) -> None:
