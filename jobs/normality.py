@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 FILE = "normality.npz"
 
 
-def averaged(features: np.ndarray, *, trunk: Trunk) -> np.ndarray:
-    """Those of a trunk's pooled features [N, F] that are means over the view: the first half where maxima follow.
+def num_blocks(trunk: Trunk) -> int:
+    """How many kinds of pooling a trunk's features hold side by side: means and maxima, or one.
 
-    A maximum hangs on one place of a view and varies more: with it less was told apart (README, Decisions).
+    Maxima vary more and would hide the means; without them small defects are lost (README, Decisions).
     """
-    return features[:, : features.shape[1] // 2] if trunk.options.get("global_pool") == "catavgmax" else features
+    return 2 if trunk.options.get("global_pool") == "catavgmax" else 1
 
 
 def fit_normality(spec: RunSpec, *, material: Material) -> tuple[Fitted, Normalities]:
@@ -40,12 +40,12 @@ def fit_normality(spec: RunSpec, *, material: Material) -> tuple[Fitted, Normali
     plant, rows = data.plant, data.rows.iloc[: data.num_train]
     ids = np.flatnonzero(rows["truth"].isin(plant.ok or plant.annotated))
     rows = rows.iloc[ids]
-    features = data.fetch(0, ids=ids, views=np.zeros(len(ids), dtype=np.int64)) if len(ids) else np.zeros((0, 1))
     found = Normalities.fit(
         name,
-        averaged(features, trunk=material.trunk),
+        data.fetch(0, ids=ids, views=np.zeros(len(ids), dtype=np.int64)) if len(ids) else np.zeros((0, 1)),
         environments=rows["environment"].to_numpy(dtype=object),
         lots=rows["lot"].to_numpy(dtype=object),
+        num_blocks=num_blocks(material.trunk),
     )
     num = rows["part_id"].nunique()
     notes = [f"fitted on {len(ids)} views of {num} {'good' if plant.ok else 'known'} parts"]

@@ -47,7 +47,7 @@ class Normality:
     """
 
     mean: Floats
-    """[F]"""
+    """[F], of scaled features."""
     components: Floats
     """[K, F], orthonormal."""
     variances: Floats
@@ -56,6 +56,8 @@ class Normality:
     """Variance in every direction outside the components."""
     unit: float = 1.0
     """What counts as distance 1."""
+    scale: Floats | None = None
+    """[F], what features are multiplied by first; None is ones."""
 
     @classmethod
     def fit(
@@ -64,8 +66,11 @@ class Normality:
         *,
         groups: Sequence[Any] | npt.NDArray[Any] | None = None,
         max_components: int = MAX_COMPONENTS,
+        num_blocks: int = 1,
     ) -> Normality:
         """The normality of these good views [N, F], of at most MAX_VIEWS of them, evenly spread.
+
+        num_blocks: equal stretches of the features, e.g. means and maxima over a view; each is scaled to vary as much.
 
         groups [N], e.g. lots: distance 1 is then what one in twenty good views of a group not seen exceeds, so that
         environments with few and with many views can be compared. Without groups, or with one, the unit is 1.
@@ -77,7 +82,11 @@ class Normality:
         if not np.isfinite(wide).all():
             raise InputError("features of good parts hold values that are not numbers")
         at = np.linspace(0, len(wide) - 1, min(len(wide), MAX_VIEWS)).astype(np.intp)
-        wide, found = wide[at], cls._of(wide[at], max_components=max_components)
+        wide, scale = wide[at], None
+        if num_blocks > 1:
+            scale = _evened(wide, num_blocks=num_blocks)
+            wide = wide * scale
+        found = replace(cls._of(wide, max_components=max_components), scale=scale)
         if groups is None:
             return found
         _, group = np.unique(np.asarray(groups, dtype=object)[at].astype(str), return_inverse=True)
@@ -114,8 +123,9 @@ class Normality:
         )
 
     def score(self, features: npt.NDArray[np.floating]) -> Floats:
-        """Distances [N] of features [N, F or more] from the good parts, by the first F; NaN for broken features."""
-        centered = np.asarray(features, dtype=np.float64)[:, : len(self.mean)] - self.mean
+        """Distances [N] of features [N, F] from the good parts; NaN for broken features."""
+        wide = np.asarray(features, dtype=np.float64)
+        centered = (wide if self.scale is None else wide * self.scale) - self.mean
         along = centered @ self.components.T
         outside = np.maximum((centered**2).sum(axis=1) - (along**2).sum(axis=1), 0)
         squared = (along**2 / self.variances).sum(axis=1) + outside / self.rest
@@ -141,18 +151,19 @@ class Normalities:
         *,
         environments: npt.NDArray[Any],
         lots: npt.NDArray[Any],
+        num_blocks: int = 1,
     ) -> Normalities:
         """The plant's normality and that of each environment with ENOUGH_VIEWS, from good views [N, F] and two columns.
 
         Raises InputError as `Normality.fit` does.
         """
-        found = {(plant, ALL): Normality.fit(features, groups=lots)}
+        found = {(plant, ALL): Normality.fit(features, groups=lots, num_blocks=num_blocks)}
         names, counts = np.unique(environments.astype(str), return_counts=True)
         for name in names[counts >= ENOUGH_VIEWS] if len(names) > 1 else ():
             here = environments == name
             if not np.ptp(features[here], axis=0).any():
                 continue  # a stuck camera
-            found[plant, str(name)] = Normality.fit(features[here], groups=lots[here])
+            found[plant, str(name)] = Normality.fit(features[here], groups=lots[here], num_blocks=num_blocks)
         return cls(found)
 
     def knows(self, plant: str) -> bool:
@@ -179,7 +190,9 @@ class Normalities:
         places = sorted(self.by_place)
         arrays: dict[str, Any] = {"places": np.array(json.dumps(places))}
         for i, place in enumerate(places):
-            arrays |= {f"{name}.{i}": np.asarray(getattr(self.by_place[place], name)) for name in _FIELDS}
+            one = self.by_place[place]
+            arrays |= {f"{name}.{i}": np.asarray(getattr(one, name)) for name in _FIELDS}
+            arrays |= {} if one.scale is None else {f"scale.{i}": one.scale}
         with Path(path).open("wb") as file:
             np.savez(file, **arrays)
 
@@ -191,14 +204,26 @@ class Normalities:
             with np.load(file, allow_pickle=False) as arrays:
                 places = [(str(plant), str(name)) for plant, name in json.loads(str(arrays["places"]))]
                 found = [[arrays[f"{name}.{i}"] for name in _FIELDS] for i in range(len(places))]
+                scales = [arrays.get(f"scale.{i}") for i in range(len(places))]
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"is no normality file ({type(error).__name__})", file=str(file), remedy="Fetch the bundle again"
             ) from None
-        for mean, components, variances, rest, unit in found:
-            if components.shape != (len(variances), len(mean)) or rest.shape or unit.shape:
+        for (mean, components, variances, rest, unit), scale in zip(found, scales, strict=True):
+            is_whole = scale is None or scale.shape == mean.shape
+            if components.shape != (len(variances), len(mean)) or rest.shape or unit.shape or not is_whole:
                 raise InputError("its arrays do not fit together", file=str(file), remedy="Export the bundle again")
-        return cls({at: Normality(*one[:3], *map(float, one[3:])) for at, one in zip(places, found, strict=True)})
+        fields = [(*one[:3], *map(float, one[3:]), scale) for one, scale in zip(found, scales, strict=True)]
+        return cls({at: Normality(*one) for at, one in zip(places, fields, strict=True)})
+
+
+def _evened(wide: npt.NDArray[np.float64], *, num_blocks: int) -> Floats:
+    """Factors [F] by which every block of features varies as much as the first; 1 for what does not vary."""
+    spreads = np.sqrt(wide.var(axis=0).reshape(num_blocks, -1).mean(axis=1))
+    factors = (
+        np.where(spreads > 0, spreads[0] / np.where(spreads > 0, spreads, 1), 1) if spreads[0] > 0 else spreads + 1
+    )
+    return np.repeat(factors, wide.shape[1] // num_blocks).astype(np.float32)
 
 
 def evenly(good: Floats, leaves: Collection[str]) -> Floats:

@@ -32,7 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 from jobs.activations import training_rows
 from jobs.material import Material
-from jobs.normality import averaged
+from jobs.normality import num_blocks
 from jobs.recipe import Recipe
 from plants.duplicates import near_duplicates, signature
 from plants.labels import read_rows
@@ -97,14 +97,15 @@ METHODS: dict[str, tuple[Any, bool]] = {
 """The distance, and whether each environment has a fit of its own."""
 
 
-def fitted(method: str, features: np.ndarray, rows: pd.DataFrame) -> Normalities:
+def fitted(method: str, features: np.ndarray, rows: pd.DataFrame, *, trunk: Trunk) -> Normalities:
     """The normality of these good views, as the product fits it but for the distance."""
     kind, is_by_environment = METHODS[method]
     lots, names = rows["lot"].to_numpy(dtype=object), rows["environment"].to_numpy(dtype=object)
-    found = {("plant", ALL): kind.fit(features, groups=lots)}
+    more = {"num_blocks": num_blocks(trunk)} if kind is Normality else {}
+    found = {("plant", ALL): kind.fit(features, groups=lots, **more)}
     for name, count in zip(*np.unique(names.astype(str), return_counts=True), strict=True):
         if is_by_environment and ENOUGH_VIEWS <= count < len(names):
-            found["plant", str(name)] = kind.fit(features[names == name], groups=lots[names == name])
+            found["plant", str(name)] = kind.fit(features[names == name], groups=lots[names == name], **more)
     return Normalities(found)
 
 
@@ -124,14 +125,9 @@ class Seen:
     pack: Any
     trunk: Trunk
 
-    @property
-    def averages(self) -> np.ndarray:
-        """Of the features, those that the product measures distance in."""
-        return averaged(self.features, trunk=self.trunk)
-
     def novelty(self, normal: Normalities) -> np.ndarray:
         """Of every view [V]."""
-        return normal.score(self.averages, [("plant", str(name)) for name in self.rows["environment"]])
+        return normal.score(self.features, [("plant", str(name)) for name in self.rows["environment"]])
 
     def learnable(self, labels: pd.DataFrame, *, seed: int) -> pd.DataFrame:
         """The views that the product would learn from, were these frames its training rows."""
@@ -196,7 +192,10 @@ def one_class(seen: Seen, *, good: Sequence[str], lots: Mapping[str, Any], rng: 
     tested = rows[~is_seen]
     return {
         name: auc(
-            seen.novelty(fitted(name, seen.averages[at], rows.iloc[at]))[~is_seen], rows=tested, good=good, lots=lots
+            seen.novelty(fitted(name, seen.features[at], rows.iloc[at], trunk=seen.trunk))[~is_seen],
+            rows=tested,
+            good=good,
+            lots=lots,
         )
         for name in METHODS
     }
@@ -266,7 +265,9 @@ def with_defects(seen: Seen, *, seed: int) -> dict[str, Any]:
         return auc(score[is_tested], rows=tested, good=good_names, lots=lot_of)
 
     views = seen.learnable(good, seed=seed)
-    normal = {name: seen.novelty(fitted(name, seen.averages[views["input"]], views)) for name in METHODS}
+    normal = {
+        name: seen.novelty(fitted(name, seen.features[views["input"]], views, trunk=seen.trunk)) for name in METHODS
+    }
     found: dict[str, Any] = {"0": summed([{name: judged(far) for name, far in normal.items()}])}
     for num in DEFECTS[1:]:
         rounds = []

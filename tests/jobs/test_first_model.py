@@ -12,7 +12,7 @@ from cluster.registry import Bundles
 from cluster.storage import PlantFiles
 from jobs.compare import compare_fleet
 from jobs.material import Material
-from jobs.normality import averaged, fit_normality
+from jobs.normality import fit_normality, num_blocks
 from jobs.package import publish_decision
 from jobs.recipe import Recipe
 from jobs.scoring import role_inputs
@@ -102,19 +102,16 @@ def test_where_no_class_is_good_all_that_is_known_is_normal(works):
     assert found.knows("gies")
 
 
-def test_of_means_and_maxima_side_by_side_normality_takes_the_means():
-    features = np.arange(12.0).reshape(2, 6)
-    both = Trunk(backbone="resnet18", options={"global_pool": "catavgmax"})
-    np.testing.assert_array_equal(averaged(features, trunk=both), features[:, :3])
-    np.testing.assert_array_equal(averaged(features, trunk=Trunk(backbone="resnet18")), features)
-
-
-def test_the_means_come_first_in_what_a_trunk_gives(works):
+def test_normality_evens_the_means_and_the_maxima_of_a_trunks_features(works):
     material = Material(works.fleet, cache=works.settings.cache, recipe=Recipe(stages=(), views=1))
-    assert material.trunk.options["global_pool"] == "catavgmax"
-    images = np.random.default_rng(0).integers(0, 256, (2, material.trunk.size_px, material.trunk.size_px, 3), np.uint8)
+    assert (num_blocks(material.trunk), num_blocks(Trunk(backbone="resnet18"))) == (2, 1)
+    size = material.trunk.size_px
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
     features = np.asarray(material.runner.activations(images)[0])
     half = features.shape[1] // 2
-    assert (features[:, half:] >= features[:, :half] - 1e-5).all()
+    assert (features[:, half:] >= features[:, :half] - 1e-5).all(), "means come first"
     (name,) = (plant.name for plant in works.fleet.plants)
-    assert len(material.normality(name, plan=works.plan).by_place[name, ALL].mean) == half
+    scale = material.normality(name, plan=works.plan).by_place[name, ALL].scale
+    assert scale is not None
+    assert (scale[:half] == 1).all()
+    assert (scale[half:] < 1).all()

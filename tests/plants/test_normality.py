@@ -50,10 +50,15 @@ def test_a_feature_that_was_constant_does_not_make_a_part_infinitely_far():
     assert normality.score(stranger)[0] < normality.score(views[:1])[0] + 1
 
 
-def test_only_the_features_it_was_fitted_to_are_measured():
-    views = good_views(200, 8)
-    normality = Normality.fit(views[:, :5])
-    np.testing.assert_array_equal(normality.score(views), normality.score(views[:, :5]))
+def test_of_two_blocks_of_features_the_louder_one_does_not_hide_the_other():
+    views, rng = good_views(300, 8), np.random.default_rng(1)
+    loud = np.hstack([views, 1000 * good_views(300, 8)[::-1]])
+    far = loud[:20] + np.hstack([np.full((20, 8), 4 * views.std()), np.zeros((20, 8))])
+    one, two = (Normality.fit(loud, num_blocks=num) for num in (1, 2))
+    assert one.score(far).mean() == pytest.approx(one.score(loud[:20]).mean(), rel=0.05)
+    assert two.score(far).mean() > 1.5 * two.score(loud[:20]).mean()
+    quiet = np.hstack([views, rng.normal(size=(300, 8))]) * np.r_[np.ones(8), np.zeros(8)]
+    assert np.isfinite(Normality.fit(quiet, num_blocks=2).score(quiet)).all()
 
 
 def test_broken_features_are_nan_for_novelty_and_refused_for_fitting():
@@ -131,7 +136,7 @@ def test_what_is_saved_scores_the_same_after_loading_and_equal_ones_give_equal_b
     views, columns = two_cameras()
     path = tmp_path / "normality.npz"
     for _ in range(2):
-        found = Normalities.fit("größer", views, **columns)
+        found = Normalities.fit("größer", views, **columns, num_blocks=2)
         before = path.read_bytes() if path.exists() else None
         found.save(path)
         assert before in (None, path.read_bytes())
@@ -151,6 +156,9 @@ def test_a_file_that_is_no_normality_is_refused_by_name_and_nothing_is_unpickled
         lambda: np.savez(path, **one),
         lambda: np.savez(path, **one, **{"components.0": pickled, "variances.0": pickled}),
         lambda: np.savez(path, **one, **{"components.0": np.zeros((2, 4)), "variances.0": np.zeros(2)}),
+        lambda: np.savez(
+            path, **one, **{"components.0": np.zeros((2, 3)), "variances.0": np.zeros(2), "scale.0": np.ones(2)}
+        ),
     ]
     for write in writers:
         write()
