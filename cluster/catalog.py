@@ -58,11 +58,13 @@ class Catalog:
         Raises InputError where they lack what they held at the last import. Needs a key to the seal.
         """
         record = self.assignments()
-        head = self.seal.read_json(DEALT)["digest"] if self.seal.exists(DEALT) else None
-        if record is None and head is None and self.store.list("labels"):
-            raise splits.tampered("the record of which lot plays which role is gone")
-        record = splits.no_assignments() if record is None else record
-        splits.check_contains(record, head or splits.GENESIS)
+        if record is None:
+            if self.store.list("labels"):
+                raise splits.tampered("the record of which lot plays which role is gone")
+            return splits.no_assignments()  # a new store, also where its seal has served another one
+        splits.check_contains(
+            record, self.seal.read_json(DEALT)["digest"] if self.seal.exists(DEALT) else splits.GENESIS
+        )
         return record
 
     def version(self, plant: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -102,7 +103,6 @@ def import_plant(
                 continue  # imported meanwhile, from a listing that may be the newer one
             there = _others(catalog, fleet, plant)
             if _images(there) != _images(others):  # another plant's import ended meanwhile
-                others = there
                 same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
             return _imported(
                 catalog,
@@ -110,7 +110,7 @@ def import_plant(
                 plant,
                 found,
                 same=same,
-                others=others,
+                others=there,
                 now=now,
                 is_new_generation=is_new_generation,
                 claim=claim,
@@ -147,8 +147,10 @@ def _imported(
     )
     joined = _joined(catalog, others, assignments)
     parts_apart = copies.same_parts(rows, joined)
-    pairs = [*same.pairs, *(parts_apart if fleet.part_ids == "fleet" else ())]
-    quarantined = _set_apart(catalog, plant.name, rows, was=was, pairs=pairs, others=joined, known_frames=before)
+    same_parts = parts_apart if fleet.part_ids == "fleet" else []
+    quarantined = _set_apart(
+        catalog, plant.name, rows, was=was, pairs=same.pairs, parts=same_parts, others=joined, known_frames=before
+    )
     num_corrected = _record(
         catalog, plant.name, rows, assignments=assignments, quarantined=quarantined, now=now, claim=claim
     )
@@ -229,18 +231,26 @@ def _set_apart(
     *,
     was: pd.DataFrame | None,
     pairs: Sequence[Pair],
+    parts: Sequence[Pair],
     others: pd.DataFrame,
     known_frames: frozenset[str],
 ) -> dict[str, Quarantined]:
     """What is quarantined by frame: what was and still shows the same image, and what is found now.
 
-    was: The rows as recorded before this import, with their roles.
+    was: The rows as recorded before this import, with their roles. parts: Pairs that are one part at two plants.
     """
     images = set(zip(rows["frame"], rows["sha256"], strict=True))
-    kept = {k: row for k, row in catalog.quarantined(plant).items() if (k, row.sha256) in images and not row.was}
+    kept = {
+        k: row
+        for k, row in catalog.quarantined(plant).items()
+        if (k, row.sha256) in images and not row.was and not row.part
+    }
     kept |= {} if was is None else copies.moved(rows, was)
-    new = copies.quarantine(copies.apart(rows, kept), pairs, others=others, known_frames=known_frames)
-    return kept | {row.frame: row for row in new}
+    quarantine = functools.partial(copies.quarantine, others=others, known_frames=known_frames)
+    kept |= {row.frame: row for row in quarantine(copies.apart(rows, kept), pairs)}
+    part_of = dict(zip(rows["frame"], rows["part_id"], strict=True)) if parts else {}
+    found = quarantine(copies.apart(rows, kept), parts)
+    return kept | {row.frame: row._replace(part=part_of[row.frame]) for row in found}
 
 
 def _joined(catalog: Catalog, others: Sequence[tuple[Plant, pd.DataFrame]], assignments: pd.DataFrame) -> pd.DataFrame:
@@ -280,7 +290,7 @@ def _record(
     catalog.write(ASSIGNMENTS, assignments)
     catalog.seal.write_json(DEALT, {"digest": splits.digest(assignments)})
     catalog.write(f"{plant}.parquet", sealed_rows, store=catalog.seal)
-    catalog.store.write_json(f"quarantine/{plant}.json", [row._asdict() for row in quarantined.values()])
+    catalog.store.write_json(f"quarantine/{plant}.json", [row.to_json() for row in quarantined.values()])
     catalog.store.write(f"labels/{plant}.parquet", to_parquet(open_rows))
     return len(corrected)
 
@@ -295,8 +305,8 @@ def _moves_told(quarantined: Mapping[str, Quarantined]) -> list[str]:
     """How many frames play no role because their lot was known too late."""
     num = sum(bool(row.was) for row in quarantined.values())
     words = (
-        f"{num} frames were dealt before their lots were known as they are now, and to other roles than most of their "
-        "lots: frames never move, so these play no role; a new `store:` deals everything anew"
+        f"{num} frames were dealt before their lots were known as they are now, and to other roles than their lots "
+        "have: frames never move, so these play no role; a new `store:` deals everything anew"
     )
     return [words] if num else []
 

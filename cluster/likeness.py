@@ -7,6 +7,7 @@ frames that are asked about are not too many to compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from plants import copies
 from plants.alignment import SIDE_PX, Pixels
 from plants.duplicates import Pair, near_duplicates
 from plants.errors import InputError
+from plants.governance import kept
 from plants.plant import Plant
 
 MAX_ASKED = 20_000
@@ -53,20 +55,23 @@ def compared(
     """Which of a plant's rows are copies of one another and of the other plants' rows.
 
     recorded: What an earlier import has recorded of the plant. Where the fleet has more than `MAX_ASKED` frames, only
-        frames that are not in it are asked about.
+        frames that are not in it are asked about, and those that no import has looked at.
     """
     if look is None:
         return Compared([], [])
     pairs = copies.equal_files(pd.concat([rows, *(table for _, table in others)]), num_asked=len(rows))
     num = len(rows) + sum(len(table) for _, table in others)
-    asked = np.ones(len(rows), dtype=np.bool_) if num <= MAX_ASKED else _is_new(rows, recorded)
+    if num > MAX_FRAMES:
+        words = "only equal files were taken for copies, not what looks alike"
+        return Compared(pairs, [f"the fleet's {num:,} frames are more than {MAX_FRAMES:,}: {words}"])
+    asked = np.ones(len(rows), dtype=np.bool_)
+    if num > MAX_ASKED:
+        asked = _is_new(rows, recorded) | _is_unseen(rows, plant=plant, look=look)
+        if asked.sum() > MAX_ASKED:
+            words = "only equal files were taken for copies, not what looks alike"
+            return Compared(pairs, [f"{asked.sum():,} frames to compare are more than {MAX_ASKED:,}: {words}"])
     if not asked.any():
         return Compared(pairs, [])
-    if num > MAX_FRAMES or asked.sum() > MAX_ASKED:
-        which = f"the fleet's {num:,} frames" if num > MAX_FRAMES else f"{asked.sum():,} new frames"
-        limit = MAX_FRAMES if num > MAX_FRAMES else MAX_ASKED
-        words = "only equal files were taken for copies, not what looks alike"
-        return Compared(pairs, [f"{which} are more than {limit:,}: {words}"])
     order = np.argsort(~asked, kind="stable")
     first, rest = rows.iloc[order[: asked.sum()]], rows.iloc[order[asked.sum() :]]
     thumbs, notes = _thumbs([(plant, first, True), (plant, rest, False), *((*other, False) for other in others)], look)
@@ -75,6 +80,12 @@ def compared(
         low, high = sorted((int(places[i]), int(places[j])))
         pairs.append(Pair(low, high, score))
     return Compared(pairs, notes)
+
+
+def _is_unseen(rows: pd.DataFrame, *, plant: Plant, look: Look) -> npt.NDArray[np.bool_]:
+    """Which rows [N] no import has looked at, though it may."""
+    may = rows["frame"].isin(kept(plant, rows, now=datetime.now(UTC))["frame"]).to_numpy(bool)
+    return may & ~look(plant, rows, False).is_known
 
 
 def _is_new(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> npt.NDArray[np.bool_]:

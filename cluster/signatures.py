@@ -24,6 +24,8 @@ from plants.hashing import sha256
 from plants.plant import Fleet, Plant
 
 NUM_READERS = 8
+FORMAT = 2
+"""Of the pieces; what older versions kept is not read."""
 
 
 class Signatures:
@@ -34,7 +36,7 @@ class Signatures:
         self.store = retention.pack_store(fleet, plant, cache=cache)
         self.cache = LocalStore(retention.cache_of(plant, cache=cache))
         depths = [(name, e.geometry.bit_depth, e.geometry.window) for name, e in plant.environments.items()]
-        self.prefix = f"looks/{plant.name}-{sha256(repr((SIGNATURE, depths)).encode())[:8]}"
+        self.prefix = f"looks/{plant.name}-{sha256(repr((FORMAT, SIGNATURE, depths)).encode())[:8]}"
 
     def read(self, images: Collection[str], *, now: datetime) -> dict[str, Pixels]:
         """SHA-256 -> signature uint8 [64, 64] of those of these images that are known. What is due is deleted first.

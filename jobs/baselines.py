@@ -36,7 +36,7 @@ def frozen(fleet: Fleet, *, settings: Settings, named: Sequence[str], out: Path,
     none has parts to judge by.
     """
     began = time.monotonic()
-    plants = [name for one in named for name in tuned_plants(fleet, named=[one])]
+    plants = [name for one in dict.fromkeys(named) for name in tuned_plants(fleet, named=[one])]
     plants = plants or [plant.name for plant in fleet.plants if plant.may_train]
     if not plants:
         raise InputError("no plant may train", field="may_train", remedy="Allow it for one")

@@ -6,7 +6,6 @@ looked at for copies of what is learned from, and for faults of the camera.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,7 +86,7 @@ def recorded(fleet: Fleet, *, material: Material) -> list[tuple[Plant, pd.DataFr
     """The plants that were imported with all their rows, those that play no role included."""
     found = []
     for plant in fleet.plants:
-        with contextlib.suppress(InputError):  # was not imported
+        if material.catalog.version(plant.name):
             found.append((plant, material.catalog.rows(plant.name)))
     return found
 

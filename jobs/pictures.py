@@ -152,12 +152,13 @@ def copy_findings(seen: Sequence[Seen]) -> list[Finding]:
     kinds: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
         a, b = rows.loc[pair.i], rows.loc[pair.j]
-        if a["sha256"] == b["sha256"] and a["plant"] == b["plant"]:
+        is_equal = a["sha256"] == b["sha256"]
+        if is_equal and a["plant"] == b["plant"]:
             continue  # exact copies are the tables' finding
         is_known = isinstance(a["class"], str) and isinstance(b["class"], str)
         if a["role"] != b["role"]:
             kind = "straddling_near_duplicates"
-        elif is_known and contradict(plants[a["plant"]], a["class"], plants[b["plant"]], b["class"]):
+        elif is_known and not is_equal and contradict(plants[a["plant"]], a["class"], plants[b["plant"]], b["class"]):
             kind = "conflicting_near_duplicates"
         else:
             kind = "near_duplicates"

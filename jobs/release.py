@@ -52,7 +52,14 @@ def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
     from jobs.scoring import Exports
 
     recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
-    return Exports(Material(fleet, cache=settings.cache, recipe=recipe, trunk=plan.trunk), plan=plan)
+    material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=plan.trunk)
+    if not plan.data and material.model.interpolation != "bilinear":
+        remedy = "Run `crossplant train`, or set interpolation: bilinear in `trunks`"
+        what = (
+            f"plan {plan.plan_id} learned from frames resized bilinearly, now they are {material.model.interpolation}"
+        )
+        raise InputError(what, field="trunks", remedy=remedy)
+    return Exports(material, plan=plan)
 
 
 def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]:

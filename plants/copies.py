@@ -9,6 +9,7 @@ lot becomes known, or is corrected, after it was dealt, where that lot has anoth
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,9 @@ from scipy.sparse.csgraph import connected_components
 
 from plants.duplicates import Pair
 
+MANY = 20
 QUARANTINE = "quarantine"
 """In place of a role: the row is kept, and neither learned from nor judged on."""
-_DEALT = ["frame", "sha256", "role", "generation"]
 _HELD_OUT = {"train": 0, "select": 1, "decide": 2, "test": 3}
 
 
@@ -34,11 +35,19 @@ class Quarantined(NamedTuple):
     was: str = ""
     """The role it was dealt before its lot was known as it is now; empty for copies."""
     was_generation: int = 0
+    part: str = ""
+    """The part that plays another role at another plant, where that is why; empty for copies."""
 
     @property
     def why(self) -> str:
         """In words."""
-        return f"it was dealt to {self.was} before its lot was known" if self.was else f"the same as {self.copy_of}"
+        if self.was:
+            return f"it was dealt to {self.was} before its lot was known as it is now"
+        return f"part {self.part} plays another role in {self.copy_of}" if self.part else f"a copy of {self.copy_of}"
+
+    def to_json(self) -> dict[str, str | int]:
+        """Plain data, without what is empty."""
+        return {name: value for name, value in self._asdict().items() if value or name == "copy_of"}
 
 
 def with_recorded_lots(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> pd.DataFrame:
@@ -51,12 +60,12 @@ def with_recorded_lots(rows: pd.DataFrame, recorded: pd.DataFrame | None) -> pd.
 
 
 def settled(rows: pd.DataFrame, recorded: pd.DataFrame, *, dealt: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Role and generation of known lots that were never dealt and hold pictures that were, under other lots.
+    """Role and generation of known lots that were never dealt and hold frames that were, under other lots.
 
-    Those of most of these pictures, of equals the less held out. recorded: Label rows with `role` and `generation`.
+    Those of most of these frames, of equals the less held out. recorded: Label rows with `role` and `generation`.
     """
-    new = rows.loc[rows["lot_known"].astype(bool) & ~rows["lot"].isin(list(dealt)), ["frame", "sha256", "lot"]]
-    both = new.merge(recorded[_DEALT], on=_DEALT[:2])
+    new = rows.loc[rows["lot_known"].astype(bool) & ~rows["lot"].isin(list(dealt)), ["frame", "lot"]]
+    both = new.merge(recorded[["frame", "role", "generation"]], on="frame")
     counts = both.groupby(["lot", "role", "generation"]).size().reset_index(name="n")
     counts["rank"] = counts["role"].map(_HELD_OUT)
     first = counts.sort_values(["n", "rank", "generation"], ascending=[False, True, True]).drop_duplicates("lot")
@@ -65,11 +74,13 @@ def settled(rows: pd.DataFrame, recorded: pd.DataFrame, *, dealt: Iterable[str])
 
 
 def moved(rows: pd.DataFrame, was: pd.DataFrame) -> dict[str, Quarantined]:
-    """Rows by frame whose lot has not the role, or of tests the generation, that the same picture was dealt before.
+    """Rows by frame whose lot has not the role, or of tests the generation, that the frame was dealt before.
 
     rows, was: Label rows with `role` and `generation`, as they are now and as they were dealt first.
     """
-    both = rows[_DEALT].merge(was[_DEALT], on=_DEALT[:2], suffixes=("", "_was"))
+    both = rows[["frame", "sha256", "role", "generation"]].merge(
+        was[["frame", "role", "generation"]], on="frame", suffixes=("", "_was")
+    )
     is_test = (both["role"] == "test") & (both["generation"] != both["generation_was"])
     out = both[(both["role"] != both["role_was"]) | is_test]
     columns = (out[name].tolist() for name in ("frame", "sha256", "role", "role_was", "generation_was"))
@@ -90,12 +101,20 @@ def dealt_first(rows: pd.DataFrame, quarantined: Mapping[str, Quarantined]) -> p
 
 
 def equal_files(rows: pd.DataFrame, *, num_asked: int) -> list[Pair]:
-    """Positions of rows of equal `sha256`, each with the first of them, where that is one of the first `num_asked`."""
-    at: dict[str, int] = {}
+    """Positions of rows of equal `sha256`, of which one is among the first `num_asked`.
+
+    Every pair of a few; of more than `MANY`, each with the first of them and with the next.
+    """
+    at: dict[str, list[int]] = {}
     for i, sha in enumerate(rows["sha256"]):
-        at.setdefault(sha, i)
-    pairs = [Pair(at[sha], j, 1.0) for j, sha in enumerate(rows["sha256"]) if at[sha] < min(j, num_asked)]
-    return pairs
+        at.setdefault(sha, []).append(i)
+    pairs: list[tuple[int, int]] = []
+    for same in at.values():
+        if len(same) > MANY:
+            pairs += [(same[0], j) for j in same[1:]] + list(pairwise(same))
+        elif len(same) > 1:
+            pairs += combinations(same, 2)
+    return [Pair(i, j, 1.0) for i, j in pairs if i < num_asked]
 
 
 def same_parts(rows: pd.DataFrame, others: pd.DataFrame) -> list[Pair]:

@@ -104,14 +104,14 @@ def _design_effect(hits: Mask, counts: Floats, *, lot: npt.NDArray[np.intp], lev
 
     How much lots scatter is known from these alone, so Student's t takes the normal's place. A single lot is one part.
     """
-    num = int(lot.max()) + 1
     hit, of = np.bincount(lot, weights=hits), np.bincount(lot, weights=counts)
+    hit, of, num = hit[of > 0], of[of > 0], int((of > 0).sum())
     if num < 2:
         return float(of.sum())
     share = hit.sum() / of.sum()
     alone, together = hit.sum() * (1 - share), num / (num - 1) * ((hit - share * of) ** 2).sum()
     tail = 0.5 + level / 2
-    return float(max(1.0, (together / alone if alone else 1.0) * (stdtrit(num - 1, tail) / ndtri(tail)) ** 2))
+    return float(max(1.0, together / alone if alone else 1.0) * (stdtrit(num - 1, tail) / ndtri(tail)) ** 2)
 
 
 def _exact(hits: float, of: float, *, level: float = 0.95) -> tuple[float, float]:

@@ -148,6 +148,7 @@ def _unused(columns: Iterable[str]) -> list[str]:
     for name in there:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=0.8)
+            name = "".join(letter if letter.isprintable() else "?" for letter in name)
             told.append(f"{name} (did you mean {near[0]}?)" if near else name)
     more = f" and {len(told) - MAX_OTHERS} more" if len(told) > MAX_OTHERS else ""
     only = f"; `audit` alone reads them{f', {MAX_OTHERS} at most' if more else ''}, for shortcuts"

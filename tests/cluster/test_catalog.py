@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from scipy.ndimage import gaussian_filter
 
 from cluster import snapshots
@@ -347,8 +347,10 @@ def test_part_ids_in_other_roles_at_another_plant_are_told_and_under_fleet_their
     again = read(catalog, together, "south")
     rows = catalog.rows("south")
     assert {row.frame for row in again.quarantined} == set(rows.loc[rows["part_id"].isin(apart), "frame"])
+    assert {row.part for row in again.quarantined} == apart
     assert not [note for note in again.notes if "part ids" in note]
     assert read(catalog, together, "north").quarantined == [], "what is set apart at south is in nobody's way"
+    assert read(catalog, travelling, "south").quarantined == [], "and it is taken back with the setting"
 
 
 @pytest.mark.slow
@@ -447,12 +449,28 @@ def test_a_frame_whose_lot_is_corrected_to_one_of_another_role_plays_none(catalo
     assert after.drop(wrong).equals(rows.set_index("frame")["role"].drop(wrong))
 
 
-def test_a_new_picture_under_an_old_name_is_dealt_as_the_new_lot_it_is_of(catalog, fleet):
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_a_frame_that_was_saved_anew_keeps_its_role_or_plays_none_too(catalog, fleet, is_at_once):
     read(catalog, without_lots(fleet))
-    for frame in frames_of(catalog, "train"):
-        add_frame(fleet, frame, shade=hash(frame) % 200)
+    before = catalog.rows("north").set_index("frame")["role"]
+    if not is_at_once:
+        read(catalog, fleet)
+    for frame in before.index:
+        image = Image.open(Path(fleet.plant("north").images) / frame).convert("RGB")
+        image.save(Path(fleet.plant("north").images) / frame, compress_level=1, pnginfo=info(frame))
     found = read(catalog, fleet)
-    assert not {row.frame for row in found.quarantined if row.was == "train"}
+    rows = catalog.rows("north").set_index("frame")
+    stays = rows["role"] != "quarantine"
+    assert (rows["role"][stays] == before[stays]).all()
+    assert {row.frame: row.was for row in found.quarantined} == before[~stays].to_dict()
+    assert rows.loc[before == "test", "class"].isna().all()
+
+
+def info(text: str) -> PngImagePlugin.PngInfo:
+    """By which a file differs, and its picture does not."""
+    words = PngImagePlugin.PngInfo()
+    words.add_text("saved", text)
+    return words
 
 
 # --- the record that all of this stands on ---------------------------------------------------------------------------
@@ -464,7 +482,8 @@ def test_a_record_that_lost_its_end_deals_nothing_and_opens_nothing(catalog, fle
     path = Path(fleet.store) / ASSIGNMENTS
     path.unlink() if rows is None else path.write_bytes(splits.to_parquet(pd.read_parquet(path).head(rows)))
     labels = (Path(fleet.store) / "labels/north.parquet").read_bytes()
-    with pytest.raises(InputError, match=r"its end was cut off or replaced.*Restore the file from a backup"):
+    why = "its end was cut off or replaced" if rows else "the record of which lot plays which role is gone"
+    with pytest.raises(InputError, match=f"{why}.*Restore the file from a backup"):
         read(Catalog.of(fleet), fleet)
     assert (Path(fleet.store) / "labels/north.parquet").read_bytes() == labels
 
@@ -547,3 +566,11 @@ def test_what_was_learned_from_can_be_built_again_after_the_labels_changed(catal
     (Path(fleet.store) / f"snapshots/{digest}.parquet").write_bytes(b"other rows")
     with pytest.raises(InputError, match="the rows a model learned from were changed"):
         catalog.learned("north", digest=digest)
+
+
+def test_a_new_store_may_begin_anew_also_under_a_seal_of_its_own_place(catalog, fleet, tmp_path):
+    sealed = fleet.model_copy(update={"sealed": str(tmp_path / "vault")})
+    read(Catalog.of(sealed), sealed)
+    anew = sealed.model_copy(update={"store": str(tmp_path / "anew")})
+    assert read(Catalog.of(anew), anew).new_rows == 60
+    assert Catalog.of(anew).checked_record() is not None

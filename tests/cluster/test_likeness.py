@@ -62,9 +62,19 @@ def test_in_a_larger_fleet_only_new_frames_are_asked_about_and_they_are_compared
     assert edges(found(table, recorded=changed, others=[(SOUTH, rows(3, 2, 6))])) == {(0, 2), (3, 5)}
 
 
+def test_in_a_larger_fleet_frames_that_no_import_has_looked_at_are_asked_about_too(monkeypatch):
+    monkeypatch.setattr("cluster.likeness.MAX_ASKED", 3)
+    table = rows(1, -2, 3, 4)
+    result = found(table, recorded=table, others=[(SOUTH, rows(2, 1))])
+    assert edges(result) == {(1, 4)}, "0 shows what 5 shows, but was asked about before"
+
+
 @pytest.mark.parametrize(
     ("limit", "words"),
-    [("MAX_ASKED", "4 new frames are more than 3: only"), ("MAX_FRAMES", "the fleet's 6 frames are more than 3: only")],
+    [
+        ("MAX_ASKED", "4 frames to compare are more than 3: only"),
+        ("MAX_FRAMES", "the fleet's 6 frames are more than 3: only"),
+    ],
 )
 def test_beyond_the_limits_only_equal_files_are_found_and_that_is_said(limit, words, monkeypatch):
     monkeypatch.setattr(f"cluster.likeness.{limit}", 3)

@@ -148,3 +148,13 @@ def test_what_cannot_be_told_is_refused(prob, num_parts, words):
 def test_a_rate_that_was_never_seen_still_makes_a_policy():
     found = Prevalence(0.0, 0.0, 0.01, 100, 100, 0)
     assert 0 < costs_at(COSTS, found).defect_rate[1] <= costs_at(COSTS, found).defect_rate[0]
+
+
+def test_an_audit_sample_of_few_lots_says_as_little_as_they_do():
+    lots = np.r_[np.arange(20).repeat(2), np.zeros(200, int)]
+    defect, prob = np.r_[np.zeros(40, bool), np.arange(200) < 10], np.r_[np.ones(40), np.full(200, 0.02)]
+    one = prevalence(defect, prob, num_parts=10_040, lots=lots)
+    two = prevalence(defect, prob, num_parts=10_040, lots=np.r_[lots[:40], np.arange(200) % 2])
+    assert (one.low, one.high) == pytest.approx((0, 1), abs=0.03)
+    assert two.high - two.low > 0.2
+    assert prevalence(defect, prob, num_parts=10_040, lots=np.r_[lots[:40], np.arange(200)]).high < 0.12
