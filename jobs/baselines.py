@@ -6,8 +6,10 @@ fine-tuned has to beat this. Heads are fitted to `train` and judged on `select`,
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +43,16 @@ def frozen(fleet: Fleet, *, settings: Settings, named: Sequence[str], out: Path,
     if not plants:
         raise InputError("no plant may train", field="may_train", remedy="Allow it for one")
     material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
-    session.start(settings, num_slots=settings.slots)
     material.export_trunk_once()
     order = material.largest_first(plants)
     words = f"{len(order)} plants, {len(CLASS_WEIGHTS)} class weights, {len(STRENGTHS)} strengths of L2"
     show.print(f"frozen heads: {words}", markup=False)
     trials: list[dict[str, Any]] = []
-    for name, rows in zip(
-        order, session.map_tasks(heads, [(material.to_config(), name) for name in order]), strict=True
-    ):
-        trials += rows
-        why = "" if rows else "nothing to learn from or to judge by in train and select"
-        show.print(f"{name}: {f'{len(rows)} heads' if rows else why}, {time.monotonic() - began:.0f} s", markup=False)
+    with _mapped(settings) as mapped:
+        for name, rows in zip(order, mapped(heads, [(material.to_config(), name) for name in order]), strict=True):
+            trials += rows
+            why = f"{len(rows)} heads" if rows else "nothing to learn from or to judge by in train and select"
+            show.print(f"{name}: {why}, {time.monotonic() - began:.0f} s", markup=False)
     if not trials:
         raise InputError("no plant has parts to learn from and to judge by", remedy="Import labelled images")
     best = best_weight(trials)
@@ -67,6 +67,20 @@ def frozen(fleet: Fleet, *, settings: Settings, named: Sequence[str], out: Path,
         "finalists": floors,
         "seconds": round(time.monotonic() - began, 2),
     }
+
+
+@contextlib.contextmanager
+def _mapped(settings: Settings) -> Iterator[Callable[..., Iterator[Any]]]:
+    """What maps a function over items: Ray's tasks on a cluster, threads on one machine.
+
+    Decoding, the trunk and the heads all let go of Python's lock, and starting Ray takes longer than they do.
+    """
+    if settings.ray_address != "local":
+        session.start(settings)
+        yield session.map_tasks
+        return
+    with ThreadPoolExecutor(settings.slots, thread_name_prefix="frozen") as pool:
+        yield pool.map
 
 
 def heads(what: tuple[Mapping[str, Any], str]) -> list[dict[str, Any]]:

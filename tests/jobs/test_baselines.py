@@ -71,12 +71,10 @@ def test_every_setting_is_the_head_that_training_fits_to_the_plain_view(material
 
 
 @pytest.mark.slow
-def test_a_fleet_is_told_its_floors_worst_first_and_the_recipe_is_one_that_train_takes(
-    finished_works, ray_local, tmp_path
-):
+def test_a_fleet_is_told_its_floors_worst_first_and_the_recipe_is_one_that_train_takes(finished_works, tmp_path):
     show, text = console()
     out: Path = tmp_path / "recipe.yaml"
-    fleet, settings = finished_works.fleet, ray_local.model_copy(update={"home": finished_works.settings.home})
+    fleet, settings = finished_works.fleet, finished_works.settings
     document = frozen(fleet, settings=settings, named=[], out=out, show=show)
     names = [plant.name for plant in fleet.plants]
     assert [one["plant"] for one in document["finalists"]] == names
