@@ -9,7 +9,8 @@ at beside: each side's best on select, macro-F1 per part on decide. Prints one J
 
     .venv/bin/python tests/benchmarks/bench_baselines.py                   one seed, some minutes
     .venv/bin/python tests/benchmarks/bench_baselines.py --seeds 0 1 2
-    .venv/bin/python tests/benchmarks/bench_baselines.py --backbone mobilenetv2_100 --weights FILE --size-px 224
+    .venv/bin/python tests/benchmarks/bench_baselines.py --backbone mobilenetv2_100 --weights FILE --size-px 224 \\
+        --option pad_type=same --scale 0.4
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     turns = []
     for seed in given.seeds[: 1 if given.quick else None]:
         base = made(folder / f"seed{seed}", seed=seed, given=given)
+        base["fleet"]["trunks"][0]["options"] |= dict(pair.split("=") for pair in given.option)
         turn = {}
         for side in SIDES:
             task = {**base, "home": str(folder / f"seed{seed}" / side)}
@@ -344,6 +346,7 @@ if __name__ == "__main__":
     parser.add_argument("--slots", type=int, default=2, help="lanes of ours")
     parser.add_argument("--backbone", help="another backbone of timm's")
     parser.add_argument("--weights", help="its weights, a safetensors file")
+    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE that its weights need")
     parser.add_argument("--size-px", type=int, default=160, help="its input size")
     parser.set_defaults(epochs=2, patience=None, plain_epochs=None, trainers=0, at_once=1)
     entry({"ours": ours, "recompute": recompute, "epochs": epochs}, parser=parser, compare=compare)
