@@ -28,11 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 	  "the packages take 8,000" >&2
 	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "Installing crossplant and the packages that constraints.txt pins; 3 GB are loaded, which takes a minute or two"
-	@{ $(PIP) --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --cache-dir $(UNPACKED) \
+	@{ $(PIP) --quiet uv && $(BIN)/uv pip install --system-certs --python $(BIN)/python --cache-dir $(UNPACKED) \
 	  --constraint constraints.txt --editable '.[dev]' 2>&1 | awk \
 	  '!/^ [+-] |Downloaded|\([0-9.]+KiB|\([0-9]\.[0-9]MiB/ {print "  " $$0; fflush()}'; } \
 	  || { echo "uv could not install them, for the reason above: now with pip, which takes 2 minutes" >&2; \
-	    $(PIP) --editable '.[dev]'; }
+	    $(PIP) --editable '.[dev]' 2>&1 | awk '/Downloading .*[0-9][0-9]\.[0-9] MB|[Ee][Rr][Rr][Oo][Rr]/ {print "  " $$0; fflush()}'; }
 	@rm -rf $(UNPACKED)
 	@touch $@
 
