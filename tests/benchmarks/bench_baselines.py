@@ -179,6 +179,15 @@ def _taught(material: Any) -> dict[str, Any]:
     }
 
 
+def _prepared(task: dict[str, Any]) -> tuple[Any, dict[str, Any], Frozen, float]:
+    """A peer's material, images and net, and the seconds that decoding and the trial took: part of the work."""
+    began = time.time()
+    _, material = _opened(task)
+    sources = _taught(material)
+    trunk = Frozen(material.trunk, images=next(iter(sources.values())).pixels)
+    return material, sources, trunk, time.time() - began
+
+
 def _supervised(source: Any, *, fleet: Any, weight: float) -> tuple[Any, Any]:
     from jobs.activations import RunData
     from jobs.supervision import Supervision
@@ -200,10 +209,7 @@ def recompute(task: dict[str, Any]) -> dict[str, Any]:
     from jobs.baselines import CLASS_WEIGHTS
     from jobs.head import STRENGTHS
 
-    began = time.time()
-    _, material = _opened(task)
-    sources = _taught(material)
-    trunk = Frozen(material.trunk, images=next(iter(sources.values())).pixels)
+    material, sources, trunk, decoded_s = _prepared(task)
     start, best = time.time(), {}
     for name, source in sources.items():
         num = source.rows.num_train
@@ -229,15 +235,10 @@ def recompute(task: dict[str, Any]) -> dict[str, Any]:
     return {
         "ended_at": ended,
         "counted_s": ended - task["begun_at"],
-        "steady_s": ended - start + _decoded_s(began, start),
+        "steady_s": ended - start + decoded_s,
         "compute": trunk.compute,
         "quality": quality,
     }
-
-
-def _decoded_s(began: float, start: float) -> float:
-    """Decoding belongs to the work, on both sides; what came before it is imports."""
-    return start - began
 
 
 def epochs(task: dict[str, Any]) -> dict[str, Any]:
@@ -250,10 +251,7 @@ def epochs(task: dict[str, Any]) -> dict[str, Any]:
     from jobs.head import STRENGTHS
     from jobs.losses import partial_cross_entropy
 
-    began = time.time()
-    _, material = _opened(task)
-    sources = _taught(material)
-    trunk = Frozen(material.trunk, images=next(iter(sources.values())).pixels)
+    material, sources, trunk, decoded_s = _prepared(task)
     start, best, done = time.time(), {}, 0
     settings = [(CLASS_WEIGHTS[-1], decay) for decay in (1e-4, 1e-2)][:NUM_BY_EPOCHS]
     for name, source in sources.items():
@@ -292,7 +290,7 @@ def epochs(task: dict[str, Any]) -> dict[str, Any]:
     return {
         "ended_at": ended,
         "counted_s": start - task["begun_at"] + work,
-        "steady_s": _decoded_s(began, start) + work,
+        "steady_s": decoded_s + work,
         "compute": trunk.compute,
         "epochs_a_run": done / (len(settings) * len(sources)),
         "quality": _quality(material, answer=lambda name: best[name][1:], trunk=trunk),
