@@ -7,7 +7,9 @@ tell corrections, and opened for the one job that evaluates, after its ledger ha
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -34,6 +36,8 @@ class Catalog:
         self.seal = seal or open_store(store.at("sealed"))
         self._verified: tuple[str, pd.DataFrame] | None = None
         """The record whose chain was followed last, by its file's digest: it holds every plant's lots."""
+        self._parsed: dict[str, tuple[str, Any]] = {}
+        """By key, the version it was read in and what it held."""
 
     @classmethod
     def of(cls, fleet: Fleet) -> Catalog:
@@ -67,16 +71,19 @@ class Catalog:
         )
         return record
 
-    def version(self, plant: str) -> str | None:
-        """Names the plant's recorded rows; None before its first import."""
-        key = f"labels/{plant}.parquet"
-        return sha256(self.store.read(key)) if self.store.exists(key) else None
+    def versions(self) -> dict[str, str]:
+        """Key -> version of every plant's recorded rows and quarantine, by a listing; a digest where it cannot tell.
+
+        An import of one of a thousand plants needs all others: what is as it was listed before is not read again.
+        """
+        entries = [entry for folder in ("labels", "quarantine") for entry in self.store.list(folder)]
+        return {entry.key: entry.version or sha256(self.store.read(entry.key)) for entry in entries}
 
     def require(self, plants: Sequence[str]) -> None:
         """Raises InputError for the first of these plants that has not been imported."""
         there = {entry.key for entry in self.store.list("labels")}
         for plant in plants:
-            if f"labels/{plant}.parquet" not in there:
+            if labels_key(plant) not in there:
                 raise _not_imported(plant)
 
     def rows(self, plant: str) -> pd.DataFrame:
@@ -84,12 +91,10 @@ class Catalog:
 
         A row that plays no role because it shows what another one shows has `plants.copies.QUARANTINE` for one.
         """
-        key = f"labels/{plant}.parquet"
-        assignments = self.assignments()
-        if assignments is None or not self.store.exists(key):
+        assignments, recorded = self.assignments(), self.recorded(plant)
+        if assignments is None or recorded is None:
             raise _not_imported(plant)
-        rows = splits.with_roles(from_parquet(self.store.read(key)), assignments)
-        return copies.apart(rows, self.quarantined(plant))
+        return copies.apart(splits.with_roles(recorded, assignments), self.quarantined(plant))
 
     def sealed(self, plant: str) -> pd.DataFrame:
         """The answers of the plant's test rows. Asked by import, and by `jobs/evaluate.py` once that is counted."""
@@ -114,10 +119,10 @@ class Catalog:
             return rows[rows["role"].isin(snapshots.LEARNED)]
         return snapshots.read(digest, store=self.store)
 
-    def recorded(self, plant: str) -> pd.DataFrame | None:
-        """The plant's label rows, without roles; None before its first import."""
-        key = f"labels/{plant}.parquet"
-        return from_parquet(self.store.read(key)) if self.store.exists(key) else None
+    def recorded(self, plant: str, *, versions: Mapping[str, str] | None = None) -> pd.DataFrame | None:
+        """The plant's label rows without roles, None before its first import. versions: As listed, read once each."""
+        found: pd.DataFrame | None = self._read(labels_key(plant), parse=from_parquet, versions=versions)
+        return None if found is None else found.copy(deep=False)
 
     def check_seal(self) -> None:
         """Raises InputError where the seal was given another place after answers were sealed in the store."""
@@ -129,17 +134,31 @@ class Catalog:
                 remedy=f"Move what is there to {self.seal.uri}",
             )
 
-    def quarantined(self, plant: str) -> dict[str, Quarantined]:
-        """Frames that play no role, and why."""
-        key = f"quarantine/{plant}.json"
-        rows = self.store.read_json(key) if self.store.exists(key) else []
+    def quarantined(self, plant: str, *, versions: Mapping[str, str] | None = None) -> dict[str, Quarantined]:
+        """Frames that play no role, and why. versions: As listed, read once each."""
+        rows = self._read(f"quarantine/{plant}.json", parse=json.loads, versions=versions) or []
         return {row["frame"]: Quarantined(**row) for row in rows}
+
+    def _read(self, key: str, *, parse: Callable[[bytes], Any], versions: Mapping[str, str] | None) -> Any:
+        """What an object holds, None where there is none."""
+        if versions is None:
+            return parse(self.store.read(key)) if self.store.exists(key) else None
+        if key not in versions:
+            return None
+        if self._parsed.get(key, ("",))[0] != versions[key]:
+            self._parsed[key] = versions[key], parse(self.store.read(key))
+        return self._parsed[key][1]
 
     def write(self, key: str, table: pd.DataFrame, *, store: Store | None = None) -> None:
         """A table is in the store, or in another one, as Parquet."""
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         (store or self.store).write(key, buffer.getvalue())
+
+
+def labels_key(plant: str) -> str:
+    """Where a plant's label rows lie in the store."""
+    return f"labels/{plant}.parquet"
 
 
 def _not_imported(plant: str) -> InputError:

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from cluster.catalog import ASSIGNMENTS, CORRECTIONS, DEALT, Catalog
+from cluster import told
+from cluster.catalog import ASSIGNMENTS, CORRECTIONS, DEALT, Catalog, labels_key
 from cluster.likeness import Compared, Look, compared
 from cluster.lock import Claim, locked
 from cluster.readings import Readings, write_rejects
@@ -94,26 +95,19 @@ def import_plant(
     catalog.check_seal()
     memory = Readings(catalog.store, plant.name, is_forgetful=is_reread)
     while True:
-        version = catalog.version(plant.name)
+        before = catalog.versions()
         found = _read(catalog, plant, files=files, memory=memory, progress=progress)
-        known, others = catalog.recorded(plant.name), _others(catalog, fleet, plant)
-        same = compared(found.rows, plant=plant, recorded=known, others=others, look=look)
+        known = _known(catalog, fleet, plant, versions=before)
+        same = compared(found.rows, plant=plant, recorded=known.own, others=known.others, look=look)
         with locked(catalog.store, "import") as claim:
-            if catalog.version(plant.name) != version:
+            there = catalog.versions()
+            if there.get(labels_key(plant.name)) != before.get(labels_key(plant.name)):
                 continue  # imported meanwhile, from a listing that may be the newer one
-            there = _others(catalog, fleet, plant)
-            if _images(there) != _images(others):  # another plant's import ended meanwhile
-                same = compared(found.rows, plant=plant, recorded=known, others=there, look=look)
+            if there != before:  # another plant's import ended meanwhile
+                known = _known(catalog, fleet, plant, versions=there)
+                same = compared(found.rows, plant=plant, recorded=known.own, others=known.others, look=look)
             return _imported(
-                catalog,
-                fleet,
-                plant,
-                found,
-                same=same,
-                others=there,
-                now=now,
-                is_new_generation=is_new_generation,
-                claim=claim,
+                catalog, fleet, plant, found, same=same, known=known, now=now, is_new=is_new_generation, claim=claim
             )
 
 
@@ -124,32 +118,23 @@ def _imported(
     found: Labelled,
     *,
     same: Compared,
-    others: Sequence[tuple[Plant, pd.DataFrame]],
+    known: Known,
     now: datetime,
-    is_new_generation: bool,
+    is_new: bool,
     claim: Claim,
 ) -> Imported:
-    """What was read is dealt, set apart and recorded; called under the lock."""
+    """What was read is dealt, set apart and recorded; called under the lock. is_new: A generation of its own."""
     record = catalog.checked_record()
-    was = _dealt_before(catalog, plant.name, record=record)
+    was = None if known.own is None else copies.dealt_first(splits.with_roles(known.own, record), known.quarantined)
     before = frozenset() if was is None else frozenset(was["frame"])
-    shares = plant.shares or fleet.shares
     rows, assignments = _dealt(
-        found.rows,
-        was=was,
-        record=record,
-        pairs=same.pairs,
-        shares=shares,
-        seed=fleet.seed,
-        now=now,
-        plant=plant.name,
-        is_new_generation=is_new_generation,
+        fleet, plant, found.rows, was=was, record=record, pairs=same.pairs, now=now, is_new=is_new
     )
-    joined = _joined(catalog, others, assignments)
+    joined = known.joined(assignments)
     parts_apart = copies.same_parts(rows, joined)
     same_parts = parts_apart if fleet.part_ids == "fleet" else []
     quarantined = _set_apart(
-        catalog, plant.name, rows, was=was, pairs=same.pairs, parts=same_parts, others=joined, known_frames=before
+        rows, before=known.quarantined, was=was, pairs=same.pairs, parts=same_parts, others=joined, known_frames=before
     )
     num_corrected = _record(
         catalog, plant.name, rows, assignments=assignments, quarantined=quarantined, now=now, claim=claim
@@ -159,22 +144,21 @@ def _imported(
     notes = [
         *found.notes,
         *same.notes,
-        *_shares_told(rows, assignments, plant=plant.name),
-        *(_parts_told(rows, joined, pairs=parts_apart) if fleet.part_ids == "plant" else ()),
-        *_moves_told(quarantined),
-        *_corrections_told(num_corrected, where=catalog.seal.at(CORRECTIONS)),
+        *told.shares_told(rows, assignments, plant=plant.name),
+        *(told.parts_told(rows, joined, pairs=parts_apart) if fleet.part_ids == "plant" else ()),
+        *told.moves_told(quarantined),
+        *told.corrections_told(num_corrected, where=catalog.seal.at(CORRECTIONS)),
     ]
-    if is_new_generation and len(assignments) == len(record):
-        notes.append(
-            f"no new lots: the test stays that of generation {splits.generation_of(assignments, plant=plant.name)}"
-        )
+    dealt = Dealt.of(rows, assignments=assignments, shares=plant.shares or fleet.shares, plant=plant.name)
+    if is_new and len(assignments) == len(record):
+        notes.append(f"no new lots: the test stays that of generation {dealt.generation}")
     return Imported(
         plant=plant.name,
         rows=len(rows),
         new_rows=len(set(rows["frame"]) - before),
         classes={str(k): int(v) for k, v in rows["class"].value_counts().items()},
         splits={role: int((parts["role"] == role).sum()) for role in splits.ROLES},
-        dealt=Dealt.of(rows, assignments=assignments, shares=shares, plant=plant.name),
+        dealt=dealt,
         rejected=list(found.rejected),
         notes=notes,
         lots_known=bool(rows["lot_known"].all()),
@@ -195,40 +179,66 @@ def _read(
         raise InputError(error.detail, plant=plant.name, field=error.field, remedy=remedy) from None
 
 
-def _others(catalog: Catalog, fleet: Fleet, plant: Plant) -> list[tuple[Plant, pd.DataFrame]]:
+class Known(NamedTuple):
+    """What the store held of a plant and its sisters before an import."""
+
+    own: pd.DataFrame | None
+    """Label rows, None before the plant's first import."""
+    quarantined: dict[str, Quarantined]
+    others: list[tuple[Plant, pd.DataFrame]]
     """The other plants that have been imported, and their rows."""
-    found = [(other, catalog.recorded(other.name)) for other in fleet.plants if other.name != plant.name]
-    return [(other, rows) for other, rows in found if rows is not None]
+    set_apart: dict[str, dict[str, Quarantined]]
+    """Of the others, by plant."""
+
+    def joined(self, assignments: pd.DataFrame) -> pd.DataFrame:
+        """The others' rows with `plant` and `role`."""
+        none = pd.DataFrame(columns=["frame", "plant", "part_id", "role", "generation"], dtype=object)
+        tables = [
+            copies.apart(splits.with_roles(rows, assignments), self.set_apart[plant.name]).assign(plant=plant.name)
+            for plant, rows in self.others
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else none
 
 
-def _dealt_before(catalog: Catalog, plant: str, *, record: pd.DataFrame) -> pd.DataFrame | None:
-    """The rows as recorded, in the roles that they were dealt first; None before the first import."""
-    recorded = catalog.recorded(plant)
-    if recorded is None:
-        return None
-    return copies.dealt_first(splits.with_roles(recorded, record), catalog.quarantined(plant))
+def _known(catalog: Catalog, fleet: Fleet, plant: Plant, *, versions: Mapping[str, str]) -> Known:
+    tables = {one.name: catalog.recorded(one.name, versions=versions) for one in fleet.plants}
+    others = [(one, rows) for one in fleet.plants if one.name != plant.name and (rows := tables[one.name]) is not None]
+    apart = {one.name: catalog.quarantined(one.name, versions=versions) for one in fleet.plants}
+    return Known(tables[plant.name], apart[plant.name], others=others, set_apart=apart)
 
 
 def _dealt(
-    rows: pd.DataFrame, *, was: pd.DataFrame | None, record: pd.DataFrame, pairs: Sequence[Pair], **deal: Any
+    fleet: Fleet,
+    plant: Plant,
+    rows: pd.DataFrame,
+    *,
+    was: pd.DataFrame | None,
+    record: pd.DataFrame,
+    pairs: Sequence[Pair],
+    now: datetime,
+    is_new: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows in their lots and roles, and the assignments with all of their lots.
-
-    was: The rows as dealt before. deal: How lots are dealt, of `plants.splits.deal`.
-    """
+    """The rows in their lots and roles, and the assignments with all of their lots. was: The rows as dealt before."""
     rows = copies.with_recorded_lots(rows, was)
     inside = [pair for pair in pairs if max(pair.i, pair.j) < len(rows)]
     rows = copies.linked(rows, inside, recorded=frozenset(record["lot"]))
-    settled = {} if was is None else copies.settled(rows, was, dealt=record["lot"])
-    assignments = splits.deal(rows, assignments=record, settled=settled, **deal)
+    assignments = splits.deal(
+        rows,
+        assignments=record,
+        shares=plant.shares or fleet.shares,
+        seed=fleet.seed,
+        now=now,
+        plant=plant.name,
+        is_new_generation=is_new,
+        settled={} if was is None else copies.settled(rows, was, dealt=record["lot"]),
+    )
     return splits.with_roles(rows, assignments), assignments
 
 
 def _set_apart(
-    catalog: Catalog,
-    plant: str,
     rows: pd.DataFrame,
     *,
+    before: Mapping[str, Quarantined],
     was: pd.DataFrame | None,
     pairs: Sequence[Pair],
     parts: Sequence[Pair],
@@ -237,32 +247,18 @@ def _set_apart(
 ) -> dict[str, Quarantined]:
     """What is quarantined by frame: what was and still shows the same image, and what is found now.
 
-    was: The rows as recorded before this import, with their roles. parts: Pairs that are one part at two plants.
+    before: What was quarantined by frame. was: The rows as recorded before this import, with the roles that they were
+    dealt first. parts: Pairs that are one part at two plants.
     """
     images = set(zip(rows["frame"], rows["sha256"], strict=True))
-    kept = {
-        k: row
-        for k, row in catalog.quarantined(plant).items()
-        if (k, row.sha256) in images and not row.was and not row.part
-    }
+    copied = {k: row for k, row in before.items() if not row.was and not row.part}
+    kept = {k: row for k, row in copied.items() if (k, row.sha256) in images}
     kept |= {} if was is None else copies.moved(rows, was)
     quarantine = functools.partial(copies.quarantine, others=others, known_frames=known_frames)
     kept |= {row.frame: row for row in quarantine(copies.apart(rows, kept), pairs)}
     part_of = dict(zip(rows["frame"], rows["part_id"], strict=True)) if parts else {}
     found = quarantine(copies.apart(rows, kept), parts)
     return kept | {row.frame: row._replace(part=part_of[row.frame]) for row in found}
-
-
-def _joined(catalog: Catalog, others: Sequence[tuple[Plant, pd.DataFrame]], assignments: pd.DataFrame) -> pd.DataFrame:
-    """Rows of several plants with `plant` and `role`."""
-    tables = [
-        copies.apart(splits.with_roles(rows, assignments), catalog.quarantined(plant.name)).assign(plant=plant.name)
-        for plant, rows in others
-    ]
-    columns = ["frame", "plant", "part_id", "role", "generation"]
-    return (
-        pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({name: [] for name in columns}, dtype=object)
-    )
 
 
 def _record(
@@ -291,7 +287,7 @@ def _record(
     catalog.seal.write_json(DEALT, {"digest": splits.digest(assignments)})
     catalog.write(f"{plant}.parquet", sealed_rows, store=catalog.seal)
     catalog.store.write_json(f"quarantine/{plant}.json", [row.to_json() for row in quarantined.values()])
-    catalog.store.write(f"labels/{plant}.parquet", to_parquet(open_rows))
+    catalog.store.write(labels_key(plant), to_parquet(open_rows))
     return len(corrected)
 
 
@@ -299,53 +295,3 @@ def _corrected(catalog: Catalog, plant: str, sealed_rows: pd.DataFrame, *, now: 
     if not catalog.seal.exists(f"{plant}.parquet"):
         return []
     return seal.corrections(catalog.sealed(plant), sealed_rows, plant=plant, at=now, trace=trace)
-
-
-def _moves_told(quarantined: Mapping[str, Quarantined]) -> list[str]:
-    """How many frames play no role because their lot was known too late."""
-    num = sum(bool(row.was) for row in quarantined.values())
-    words = (
-        f"{num} frames were dealt before their lots were known as they are now, and to other roles than their lots "
-        "have: frames never move, so these play no role; a new `store:` deals everything anew"
-    )
-    return [words] if num else []
-
-
-def _shares_told(rows: pd.DataFrame, assignments: pd.DataFrame, *, plant: str) -> list[str]:
-    """Lots that were dealt at another plant, and classes that do not reach every role."""
-    lots = set(rows.loc[rows["lot_known"], "lot"])
-    theirs = assignments[assignments["lot"].isin(lots) & (assignments["plant"] != plant)]
-    said = [
-        f"{len(group)} of {len(lots)} lots are lots of {other} too, first {group['lot'].iloc[0]!r}, and keep the roles "
-        f"they have there; where these are other parts, give their lots names of their own"
-        for other, group in theirs.groupby("plant")
-    ]
-    held = splits.realised(rows)
-    for name, group in held[held["class"] != "*"].groupby("class"):
-        if not group["rows"].all():
-            absent = ", ".join(group.loc[group["rows"] == 0, "role"])
-            said.append(f"class {name!r} lies in {group['lots'].sum()} lots, none of them in {absent}")
-    return said
-
-
-def _parts_told(rows: pd.DataFrame, others: pd.DataFrame, *, pairs: Sequence[Pair]) -> list[str]:
-    """Part ids that play another role at another plant; pairs as `plants.copies.same_parts`."""
-    found = pd.DataFrame(
-        {
-            "part_id": rows["part_id"].iloc[[pair.i for pair in pairs]].to_numpy(),
-            "plant": others["plant"].iloc[[pair.j - len(rows) for pair in pairs]].to_numpy(),
-        }
-    )
-    return [
-        f"{group['part_id'].nunique():,} part ids also occur at {other} in other roles, first "
-        f"{group['part_id'].iloc[0]!r}; they are taken for other parts: where they are the same, set part_ids: fleet"
-        for other, group in found.groupby("plant")
-    ]
-
-
-def _images(tables: Sequence[tuple[Plant, pd.DataFrame]]) -> list[tuple[str, list[str]]]:
-    return [(plant.name, rows["sha256"].tolist()) for plant, rows in tables]
-
-
-def _corrections_told(num_corrected: int, *, where: str) -> list[str]:
-    return [f"{num_corrected} answers of the sealed test changed; the trace is in {where}"] if num_corrected else []

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cluster.catalog import labels_key
 from cluster.retention import enforce, record
 from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
@@ -84,11 +85,8 @@ def quarantine_findings(plant: str, rows: pd.DataFrame) -> list[Finding]:
 
 def recorded(fleet: Fleet, *, material: Material) -> list[tuple[Plant, pd.DataFrame]]:
     """The plants that were imported with all their rows, those that play no role included."""
-    found = []
-    for plant in fleet.plants:
-        if material.catalog.version(plant.name):
-            found.append((plant, material.catalog.rows(plant.name)))
-    return found
+    there = material.catalog.versions()
+    return [(plant, material.catalog.rows(plant.name)) for plant in fleet.plants if labels_key(plant.name) in there]
 
 
 def golden_sets(fleet: Fleet, *, rows: Mapping[str, pd.DataFrame], material: Material) -> dict[str, Golden]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from cluster import snapshots
 from cluster.catalog import ASSIGNMENTS, Catalog
 from cluster.imports import Imported, import_plant
 from cluster.likeness import Look, Looked
-from cluster.storage import PlantFiles
+from cluster.storage import LocalStore, PlantFiles
 from plants import splits
 from plants.audit import audit
 from plants.copies import Quarantined
@@ -574,3 +575,21 @@ def test_a_new_store_may_begin_anew_also_under_a_seal_of_its_own_place(catalog, 
     anew = sealed.model_copy(update={"store": str(tmp_path / "anew")})
     assert read(Catalog.of(anew), anew).new_rows == 60
     assert Catalog.of(anew).checked_record() is not None
+
+
+def test_an_import_reads_its_sisters_tables_once_while_they_stay_as_they_are(catalog, fleet, monkeypatch):
+    read(catalog, fleet, "south")
+    os.utime(Path(fleet.store) / "labels/south.parquet", (1e9, 1e9))
+    os.utime(Path(fleet.store) / "quarantine/south.json", (1e9, 1e9))
+    seen: list[str] = []
+    plain = LocalStore.read
+    monkeypatch.setattr(LocalStore, "read", lambda self, key: seen.append(key) or plain(self, key))
+    monkeypatch.setattr("cluster.storage.SETTLED_S", -1.0)
+    for _ in range(3):
+        read(catalog, fleet)
+    assert [key for key in seen if "south" in key] == ["labels/south.parquet", "quarantine/south.json"]
+    add_frame(fleet, "good/L77-0.png", plant="south")
+    read(Catalog.of(fleet), fleet, "south")
+    seen.clear()
+    assert any("south" in note for note in read(catalog, fleet).notes)
+    assert "labels/south.parquet" in seen
