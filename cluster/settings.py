@@ -34,6 +34,8 @@ class Settings(Config):
     """How many single-worker runs go on side by side on this machine."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of one slot."""
+    cache_gb: float = Field(default=50.0, gt=0)
+    """What activations of one plan may take on disk; cuts for which that is too little are streamed."""
     tracking_uri: str = ""
     """MLflow's address; a SQLite file under `home` when empty."""
     journal_url: str = ""

@@ -24,6 +24,7 @@ from cluster.retention import record
 from cluster.storage import LocalStore
 from jobs.augment import augment
 from jobs.recipe import Augment
+from jobs.stream import DRAWS, Stream
 from plants.plant import Plant, is_ok
 from plants.views import is_judged
 
@@ -62,10 +63,18 @@ class PlantData:
     num_train: int
     folder: Path
     cuts: tuple[int, ...]
+    """Those that are cached."""
     views: int
+    stream: Stream | None = None
+
+    def num_views(self, cut: int) -> int:
+        """How many views of a training row there are at a cut."""
+        return DRAWS if self.stream and cut in self.stream.cuts else self.views
 
     def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Activations float32 [len(ids), ...] at a cut, each row in the view asked for (0 is the plain image)."""
+        if self.stream and cut in self.stream.cuts:
+            return self.stream.fetch(cut, ids=ids, views=views)
         out: np.ndarray | None = None
         for view in np.unique(views):
             at = np.flatnonzero(views == view)
@@ -268,6 +277,10 @@ class RunData:
     def select_ids(self, i: int) -> np.ndarray:
         """Running indices of the select rows of plant i."""
         return self.offsets[i] + np.arange(self.plants[i].num_train, len(self.plants[i].rows))
+
+    def num_views(self, cut: int) -> int:
+        """How many views of a training row there are at every plant."""
+        return min(data.num_views(cut) for data in self.plants)
 
     def column(self, name: str) -> np.ndarray:
         """A column of all rows, in running order; `plant` is the plant's name."""

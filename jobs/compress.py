@@ -22,6 +22,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from jobs.compute import PLAIN
 from jobs.model import Branch, CutModel, TrunkNet
 from jobs.parity import (
     TOLERANCE,
@@ -45,7 +46,7 @@ def export_trunk(model: CutModel, path: str | Path) -> str:
     Input `images` uint8 [batch, S, S, 3], normalisation inside; a float32 output for each cut: `cut0` [batch, F], ...
     """
     trunk = copy.deepcopy(model.trunk).cpu()
-    trunk.compute_in(torch.float32, torch.contiguous_format)
+    trunk.compute_in(PLAIN)
     size = model.spec.size_px
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     names = [f"cut{cut}" for cut in model.cuts]

@@ -8,14 +8,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx.utils
 import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
@@ -27,11 +30,13 @@ from cluster.retention import cache_of, pack_store, sweep
 from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs.activations import PlantData, RunData, prepare, training_rows
 from jobs.compress import Evaluator, export_trunk
+from jobs.compute import PLAIN, Compute, Computes
 from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
 from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
+from jobs.stream import Stream, streamed_cuts
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
 from plants.copies import QUARANTINE
 from plants.errors import InputError
@@ -41,13 +46,18 @@ from plants.plant import Fleet, Plant
 from plants.views import view_boxes
 
 LEARNING_ROLES = ("train", "select")
+CACHE_GB = 50.0
+"""What activations may take on disk where nothing else is said."""
 
 
 class Material:
     """The inputs of a fleet's runs on one trunk, opened when first asked for."""
 
-    def __init__(self, fleet: Fleet, *, cache: Path, recipe: Recipe, trunk: int = 0) -> None:
-        self.fleet, self.cache, self.recipe = fleet, cache, recipe
+    def __init__(
+        self, fleet: Fleet, *, cache: Path, recipe: Recipe, trunk: int = 0, cache_gb: float = CACHE_GB
+    ) -> None:
+        """cache_gb: what activations may take on disk here; cuts for which that is too little are streamed."""
+        self.fleet, self.cache, self.recipe, self.cache_gb = fleet, cache, recipe, cache_gb
         self.trunk = fleet.trunks[trunk]
         self.trunk_index = trunk
         self.store = open_store(fleet.store)
@@ -62,6 +72,7 @@ class Material:
             cache=Path(config["cache"]),
             recipe=Recipe.model_validate(config["recipe"]),
             trunk=config["trunk"],
+            cache_gb=config["cache_gb"],
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -71,12 +82,18 @@ class Material:
             "cache": str(self.cache),
             "recipe": self.recipe.model_dump(mode="json"),
             "trunk": self.trunk_index,
+            "cache_gb": self.cache_gb,
         }
 
     @cached_property
     def model(self) -> CutModel:
         """The backbone, divided at the fleet's cuts."""
         return load_model(self.trunk, read=read_uri)
+
+    @cached_property
+    def learner(self) -> CutModel:
+        """The model that trains: on the GPU where there is one, else the same."""
+        return copy.deepcopy(self.model).to("cuda") if torch.cuda.is_available() else self.model
 
     @cached_property
     def trunk_path(self) -> Path:
@@ -93,6 +110,29 @@ class Material:
     def runner(self) -> TrunkRunner:
         """What computes activations here: torch on a GPU, the exported trunk otherwise."""
         return TrunkRunner(self)
+
+    @cached_property
+    def computes(self) -> Computes:
+        """What this machine computes fastest in."""
+        return Computes(self.cache / "compute", model=self.learner, threads=torch.get_num_threads())
+
+    def compute(self, cut: int) -> Compute:
+        """In what the stages above a cut are trained."""
+        return PLAIN if self.recipe.compute == "float32" else self.computes.of_branch(cut, batch=self.recipe.batch)
+
+    @cached_property
+    def streamed(self) -> tuple[int, ...]:
+        """The recipe's cuts whose activations are not cached."""
+        inputs = sum(self._expected_inputs(plant.name) for plant in self.fleet.plants)
+        return streamed_cuts(
+            self.model.shapes,
+            cuts=self.cuts,
+            inputs=inputs,
+            views=self.recipe.views,
+            deepest=self.model.max_cut,
+            budget_bytes=self.cache_gb * 1e9,
+            source=self.recipe.source,
+        )
 
     def export_trunk_once(self) -> None:
         """The exported trunk is in the cache before many processes ask for it."""
@@ -156,13 +196,13 @@ class Material:
             pack = self.pack(plant, rows=labels)
             labels = labels if left_out is None else labels[~left_out.holds(labels)]
             rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
-            self._data[name, left_out] = prepare(
+            found = prepare(
                 plant,
                 rows=rows,
                 pack=pack,
                 pack_digest=pack.digest,
                 trunk=self.runner,
-                cuts=self.cuts,
+                cuts=[cut for cut in self.cuts if cut not in self.streamed],
                 policy=self.recipe.augment,
                 views=self.recipe.views,
                 cache=cache,
@@ -170,6 +210,12 @@ class Material:
                 seed=self.fleet.seed,
                 progress=progress,
             )
+            if self.streamed:
+                stream = Stream(
+                    plant, rows, pack.pixels, self.runner, policy=self.recipe.augment, cuts=frozenset(self.streamed)
+                )
+                found = replace(found, stream=stream)
+            self._data[name, left_out] = found
         return self._data[name, left_out]
 
     @property
@@ -232,27 +278,57 @@ class Material:
 
 
 class TrunkRunner:
-    """The frozen trunk on this machine, on its GPU where it has one; branches are trained on the CPU.
+    """The frozen trunk on this machine, on its GPU where it has one.
 
-    Without a GPU it is the exported file in ONNX Runtime: the very trunk that serves, and measured on two AVX2 cores it
-    gave 550 images/s where torch gave 145 (mobilenetv2_035 at 160 px, one thread, blocks of 8).
+    Without a GPU it is the exported file in ONNX Runtime, the very trunk that serves, unless torch is faster in
+    bfloat16, as it can be for large convolutions. Measured, one thread, images/s, exported file / torch in bfloat16:
+    `mobilenetv2_035` at 224 px 647 / 239, the embedded backbone 1,392 / 1,074, ResNet-18 59 / 82.
     """
 
     BLOCK = 8
 
     def __init__(self, material: Material) -> None:
-        self.weights_digest = material.model.weights_digest
-        self._cuda = copy.deepcopy(material.model.trunk).to("cuda") if torch.cuda.is_available() else None
-        self._onnx = None if self._cuda else Evaluator(material.trunk_path)
+        self._model = material.learner
+        self._path = material.trunk_path
+        self._onnx = Evaluator(self._path)
+        self._parts: dict[int, Evaluator] = {}
+        is_plain = material.recipe.compute == "float32"
+        compute = None if is_plain else material.computes.of_trunk(self._exported)
+        if compute is None and torch.cuda.is_available():
+            compute = PLAIN
+        if compute:
+            self._model.trunk.compute_in(compute)
+        self._in_torch = compute is not None
+        self.weights_digest = self._model.weights_digest + (f"|{compute}" if compute else "")
 
-    def activations(self, images: np.ndarray) -> Mapping[int, np.ndarray]:
-        """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]."""
-        if self._cuda is None:
-            assert self._onnx is not None
-            return self._onnx.activations(images, batch=self.BLOCK)
+    def activations(self, images: np.ndarray, *, cut: int | None = None) -> Mapping[int, np.ndarray]:
+        """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]: at all cuts, or at the one asked for."""
+        if cut == self._model.max_cut:
+            return {cut: self._normalised(images)}
+        if not self._in_torch:
+            return self._exported(images, cut=cut)
+        trunk, found = self._model.trunk, []
         with torch.inference_mode():
-            found = self._cuda(torch.from_numpy(images).cuda())
-            return {cut: value.float().cpu().numpy() for cut, value in found.items()}
+            for start in range(0, max(len(images), 1), 2 * self.BLOCK):
+                found.append(trunk(torch.from_numpy(images[start : start + 2 * self.BLOCK]).to(trunk.scale.device)))
+        wanted = found[0] if cut is None else (cut,)
+        return {at: torch.cat([block[at] for block in found]).cpu().numpy() for at in wanted}
+
+    def _exported(self, images: np.ndarray, *, cut: int | None = None) -> Mapping[int, np.ndarray]:
+        """By the exported file, or by the part of it below a cut: the runtime computes all that a file holds."""
+        if cut and cut not in self._parts:
+            path = self._path.with_name(f"trunk.cut{cut}.onnx")
+            if not path.exists():
+                part = path.with_name(f".{path.name}.{os.getpid()}")
+                onnx.utils.extract_model(str(self._path), str(part), ["images"], [f"cut{cut}"])
+                os.replace(part, path)
+            self._parts[cut] = Evaluator(path)
+        return (self._parts[cut] if cut else self._onnx).activations(images, batch=self.BLOCK)
+
+    @torch.inference_mode()
+    def _normalised(self, images: np.ndarray) -> np.ndarray:
+        trunk = self._model.trunk
+        return trunk.normalise(torch.from_numpy(images).to(trunk.scale.device)).cpu().numpy()
 
 
 def read_uri(uri: str) -> bytes:
@@ -282,7 +358,7 @@ def fit_run(
         words, start, _ = material.load(spec.parent, plan_id=plan.plan_id, what="start")
         parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start)
     fitted = fit(
-        material.model,
+        material.learner,
         data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
         leaf_sets=material.leaf_sets(spec.plants),
         leaves=material.leaves(spec.plants),
@@ -294,6 +370,7 @@ def fit_run(
             load=lambda: store.read(state) if store.exists(state) else None,
             save=lambda data: _write(store, state, data),
         ),
+        compute=material.compute,
         on_epoch=on_epoch,
     )
     if world.rank == 0:

@@ -1,4 +1,4 @@
-"""A backbone as a frozen trunk with trainable branches, and the compute it runs fastest in.
+"""A backbone as a frozen trunk with trainable branches.
 
 A trunk turns uint8 images into activations at the fleet's cuts, normalisation inside. A branch is the pretrained
 stages above one cut, pooling, and a linear head. Trunk and branch together equal the backbone exactly (jobs.cut).
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from jobs.backbone import Backbone, load_backbone
+from jobs.compute import PLAIN, Compute
 from jobs.cut import CannotCut, Cutter, dry_run, is_batch_norm
 from plants.errors import InputError
 from plants.plant import Trunk
-
-Compute = tuple[torch.dtype, torch.memory_format, float]
-"""dtype, memory format, images a second."""
 
 
 def load_model(trunk: Trunk, *, read: Callable[[str], bytes] | None = None, seed: int = 0) -> CutModel:
@@ -44,14 +41,14 @@ class TrunkNet(nn.Module):
         m, s = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * s)).float().view(1, 3, 1, 1))
         self.register_buffer("shift", (-m / s).float().view(1, 3, 1, 1))
-        self.dtype, self.memory_format = torch.float32, torch.contiguous_format
+        self.compute = PLAIN
         self.requires_grad_(False)
         self.eval()
 
-    def compute_in(self, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    def compute_in(self, compute: Compute) -> None:
         """From now on computes so; activations stay float32. Exported files are always float32."""
-        self.dtype, self.memory_format = dtype, memory_format
-        self.to(memory_format=memory_format)
+        self.compute = compute
+        compute.place(self)
 
     def train(self, mode: bool = True) -> TrunkNet:
         """A trunk is frozen: it stays in evaluation mode."""
@@ -59,18 +56,15 @@ class TrunkNet(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalised images float32 [N, 3, S, S] of uint8 [N, S, S, 3]."""
-        x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
+        x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.compute.memory_format)
         return x * self.scale + self.shift
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         """Activations at every cut."""
         x = self.normalise(images)
-        if self.dtype == torch.float32:
+        with self.compute.autocast(x.device):
             values = self.below(x)
-        else:
-            with torch.autocast(x.device.type, dtype=self.dtype):
-                values = tuple(value.float() for value in self.below(x))
-        return dict(zip(self.cuts, values, strict=True))
+        return {cut: value.float() for cut, value in zip(self.cuts, values, strict=True)}
 
 
 class Branch(nn.Module):
@@ -196,6 +190,11 @@ class CutModel:
         features: Tensor = self.backbone(self.trunk.normalise(images))
         return features
 
+    @property
+    def max_cut(self) -> int:
+        """The deepest cut: the normalised image itself crosses, and the whole net is trained."""
+        return self._cutter.max_cut if self._cutter else -1
+
     def to(self, device: torch.device | str) -> CutModel:
         """The trunk computes on that device, and new branches are made there."""
         self.backbone.to(device)
@@ -259,56 +258,3 @@ class _Tuple(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (self.net(x),)
-
-
-KINDS: tuple[tuple[torch.dtype, torch.memory_format], ...] = (
-    (torch.float32, torch.contiguous_format),
-    (torch.float32, torch.channels_last),
-    (torch.bfloat16, torch.channels_last),
-)
-
-
-@torch.inference_mode()
-def probe_compute(
-    model: CutModel, device: torch.device | str = "cpu", *, batch: int = 16, budget_s: float = 1.0, margin: float = 1.2
-) -> Compute:
-    """The trunk's fastest (dtype, memory format, images/s) on a device, found in about budget_s; the trunk uses it.
-
-    Anything but plain float32 must be `margin` times faster, and bfloat16 must agree with float32 to 5 %.
-    """
-    model.to(device)
-    size = model.spec.size_px
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator).to(device)
-    model.trunk.compute_in(*KINDS[0])
-    reference, rate = _timed(model.trunk, images, seconds=budget_s / 3, at_least=0.0)
-    best: Compute = (*KINDS[0], rate)
-    for dtype, layout in KINDS[1:]:
-        model.trunk.compute_in(dtype, layout)
-        found, rate = _timed(model.trunk, images, seconds=budget_s / 3, at_least=best[2] / 2)
-        close = (found - reference[: len(found)]).norm() <= 0.05 * reference[: len(found)].norm()
-        if close and rate > margin * best[2]:
-            best = (dtype, layout, rate)
-    model.trunk.compute_in(best[0], best[1])
-    return best
-
-
-def _timed(trunk: TrunkNet, images: Tensor, *, seconds: float, at_least: float) -> tuple[Tensor, float]:
-    """An activation, and images a second after a pass to warm up; given up early when far below at_least."""
-
-    def run(some: Tensor) -> tuple[Tensor, float]:
-        start = time.perf_counter()
-        value = trunk(some)[trunk.cuts[0]]
-        if value.is_cuda:
-            torch.cuda.synchronize()
-        return value, time.perf_counter() - start
-
-    run(images[:2])
-    found, took = run(images[:2])
-    if 2 / took < at_least:
-        return found, 2 / took
-    passes, spent = 0, 0.0
-    while spent < seconds and passes < 50:
-        found, took = run(images)
-        passes, spent = passes + 1, spent + took
-    return found, passes * len(images) / spent

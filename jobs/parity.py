@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.compute import PLAIN
 from jobs.model import Branch, CutModel
 
 TOLERANCE = 1e-3
@@ -47,7 +48,7 @@ def parity_full(
 ) -> dict[str, float]:
     """As parity, from uint8 images [N, S, S, 3] through both exported files, against torch in plain float32."""
     trunk = copy.deepcopy(model.trunk).cpu()
-    trunk.compute_in(torch.float32, torch.contiguous_format)
+    trunk.compute_in(PLAIN)
     with torch.inference_mode():
         blocks = [trunk(torch.from_numpy(block))[branch.cut].numpy() for block in _blocks(images, batch)]
     expected = torch_answers(branch, np.concatenate(blocks), batch=batch)

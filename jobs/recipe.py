@@ -54,6 +54,10 @@ class Recipe(Config):
     stages: tuple[Stage, ...] = (Stage(cut=1),)
     views: int = Field(default=4, ge=1, le=16)
     """Augmented copies of a training image in the cache, the plain one included."""
+    source: Literal["auto", "cache", "stream"] = "auto"
+    """Whether activations come from the cache, or fresh from the trunk at every step; auto: cached where they fit."""
+    compute: Literal["auto", "float32"] = "auto"
+    """In what a step is computed: what is fastest on each machine, or the same everywhere."""
     augment: Augment = Augment()
     batch: int = Field(default=16, ge=1, le=4096)
     """Images a step, of all processes together where they fit a run together."""

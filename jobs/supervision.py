@@ -89,10 +89,11 @@ class Supervision:
 def forward(branch: nn.Module, data: RunData, *, cut: int, ids: np.ndarray, view: int = 0) -> tuple[Tensor, Tensor]:
     """Logits [N, L] and pooled features [N, F] of rows, in evaluation mode, in blocks."""
     branch.eval()
+    device = next(branch.parameters()).device
     logits, features = [], []
     for start in range(0, len(ids), 256):
         block = ids[start : start + 256]
-        out = branch(data.fetch(cut, ids=block, views=np.full(len(block), view)))
-        logits.append(out[0].float())
-        features.append(out[1].float())
+        out = branch(data.fetch(cut, ids=block, views=np.full(len(block), view)).to(device))
+        logits.append(out[0].float().cpu())
+        features.append(out[1].float().cpu())
     return torch.cat(logits), torch.cat(features)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jobs.activations import RunData
+from jobs.compute import PLAIN, Compute
 from jobs.head import Head, HeadFit, Lesson
 from jobs.losses import partial_cross_entropy
 from jobs.recipe import Recipe, Stage
@@ -88,6 +89,7 @@ class _Run:
     recipe: Recipe
     seed: int
     world: World
+    compute: Callable[[int], Compute]
 
 
 def fit(
@@ -101,17 +103,19 @@ def fit(
     parent: Parent | None = None,
     world: World | None = None,
     checkpoints: Checkpoints | None = None,
+    compute: Callable[[int], Compute] = lambda cut: PLAIN,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Fitted:
     """The run's best branch on select.
 
+    compute: by cut, in what steps are computed; what is judged is always computed in float32.
     Raises FloatingPointError where a loss is not finite, ValueError for rows that cannot be learned from.
     """
     checkpoints = checkpoints or Checkpoints()
     on_epoch = on_epoch or (lambda metrics: None)
     taught = Supervision(data, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
-    run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World())
+    run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World(), compute=compute)
     state = _restored(checkpoints.load())
     best = state.best if state else _with_head_fitted(run, parent=parent)
     best.score = _agreed(best.score, world=run.world)
@@ -220,8 +224,9 @@ def _unfreeze(
         stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
     )
     load_parent(branch, parent=Parent(cut=best.cut, leaves=best.leaves, state=best.start), leaves=run.taught.leaves)
+    run.compute(stage.cut).place(branch)
     optimizer = torch.optim.AdamW(
-        rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay
+        rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay, fused=True
     )
     at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0)
     if resumed:
@@ -274,11 +279,11 @@ def _epoch(
     rng = np.random.default_rng(seed)
     torch.manual_seed(int(seed.generate_state(1)[0]) + run.world.rank)
     order = rng.permutation(run.taught.train_ids)
-    views = rng.integers(0, min(d.views for d in run.taught.data.plants), size=len(order))
+    views = rng.integers(0, run.taught.data.num_views(stage.cut), size=len(order))
     per_step = max(1, run.recipe.batch // run.world.size) * run.world.size
     steps = max(1, math.ceil(len(order) / per_step))
     branch.train()
-    total = 0.0
+    device, compute, total = next(branch.parameters()).device, run.compute(stage.cut), 0.0
     for step in range(steps):
         take = np.arange(step * per_step, (step + 1) * per_step)[run.world.rank :: run.world.size] % len(order)
         ids = order[take]
@@ -291,8 +296,11 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor * scale
         at = torch.from_numpy(ids)
-        logits, _ = branch(run.taught.data.fetch(stage.cut, ids=ids, views=views[take]))
-        loss = partial_cross_entropy(logits, run.taught.targets[at], run.taught.mask[at], run.taught.weights[at])
+        inputs = compute.laid(run.taught.data.fetch(stage.cut, ids=ids, views=views[take]).to(device))
+        with compute.autocast(device):
+            logits, _ = branch(inputs)
+        told = (run.taught.targets[at], run.taught.mask[at], run.taught.weights[at])
+        loss = partial_cross_entropy(logits.float(), *(value.to(device) for value in told))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
@@ -330,7 +338,7 @@ def _average_buffers(branch: nn.Module, *, world: World) -> None:
 
 
 def _copy(branch: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in branch.state_dict().items()}
+    return {k: v.detach().cpu().clone() for k, v in branch.state_dict().items()}
 
 
 def _frozen(state: _State) -> bytes:

@@ -89,12 +89,13 @@ def fit_point(
     raw["recipe"]["augment"]["strength"] = config["strength"]
     material = _material(json.dumps(raw, sort_keys=True))
     return fit(
-        material.model,
+        material.learner,
         data=RunData(tuple(material.data(name) for name in plants)),
         leaf_sets=material.leaf_sets(plants),
         leaves=material.leaves(plants),
         recipe=recipe_of(config, cuts=material.trunk.cuts),
         seed=seed,
+        compute=material.compute,
         on_epoch=on_epoch,
     )
 
@@ -159,12 +160,12 @@ def tune(
     """The best recipe is on disk; returns `best`, `trials[]` and `finalists[]`."""
     cuts = fleet.trunks[0].cuts
     base = Recipe(stages=tuple(Stage(cut=cut) for cut in sorted(cuts) if cut > 0))
-    material = Material(fleet, cache=settings.cache, recipe=base)
+    material = Material(fleet, cache=settings.cache, recipe=base, cache_gb=settings.cache_gb)
     session.start(settings, num_slots=settings.slots)
     material.export_trunk_once()
     show.print(f"caching activations at {len(STRENGTHS)} strengths of augmentation", markup=False)
     recipes = [base.model_copy(update={"augment": Augment(strength=strength)}) for strength in STRENGTHS]
-    configs = [Material(fleet, cache=material.cache, recipe=recipe).to_config() for recipe in recipes]
+    configs = [{**material.to_config(), "recipe": recipe.model_dump(mode="json")} for recipe in recipes]
     for some in (configs[:1], configs[1:]):  # the first makes the packs
         for _ in session.map_tasks(prepare, [(config, name) for config in some for name in plants]):
             pass

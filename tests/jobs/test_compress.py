@@ -11,6 +11,7 @@ import torch
 
 from jobs import compress
 from jobs.compress import BranchExporter, Evaluator, agrees, export_trunk, parity, parity_full
+from jobs.compute import PLAIN, Compute
 from tests.jobs.nets import images, model_of, randomise
 
 pytestmark = pytest.mark.slow
@@ -56,11 +57,11 @@ def test_the_trunk_takes_uint8_images_of_any_number_and_gives_one_output_a_cut(m
 
 
 def test_the_same_trunk_exported_again_is_the_same_file_whatever_it_computes_in(model, trunk_path, tmp_path):
-    model.trunk.compute_in(torch.bfloat16, torch.channels_last)
+    model.trunk.compute_in(Compute("bfloat16", "channels_last"))
     try:
         export_trunk(model, tmp_path / "again.onnx")
     finally:
-        model.trunk.compute_in(torch.float32, torch.contiguous_format)
+        model.trunk.compute_in(PLAIN)
     assert (tmp_path / "again.onnx").read_bytes() == trunk_path.read_bytes()
 
 

@@ -1,0 +1,82 @@
+"""Activations computed when they are asked for: a fresh augmentation every time, and nothing on disk but the pixels.
+
+For cuts whose activations would not fit the cache, and for the deepest cut, where the image itself crosses and nothing
+is saved by keeping it. A shallow cut is cheaper cached: one pass of the trunk then feeds every run and epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from jobs.augment import augment
+from jobs.recipe import Augment
+from plants.plant import Plant
+
+DRAWS = 1 << 31
+"""Views that a streamed cut has: as good as never the same one twice."""
+
+
+class Below(Protocol):
+    """What computes the trunk."""
+
+    def activations(self, images: np.ndarray, *, cut: int) -> Mapping[int, np.ndarray]:
+        """Activations float32 [N, ...] at a cut of images uint8 [N, S, S, 3]."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One plant's rows as pixels, and how they become activations."""
+
+    plant: Plant
+    rows: pd.DataFrame
+    """Of `jobs.activations.PlantData`: `input` is the index into the pixels."""
+    pixels: np.ndarray
+    trunk: Below
+    policy: Augment
+    cuts: frozenset[int]
+
+    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Activations float32 [len(ids), ...] at a cut; view 0 is the plain image, any other an augmentation's seed."""
+        images = np.array(self.pixels[self.rows["input"].to_numpy()[ids]])
+        environments = self.rows["environment"].to_numpy()[ids]
+        for i in np.flatnonzero(views):
+            known = self.plant.environments.get(environments[i])
+            forbid = frozenset(known.forbid) if known else frozenset()
+            images[i : i + 1] = augment(images[i : i + 1], policy=self.policy, forbid=forbid, seed=int(views[i]))
+        return np.asarray(self.trunk.activations(images, cut=cut)[cut], dtype=np.float32)
+
+
+def cached_bytes(shapes: Mapping[int, Sequence[int]], cut: int, *, inputs: int, views: int) -> int:
+    """What the activations of so many inputs at a cut take on disk, in float16."""
+    return 2 * math.prod(shapes[cut]) * inputs * views
+
+
+def streamed_cuts(
+    shapes: Mapping[int, Sequence[int]],
+    *,
+    cuts: Sequence[int],
+    inputs: int,
+    views: int,
+    deepest: int,
+    budget_bytes: float,
+    source: str,
+) -> tuple[int, ...]:
+    """Which of the cuts are streamed: the deepest of all, and from the shallowest on those that no longer fit.
+
+    source: `cache` keeps all but the deepest; `stream` keeps none but the pooled features of cut 0, which heads need.
+    """
+    streamed, left = [], budget_bytes
+    for cut in sorted(cuts):
+        needed = cached_bytes(shapes, cut, inputs=inputs, views=views)
+        fits = cut == 0 or source == "cache" or (source == "auto" and needed <= left)
+        if cut == deepest or not fits:
+            streamed.append(cut)
+        else:
+            left -= needed
+    return tuple(streamed)
