@@ -166,7 +166,7 @@ def candidates_at(plant: Plant, *, inputs: RoleInputs, exports: Exports, run_ids
         scores = inputs.scores([members[run] for run in runs], leaf_sets=leaf_sets)
         solver = solve_by_novelty if kind == "normality" else solve
         policy = solver(scores, costs=plant.costs, plant=plant.name)
-        price = sum(words[run]["cut"] > 0 for run in runs)
+        price = sum(words[run]["cut"] for run in runs)
         judged_by = out_of_fold(scores, costs=plant.costs, plant=plant.name, solver=solver) if plant.ok else policy
         return Candidate(name, kind, runs, price, scores, policy, judged_by)
 
@@ -383,7 +383,7 @@ def compare_fleet(
         else:
             words = exports.words(name)
             kind, plants, cut = words["kind"], words["plants"], words["cut"]
-        tier = "ensemble" if kind == "ensemble" else "branch" if cut else "head"
+        tier = "ensemble" if cut is None else exports.material.model.tier(cut)
         models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": tier, "seed": seed}
     return {
         "fleet": fleet.fleet,

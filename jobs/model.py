@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +195,10 @@ class CutModel:
     def max_cut(self) -> int:
         """The deepest cut: the normalised image itself crosses, and the whole net is trained."""
         return self._cutter.max_cut if self._cutter else -1
+
+    def tier(self, cut: int) -> Literal["head", "branch", "whole"]:
+        """What a model at this cut costs to serve: a linear head, stages beside the others', or a net of its own."""
+        return "head" if cut == 0 else "whole" if cut == self.max_cut else "branch"
 
     def to(self, device: torch.device | str) -> CutModel:
         """The trunk computes on that device, and new branches are made there."""

@@ -69,7 +69,7 @@ def _publish_run(
         leaves=tuple(words["leaves"]),
         trunk=trunk_ref(exports, sha256=trunk),
         cut=words["cut"],
-        tier="branch" if words["cut"] else "head",
+        tier=exports.material.model.tier(words["cut"]),
         branch_inputs="map" if words["cut"] else "features",
         serves=_views(fleet, serves),
         governance=flags(map(fleet.plant, sorted({*learned_from, *serves}))),

@@ -70,7 +70,7 @@ class Manifest(Config):
     trunk: TrunkRef
     """Of an ensemble: the trunk that all members share."""
     cut: int = Field(default=0, ge=0)
-    tier: Literal["head", "branch"] = "head"
+    tier: Literal["head", "branch", "whole"] = "head"
     branch_inputs: Literal["features", "map"] = "features"
     serves: dict[str, PlantView] = Field(min_length=1)
     governance: dict[str, Governance] = Field(default_factory=dict)

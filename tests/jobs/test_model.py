@@ -164,3 +164,13 @@ def test_activations_are_float32_in_every_compute(kind):
     model.trunk.compute_in(kind)
     values = model.trunk(torch.from_numpy(images()))
     assert [v.dtype for v in values.values()] == [torch.float32] * 3
+
+
+def test_a_model_is_a_head_a_branch_or_at_the_deepest_cut_a_net_of_its_own():
+    model = model_of(cuts=(0, 1))
+    assert [model.tier(cut) for cut in (0, 1, model.max_cut - 1, model.max_cut)] == [
+        "head",
+        "branch",
+        "branch",
+        "whole",
+    ]
