@@ -14,6 +14,7 @@ import yaml
 
 import crossplant
 from cluster.settings import PREFIX, Settings
+from jobs.recipe import Recipe, load_recipe
 from plants.plant import Fleet, load_fleet
 from serving.schemas import Answer
 
@@ -118,9 +119,15 @@ def test_every_make_target_named_is_one_of_the_makefile():
 
 
 def ten_lines() -> str:
-    """The one YAML block."""
-    (text,) = blocks("yaml")
-    return text
+    """The first YAML block."""
+    return blocks("yaml")[0]
+
+
+def test_the_recipe_shown_loads_and_shows_every_default_but_the_second_stage(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(blocks("yaml")[1], "utf-8")
+    shown = load_recipe(file)
+    assert shown.model_copy(update={"stages": shown.stages[:1]}) == Recipe()
 
 
 def example(folder: Path) -> Fleet:
