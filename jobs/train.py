@@ -284,6 +284,7 @@ def _epoch(
     steps = max(1, math.ceil(len(order) / per_step))
     branch.train()
     device, compute, total = next(branch.parameters()).device, run.compute(stage.cut), 0.0
+    broken: np.ndarray | None = None
     for step in range(steps):
         take = np.arange(step * per_step, (step + 1) * per_step)[run.world.rank :: run.world.size] % len(order)
         ids = order[take]
@@ -306,17 +307,23 @@ def _epoch(
         nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
         optimizer.step()
         total += float(loss.detach())
-    return _finite(total / steps, run=run, epoch=epoch)
+        if broken is None and not math.isfinite(total):
+            broken = ids
+    return _finite(total / steps, run=run, epoch=epoch, batch=broken)
 
 
-def _finite(loss: float, *, run: _Run, epoch: int) -> float:
-    """The mean over processes; every one of them raises when it is not finite anywhere."""
+def _finite(loss: float, *, run: _Run, epoch: int, batch: np.ndarray | None) -> float:
+    """The mean over processes; every one of them raises when it is not finite anywhere. batch: where it first was."""
     if run.world.size > 1:
         value = torch.tensor([loss])
         dist.all_reduce(value)
         loss = float(value) / run.world.size
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}: lower the rates, or look for broken images")
+        plants, frames = (run.taught.data.column(name) for name in ("plant", "frame"))
+        names = [] if batch is None else [f"{plants[i]}: {frames[i]}" for i in batch]
+        first = f", first in the batch of {', '.join(names)}" if names else ""
+        remedy = "lower the rates, or look at these images" if names else "lower the rates, or look for broken images"
+        raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}{first}: {remedy}")
     return loss
 
 

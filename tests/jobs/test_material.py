@@ -7,7 +7,7 @@ import torch
 
 from jobs.fleet import planned
 from jobs.material import Material, fit_run
-from jobs.recipe import Recipe
+from jobs.recipe import Recipe, Stage
 from jobs.train import fit
 
 
@@ -33,3 +33,18 @@ def test_children_start_from_what_a_parent_has_left_which_is_not_what_it_serves(
     (parent,) = seen
     assert (parent.cut, parent.leaves) == (pooled.cut, pooled.leaves)
     assert all(torch.equal(parent.state[key], left[key]) for key in left)
+
+
+@pytest.mark.slow
+def test_runs_give_the_same_numbers_in_whatever_order_and_company_they_are_fitted(works):
+    recipe = Recipe(stages=(Stage(cut=1, epochs=2),), views=2)
+    runs = ["own-arden-s0", "frozen-essen-s0", "own-essen-s0"]
+    states = []
+    for order in (runs, runs[::-1]):
+        material = Material(works.fleet, cache=works.settings.cache, recipe=recipe)
+        plan = planned(works.fleet, material=material, recipe=recipe)
+        states.append({run: fit_run(plan.run(run), material=material, plan=plan).state for run in order})
+        torch.manual_seed(len(states))
+    for run in runs:
+        for key, value in states[0][run].items():
+            torch.testing.assert_close(states[1][run][key], value, rtol=0, atol=1e-6)

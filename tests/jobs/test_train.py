@@ -112,15 +112,18 @@ def test_a_row_without_a_label_stops_the_run_with_the_plant_and_frame(tmp_path):
         type(run["data"])(run["data"].plants)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path):
     run = toy_run(tmp_path)
     folder = run["data"].plants[0].folder
     for view in (0, 1):
         broken = np.load(folder / f"cut1.view{view}.npy")
         broken[0] = np.nan
         np.save(folder / f"cut1.view{view}.npy", broken)
-    with pytest.raises(FloatingPointError, match=r"not finite|the loss is nan"):
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, first in the batch of") as caught:
         fit(ToyModel(), **toy_run_from(run), recipe=RECIPE, seed=0)
+    named = str(caught.value).partition("batch of ")[2].partition(": lower")[0].split(", ")
+    assert "north: north-0" in named
+    assert len(named) == RECIPE.batch
 
 
 def toy_run_from(run):
