@@ -87,6 +87,8 @@ def _turn(base: dict[str, Any], *, folder: Path, compute: dict[str, Any], given:
     """Every side once, on a store and a cache that hold nothing but the imported labels."""
     sides = {"ours": _side("ours", base, folder=folder), "plain": _side("plain", base, folder=folder, compute=compute)}
     sides["pure"] = _side("pure", base, folder=folder)
+    if given.full:
+        sides["full"] = _side("full", base, folder=folder, compute=compute)
     if given.trainers:
         sides["trainers"] = _side("trainers", base, folder=folder)
     for side in sides.values():
@@ -225,6 +227,27 @@ def plain(task: dict[str, Any]) -> dict[str, Any]:
     )
     steps = sum(found.steps for found in fits.values())
     return {"ended_at": ended, "steady_s": ended - start, "steps": steps, "quality": quality}
+
+
+def full(task: dict[str, Any]) -> dict[str, Any]:
+    """The plain loop with the whole net unfrozen: one epoch of the largest plant, and all runs in proportion."""
+    even_niceness()
+    import torch
+    from plain_training import THREADS, fit, taught
+
+    torch.set_num_threads(THREADS)
+    _, recipe, material = _opened(task)
+    plan, labels = _wanted(task, recipe=recipe, material=material), _labels(material)
+    spec, seed = material.fleet.trunks[0], material.fleet.seed
+    sources = {n: taught(material.fleet.plant(n), labels=rows, spec=spec, seed=seed) for n, rows in labels.items()}
+    name = max(sources, key=lambda n: sources[n].rows.num_train)
+    given: dict[str, Any] = {"fleet": material.fleet, "spec": spec, "seed": seed, "compute": task["compute"]}
+    start = time.time()
+    fit([sources[name]], **given, recipe=_with_epochs(recipe, 2), is_full=True)
+    epoch_s = (time.time() - start) / 2
+    images = sum(sources[n].rows.num_train for run in plan.runs for n in run.plants)
+    whole_s = epoch_s / sources[name].rows.num_train * images * task["plain_epochs"]
+    return {"ended_at": time.time(), "epoch_s": epoch_s, "whole_s": whole_s, "plant": name}
 
 
 def _with_epochs(recipe: Any, epochs: int) -> Any:
@@ -411,6 +434,13 @@ def figures(
     }
     if given.trainers:
         found["one_trainer_a_run"] = _scaled(turns)
+    if given.full:
+        found["full_fine_tuning"] = {
+            "ratio": round(total("full", "whole_s") / total("ours"), 2),
+            "ratio_steady": round(total("full", "whole_s") / total("ours", "steady_s"), 2),
+            "seconds_scaled": _summary(turns, side="full", keys=("whole_s", "epoch_s")),
+            "measured": f"two epochs of {turns[0]['full']['plant']}; all runs and epochs in proportion to their images",
+        }
     return found
 
 
@@ -481,6 +511,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--patience", type=int, default=0, help="epochs without gain before a run ends; 0: never")
     parser.add_argument("--trainers", type=int, help="plants whose own and warm runs get a TorchTrainer each; 2")
+    parser.add_argument("--full", action="store_true", help="also full fine-tuning, in part")
     parser.add_argument("--at-once", type=int, default=2, help="TorchTrainers side by side")
     parser.add_argument("--slots", type=int, default=2, help="lanes")
     parser.add_argument("--backbone", help="another timm ResNet instead of the embedded one, e.g. resnet18")
@@ -491,5 +522,5 @@ def arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    roles = {"ours": ours, "pure": pure, "plain": plain, "tune": tune, "trainers": trainers}
+    roles = {"ours": ours, "pure": pure, "plain": plain, "tune": tune, "trainers": trainers, "full": full}
     entry(roles, parser=arguments(), compare=compare)

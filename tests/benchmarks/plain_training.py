@@ -92,9 +92,9 @@ def taught(plant: Plant, *, labels: pd.DataFrame, spec: Trunk, seed: int) -> Tau
 
 
 class Net(nn.Module):
-    """timm's ResNet with its last stage and head to be trained."""
+    """timm's ResNet with its last stage and head to be trained, or all of it."""
 
-    def __init__(self, spec: Trunk, *, num_leaves: int, recipe: Recipe, seed: int) -> None:
+    def __init__(self, spec: Trunk, *, num_leaves: int, recipe: Recipe, seed: int, is_full: bool = False) -> None:
         super().__init__()
         loaded = load_backbone(spec)
         net: Any = loaded.net
@@ -105,7 +105,8 @@ class Net(nn.Module):
         torch.manual_seed(seed)
         self.dropout = nn.Dropout(recipe.dropout)
         self.head = nn.Linear(net.num_features * net.global_pool.feat_mult(), num_leaves)
-        self.below.requires_grad_(False)
+        self.is_full = is_full
+        self.below.requires_grad_(is_full)
         self.above.requires_grad_(True)
         scale = torch.tensor([1 / (255 * s) for s in loaded.std]).view(1, 3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(loaded.mean, loaded.std, strict=True)]).view(1, 3, 1, 1)
@@ -130,8 +131,9 @@ class Net(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, L] of uint8 images [N, S, S, 3]."""
+        learns = torch.is_grad_enabled()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            with torch.no_grad():
+            with torch.set_grad_enabled(learns and self.is_full):
                 x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.layout)
                 x = self.below(x * self.scale + self.shift)
             return self.head(self.dropout(self.above(x))).float()
@@ -179,14 +181,15 @@ def fit(
     seed: int,
     compute: Compute,
     parent: Fit | None = None,
+    is_full: bool = False,
 ) -> Fit:
-    """One run: head and last stage together, for the epochs of the recipe's only stage."""
+    """One run: head and last stage (or the whole net) together, for the epochs of the recipe's only stage."""
     data = RunData(tuple(source.rows for source in sources))
     plants = [source.rows.plant for source in sources]
     leaves = fleet.leaves(plants)
     sets = {plant.name: fleet.leaf_sets(plant) for plant in plants}
     supervised = Supervision(data, leaf_sets=sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
-    net = Net(spec, num_leaves=len(leaves), recipe=recipe, seed=seed)
+    net = Net(spec, num_leaves=len(leaves), recipe=recipe, seed=seed, is_full=is_full)
     if parent:
         _inherit(net, leaves=leaves, parent=parent)
     net = net.compute_in(compute)
@@ -194,7 +197,9 @@ def fit(
     groups: list[dict[str, Any]] = [
         {"params": list(net.head.parameters()), "base": stage.lr_head},
         {"params": list(net.above.parameters()), "base": stage.lr_backbone},
+        {"params": [p for p in net.below.parameters() if p.requires_grad], "base": stage.lr_backbone / 2},
     ]
+    groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=stage.lr_head, weight_decay=recipe.weight_decay)
     loader = _loader(Views(sources, policy=recipe.augment), batch=recipe.batch, workers=compute["workers"], seed=seed)
     best, best_state, since, done = None, copy.deepcopy(net.state_dict()), 0, 0
