@@ -19,6 +19,7 @@ from plants.config import Config
 from plants.errors import InputError, ManyInputErrors
 
 PREFIX = "CROSSPLANT_"
+CACHE_GB = 50.0
 
 
 def _absolute(path: Path) -> Path:
@@ -44,6 +45,8 @@ class Settings(Config):
     """How long to wait for Ray and for the resources a verb needs before saying that they are not there."""
     object_store_mb: int = Field(default=512, ge=80)
     """Shared memory of an embedded Ray. Packs and activations are memory-mapped files and do not count."""
+    cache_gb: float = Field(default=CACHE_GB, gt=0)
+    """What packs and activations in the cache may take on disk; what was not used for longest is evicted first."""
     budget: int = Field(default=5, ge=1)
     """How often a generation of the sealed test may be opened."""
     token: str = Field(default="", repr=False)

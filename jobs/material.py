@@ -24,8 +24,10 @@ from safetensors.torch import save as save_tensors
 from cluster import packs
 from cluster.catalog import Catalog
 from cluster.retention import cache_of, pack_store, sweep
+from cluster.settings import CACHE_GB
 from cluster.storage import LocalStore, PlantFiles, open_store
-from jobs.activations import PlantData, RunData, prepare, training_rows
+from jobs.activations import PlantData, RunData, training_rows
+from jobs.caching import prepare
 from jobs.compress import Evaluator, export_trunk
 from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
@@ -46,8 +48,11 @@ LEARNING_ROLES = ("train", "select")
 class Material:
     """The inputs of a fleet's runs on one trunk, opened when first asked for."""
 
-    def __init__(self, fleet: Fleet, *, cache: Path, recipe: Recipe, trunk: int = 0) -> None:
+    def __init__(
+        self, fleet: Fleet, *, cache: Path, recipe: Recipe, trunk: int = 0, cache_gb: float = CACHE_GB
+    ) -> None:
         self.fleet, self.cache, self.recipe = fleet, cache, recipe
+        self.cache_gb = cache_gb
         self.trunk = fleet.trunks[trunk]
         self.trunk_index = trunk
         self.store = open_store(fleet.store)
@@ -62,6 +67,7 @@ class Material:
             cache=Path(config["cache"]),
             recipe=Recipe.model_validate(config["recipe"]),
             trunk=config["trunk"],
+            cache_gb=config["cache_gb"],
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -71,6 +77,7 @@ class Material:
             "cache": str(self.cache),
             "recipe": self.recipe.model_dump(mode="json"),
             "trunk": self.trunk_index,
+            "cache_gb": self.cache_gb,
         }
 
     @cached_property
@@ -160,7 +167,6 @@ class Material:
                 plant,
                 rows=rows,
                 pack=pack,
-                pack_digest=pack.digest,
                 trunk=self.runner,
                 cuts=self.cuts,
                 policy=self.recipe.augment,
@@ -168,6 +174,7 @@ class Material:
                 cache=cache,
                 since=oldest(labels, now=now),
                 seed=self.fleet.seed,
+                cache_gb=self.cache_gb,
                 progress=progress,
             )
         return self._data[name, left_out]

@@ -159,12 +159,15 @@ def tune(
     """The best recipe is on disk; returns `best`, `trials[]` and `finalists[]`."""
     cuts = fleet.trunks[0].cuts
     base = Recipe(stages=tuple(Stage(cut=cut) for cut in sorted(cuts) if cut > 0))
-    material = Material(fleet, cache=settings.cache, recipe=base)
+    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=base)
     session.start(settings, num_slots=settings.slots)
     material.export_trunk_once()
     show.print(f"caching activations at {len(STRENGTHS)} strengths of augmentation", markup=False)
     recipes = [base.model_copy(update={"augment": Augment(strength=strength)}) for strength in STRENGTHS]
-    configs = [Material(fleet, cache=material.cache, recipe=recipe).to_config() for recipe in recipes]
+    configs = [
+        Material(fleet, cache=material.cache, cache_gb=material.cache_gb, recipe=recipe).to_config()
+        for recipe in recipes
+    ]
     for some in (configs[:1], configs[1:]):  # the first makes the packs
         for _ in session.map_tasks(prepare, [(config, name) for config in some for name in plants]):
             pass
