@@ -2,16 +2,21 @@
 
 A pack is named by what its pixels depend on: the frames' digests, each environment's geometry and photometry, the input
 size and how frames are resized to it. Labels, roles and recipes are not part of it, so new labels need no new pack.
+Frames that another pack of the plant on this machine holds alike are copied from there; only new ones are decoded.
 Frames that cannot be decoded are listed in the pack and tried again when it is opened; the rest goes on.
+Every view has its digest: what is copied or computed from is known to be what was packed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,15 +26,16 @@ import pandas as pd
 import pyarrow as pa
 
 from cluster import retention
+from cluster.eviction import hold
 from cluster.storage import LocalStore, MissingFile, Store, file_sha256, replaced
 from plants import governance
-from plants.errors import InputError
+from plants.errors import InputError, Notice
 from plants.geometry import Interpolation
 from plants.hashing import sha256 as sha256_of
 from plants.plant import Plant
 from plants.views import Views, read_views, view_boxes
 
-FORMAT = 3
+FORMAT = 4
 PIXELS_COME_FROM: dict[str, Any] = {
     "photometry": True,
     "geometry": {"roi", "mask", "ignore", "fit", "tile_px", "overlap_px", "bit_depth", "window"},
@@ -67,6 +73,8 @@ class Shard(NamedTuple):
     """[T, S, S, 3]"""
     boxes: Indices
     """[T, 4]"""
+    digests: Pixels
+    """[T, 16]"""
     num_views: list[int]
     """Views of each frame, in order; 0 for one that failed."""
     failed: list[Failure]
@@ -102,9 +110,18 @@ class Pack:
         """[N, 4]: x0, y0, x1, y1 in pixels of the frame."""
         self.frames: list[str] = frames.dictionary.to_pylist()
         self.sha256s: list[str] = batch.column("sha256").dictionary.to_pylist()
+        self._names = batch.column("name").dictionary
+        digests = batch.column("digest").buffers()[1]
+        self.digests: Pixels = np.frombuffer(digests, np.uint8, count=batch.num_rows * 16).reshape(-1, 16)
+        """[N, 16]: the first half of the SHA-256 of each view's pixels."""
         self.failed = [Failure(*pair) for pair in about["failed"]]
         self.starts: npt.NDArray[np.int64] = np.searchsorted(self.frame_index, np.arange(len(self.frames) + 1))
         """[F + 1]: the views of frame i are rows starts[i] to starts[i + 1]."""
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Name of a frame's views (`views_names`) -> the frame's number."""
+        return {name: i for i, name in enumerate(self._names.to_pylist())}
 
     @classmethod
     def open(cls, path: Path | str) -> Pack:
@@ -113,6 +130,22 @@ class Pack:
             return cls(Path(path))
         except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError):
             raise InputError("is not a readable pack", file=str(path), remedy="Delete it; it is made again") from None
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Pixels:
+        """The pixels of these rows, uint8 [n, S, S, 3], which are what was packed.
+
+        Raises InputError where they are not; the file is gone then, so that the next to ask makes it again.
+        """
+        pixels = np.ascontiguousarray(self.pixels[rows])
+        if not np.array_equal(view_digests(pixels), self.digests[rows]):
+            self.path.unlink(missing_ok=True)
+            raise InputError(
+                "was damaged on disk and is deleted",
+                plant=self.plant,
+                file=str(self.path),
+                remedy="The same command makes it again",
+            )
+        return pixels
 
     def rows(self, frames: Sequence[str]) -> npt.NDArray[np.int64]:
         """The row numbers of these frames' views, in the order given. Raises KeyError for one that is not packed."""
@@ -127,34 +160,66 @@ class Pack:
         return Pack.open, (str(self.path),)
 
 
+def view_digests(pixels: Pixels) -> Pixels:
+    """The first half of the SHA-256 of each view's pixels, uint8 [N, 16]."""
+    found = b"".join(hashlib.sha256(view.data).digest()[:16] for view in pixels)
+    return np.frombuffer(found, np.uint8).reshape(-1, 16)
+
+
 def pack_key(frames: Sequence[Frame], *, plant: Plant, size_px: int, interpolation: Interpolation = "bilinear") -> str:
     """The name of the pack of these frames: equal for equal pixels, whatever the order of the frames."""
-    used = sorted({frame.environment for frame in frames})
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "plant": plant.name,
-            "size_px": size_px,
-            "interpolation": interpolation,
-            "environments": {
-                name: plant.environments[name].model_dump(mode="json", include=PIXELS_COME_FROM) for name in used
+    names = views_names(frames, plant=plant, size_px=size_px, interpolation=interpolation)
+    text = [plant.name, *sorted([frame.frame, frame.environment, names[frame]] for frame in frames)]
+    return sha256_of(json.dumps(text).encode())
+
+
+def views_names(
+    frames: Iterable[Frame], *, plant: Plant, size_px: int, interpolation: Interpolation
+) -> dict[Frame, str]:
+    """What each frame's views are named by: its bytes and all that decides about their pixels."""
+    frames = list(frames)
+    ways = {
+        name: json.dumps(
+            {
+                "format": FORMAT,
+                "size_px": size_px,
+                "interpolation": interpolation,
+                "environment": plant.environments[name].model_dump(mode="json", include=PIXELS_COME_FROM),
             },
-            "frames": sorted(frames),
-        },
-        sort_keys=True,
-    )
-    return sha256_of(text.encode())
+            sort_keys=True,
+        )
+        for name in {frame.environment for frame in frames}
+    }
+    return {frame: sha256_of(f"{frame.sha256}|{ways[frame.environment]}".encode())[:32] for frame in frames}
 
 
 def build_shard(
-    frames: Sequence[Frame], *, plant: Plant, size_px: int, read: Read, interpolation: Interpolation = "bilinear"
+    frames: Sequence[Frame],
+    *,
+    plant: Plant,
+    size_px: int,
+    read: Read,
+    interpolation: Interpolation = "bilinear",
+    older: Sequence[Pack] = (),
 ) -> Shard:
-    """The views of these frames. A frame that is missing, has changed or cannot be decoded becomes a Failure."""
+    """The views of these frames, from older packs that hold them alike, else decoded.
+
+    A frame that is missing, has changed or cannot be decoded becomes a Failure.
+    """
     pixels: list[Pixels] = []
     boxes: list[Indices] = []
     num_views: list[int] = []
     failed: list[Failure] = []
-    for frame, data in _read_ahead(frames, read):
+    names = views_names(frames, plant=plant, size_px=size_px, interpolation=interpolation) if older else {}
+    known = _known(names, older=older)
+    fresh = _read_ahead([frame for frame in frames if frame not in known], read)
+    for frame in frames:
+        if frame in known:
+            pixels.append(known[frame][0])
+            boxes.append(known[frame][1])
+            num_views.append(len(boxes[-1]))
+            continue
+        _, data = next(fresh)
         try:
             found = _views(frame, data, plant=plant, size_px=size_px, interpolation=interpolation)
         except (_FrameFault, MissingFile) as fault:
@@ -165,7 +230,25 @@ def build_shard(
         boxes.append(found.boxes)
         num_views.append(len(found.pixels))
     empty = np.empty((0, size_px, size_px, 3), np.uint8), np.empty((0, 4), np.int32)
-    return Shard(np.concatenate([empty[0], *pixels]), np.concatenate([empty[1], *boxes]), num_views, failed)
+    whole = np.concatenate([empty[0], *pixels])
+    return Shard(whole, np.concatenate([empty[1], *boxes]), view_digests(whole), num_views, failed)
+
+
+def _known(names: Mapping[Frame, str], *, older: Sequence[Pack]) -> dict[Frame, tuple[Pixels, Indices]]:
+    """Pixels and boxes of the frames that an older pack holds undamaged."""
+    found: dict[Frame, tuple[Pixels, Indices]] = {}
+    for pack in older:
+        for frame, name in names.items():
+            at = pack.index.get(name)
+            if at is None or frame in found:
+                continue
+            rows = np.arange(pack.starts[at], pack.starts[at + 1])
+            try:
+                found[frame] = pack.take(rows), pack.tile_boxes[rows]
+            except InputError as fault:
+                warnings.warn(Notice(f"{fault.detail}: {pack.path}; its frames are decoded again"), stacklevel=2)
+                break
+    return found
 
 
 def build(
@@ -189,26 +272,43 @@ def build(
     for place in (store, LocalStore(cache_dir)):
         retention.sweep(place, "packs", plants=[plant], now=now())
     frames = sorted(Frame(*row) for row in rows[["frame", "sha256", "environment"]].itertuples(index=False, name=None))
-    key = pack_key(frames, plant=plant, size_px=trunk_size_px, interpolation=interpolation)
-    path = store.local_path(f"packs/{key}.arrow") or Path(cache_dir) / "packs" / f"{key}.arrow"
-    make_shard = partial(build_shard, plant=plant, size_px=trunk_size_px, read=read, interpolation=interpolation)
-    pack = _found(path, key, store=store, cache=LocalStore(cache_dir))
+    way: dict[str, Any] = {"plant": plant, "size_px": trunk_size_px, "interpolation": interpolation}
+    key = pack_key(frames, **way)
+    stem = f"packs/{plant.name}/{key}"
+    path = store.local_path(f"{stem}.arrow") or LocalStore(cache_dir).local_path(f"{stem}.arrow")
+    if path.is_relative_to(LocalStore(cache_dir).root):
+        hold(LocalStore(cache_dir).root, stem)
+    make_shard = partial(build_shard, read=read, **way)
+    pack = _found(path, stem, store=store, cache=LocalStore(cache_dir))
     if pack is not None and not _has_recovered(pack, frames, make_shard):
         return pack
     places = (store,) if store.local_path("packs") else (store, LocalStore(cache_dir))
+    since = {plant.name: governance.oldest(rows, now=now())}
     for place in places:
-        retention.record(place, f"packs/{key}", since={plant.name: governance.oldest(rows, now=now())})
+        retention.record(place, stem, since=retention.as_old_as(place, f"packs/{plant.name}", since=since))
+    names = views_names(frames, **way)
+    make_shard = partial(make_shard, older=_older(path.parent, names=set(names.values())))
     shards = _shards(frames, rows, plant=plant, size_px=trunk_size_px)
     about = {"digest": key, "plant": plant.name, "size_px": trunk_size_px, "format": FORMAT}
     try:
-        _write(path, frames, map_tasks(make_shard, shards), about=about)
+        _write(path, frames, map_tasks(make_shard, shards), about=about, names=names)
     except InputError:
         for place in places:
-            place.delete(f"packs/{key}{retention.RECORD}")
+            place.delete(f"{stem}{retention.RECORD}")
         raise
-    sha256 = file_sha256(path) if store.local_path("packs") else store.upload(path, f"packs/{key}.arrow")
-    store.write_json(f"packs/{key}.json", {"sha256": sha256, "bytes": path.stat().st_size})
+    sha256 = file_sha256(path) if store.local_path("packs") else store.upload(path, f"{stem}.arrow")
+    store.write_json(f"{stem}.json", {"sha256": sha256, "bytes": path.stat().st_size})
     return Pack.open(path)
+
+
+def _older(folder: Path, *, names: set[str]) -> list[Pack]:
+    """The packs in a folder that hold any of these views; what cannot be read there counts as none."""
+    found = []
+    for path in sorted(folder.glob("*.arrow")):
+        with contextlib.suppress(InputError):
+            pack = Pack.open(path)
+            found += [pack] if names & pack.index.keys() else []
+    return found
 
 
 class _FrameFault(InputError):
@@ -253,18 +353,18 @@ def _views(
         raise _FrameFault(str(fault), plant=plant.name) from None
 
 
-def _found(path: Path, key: str, *, store: Store, cache: Store) -> Pack | None:
+def _found(path: Path, stem: str, *, store: Store, cache: Store) -> Pack | None:
     """The pack in the cache or the store, or None. A damaged cache file counts as none."""
     if path.exists():
         try:
             return Pack.open(path)
         except InputError:
             path.unlink(missing_ok=True)
-    if store.local_path("packs") or not store.exists(f"packs/{key}.json"):
+    if store.local_path("packs") or not store.exists(f"{stem}.json"):
         return None
-    about = store.read_json(f"packs/{key}.json")
-    retention.copy_record(f"packs/{key}", source=store, target=cache)
-    return Pack.open(store.download(f"packs/{key}.arrow", path, sha256=about["sha256"]))
+    about = store.read_json(f"{stem}.json")
+    retention.copy_record(stem, source=store, target=cache)
+    return Pack.open(store.download(f"{stem}.arrow", path, sha256=about["sha256"]))
 
 
 def _has_recovered(pack: Pack, frames: Sequence[Frame], make_shard: Callable[[Sequence[Frame]], Shard]) -> bool:
@@ -296,9 +396,12 @@ def _num_views(width: int, height: int, *, plant: Plant, environment: str) -> in
         return 1
 
 
-def _write(path: Path, frames: Sequence[Frame], shards: Iterable[Shard], *, about: dict[str, Any]) -> None:
+def _write(
+    path: Path, frames: Sequence[Frame], shards: Iterable[Shard], *, about: dict[str, Any], names: Mapping[Frame, str]
+) -> None:
     """Afterwards the pack is at `path`, whole. Holds one shard in memory at a time."""
     boxes: list[Indices] = []
+    digests: list[Pixels] = []
     num_views: list[int] = []
     failed: list[Failure] = []
     with replaced(path) as part:
@@ -308,27 +411,34 @@ def _write(path: Path, frames: Sequence[Frame], shards: Iterable[Shard], *, abou
                 for shard in shards:
                     file.write(shard.pixels.data)
                     boxes.append(shard.boxes)
+                    digests.append(shard.digests)
                     num_views += shard.num_views
                     failed += shard.failed
             if not sum(num_views):
                 first = failed[0].reason if failed else "there are no rows"
                 raise InputError(f"not one frame can be used: {first}")
             pixels = pa.py_buffer(np.memmap(raw, dtype=np.uint8, mode="r"))
-            batch = _batch(frames, pixels, np.concatenate(boxes), num_views, about={**about, "failed": failed})
+            kept = [(frame, names[frame], n) for frame, n in zip(frames, num_views, strict=True) if n]
+            views = np.concatenate(boxes), np.concatenate(digests)
+            batch = _batch(kept, pixels, *views, about={**about, "failed": failed})
             with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
                 writer.write_batch(batch)
         finally:
             raw.unlink(missing_ok=True)
 
 
-def _batch(frames: Sequence[Frame], pixels: Any, boxes: Indices, num_views: list[int], *, about: dict[str, Any]) -> Any:
-    kept = [(frame, n) for frame, n in zip(frames, num_views, strict=True) if n]
-    index = pa.array(np.repeat(np.arange(len(kept), dtype=np.int32), [n for _, n in kept]))
+def _batch(
+    kept: Sequence[tuple[Frame, str, int]], pixels: Any, boxes: Indices, digests: Pixels, *, about: dict[str, Any]
+) -> Any:
+    """kept: frames, what their views are named by, and how many there are."""
+    index = pa.array(np.repeat(np.arange(len(kept), dtype=np.int32), [n for *_, n in kept]))
     width = about["size_px"] ** 2 * 3
     columns = {
         "pixels": pa.Array.from_buffers(pa.binary(width), len(index), [None, pixels]),
-        "frame": pa.DictionaryArray.from_arrays(index, pa.array([frame.frame for frame, _ in kept])),
-        "sha256": pa.DictionaryArray.from_arrays(index, pa.array([frame.sha256 for frame, _ in kept])),
+        "digest": pa.Array.from_buffers(pa.binary(16), len(index), [None, pa.py_buffer(np.ascontiguousarray(digests))]),
+        "frame": pa.DictionaryArray.from_arrays(index, pa.array([frame.frame for frame, *_ in kept])),
+        "sha256": pa.DictionaryArray.from_arrays(index, pa.array([frame.sha256 for frame, *_ in kept])),
+        "name": pa.DictionaryArray.from_arrays(index, pa.array([name for _, name, _ in kept])),
         "box": pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), 4),
     }
     batch = pa.RecordBatch.from_pydict(columns)

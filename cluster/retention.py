@@ -30,6 +30,19 @@ def copy_record(stem: str, *, source: Store, target: Store) -> None:
         target.write(f"{stem}{RECORD}", source.read(f"{stem}{RECORD}"))
 
 
+def as_old_as(store: Store, prefix: str, *, since: Mapping[str, datetime]) -> dict[str, datetime]:
+    """Since when something made now counts as held, if it may have copied from what lies below the prefix."""
+    found = dict(since)
+    for entry in store.list(prefix):
+        if entry.key.endswith(RECORD):
+            with contextlib.suppress(MissingFile):  # another process of the fleet has deleted it
+                held = store.read_json(entry.key)
+                found = {
+                    name: min(at, datetime.fromisoformat(held.get(name, at.isoformat()))) for name, at in found.items()
+                }
+    return found
+
+
 def sweep(store: Store, prefix: str, *, plants: Sequence[Plant], now: datetime) -> list[str]:
     """Everything below the prefix that holds a frame of these plants for too long is deleted; returns the stems."""
     governed = {plant.name: plant for plant in plants if plant.retention_days is not None}

@@ -19,6 +19,7 @@ from plants.config import Config
 from plants.errors import InputError, ManyInputErrors
 
 PREFIX = "CROSSPLANT_"
+CACHE_GB = 50.0
 
 
 def _absolute(path: Path) -> Path:
@@ -34,8 +35,6 @@ class Settings(Config):
     """How many single-worker runs go on side by side on this machine."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of one slot."""
-    cache_gb: float = Field(default=50.0, gt=0)
-    """What activations of one plan may take on disk; cuts for which that is too little are streamed."""
     tracking_uri: str = ""
     """MLflow's address; a SQLite file under `home` when empty."""
     journal_url: str = ""
@@ -46,6 +45,9 @@ class Settings(Config):
     """How long to wait for Ray and for the resources a verb needs before saying that they are not there."""
     object_store_mb: int = Field(default=512, ge=80)
     """Shared memory of an embedded Ray. Packs and activations are memory-mapped files and do not count."""
+    cache_gb: float = Field(default=CACHE_GB, gt=0)
+    """What packs and activations in the cache may take on disk: what was not used for longest is evicted first, and
+    cuts whose activations would not fit are streamed."""
     budget: int = Field(default=5, ge=1)
     """How often a generation of the sealed test may be opened."""
     token: str = Field(default="", repr=False)

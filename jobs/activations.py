@@ -1,18 +1,14 @@
-"""What runs learn from: activations of the frozen trunk, cached on disk in several augmented views.
+"""What runs learn from: activations of the frozen trunk, cached on disk in several augmented views (`jobs.caching`).
 
 The rows of a plant are its model inputs (frames, or tiles of frames) of the roles train and select, train first.
-An entry is named by (weights, cuts, input size, augmentation, view, pack): nothing that changes can hit an old entry,
-and deleting the cache loses nothing. Rows of `decide` and `test` are never cached: they meet the exported files.
+Rows of `decide` and `test` are never cached: they meet the exported files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cluster.retention import record
-from cluster.storage import LocalStore
-from jobs.augment import augment
-from jobs.recipe import Augment
 from jobs.stream import DRAWS, Stream
 from plants.plant import Plant, is_ok
 from plants.views import is_judged
@@ -37,10 +29,13 @@ TILE_HIT = 0.5
 class PackLike(Protocol):
     """Decoded inputs of a plant, as `cluster.packs.Pack` holds them."""
 
-    pixels: np.ndarray
     frame_index: np.ndarray
     tile_boxes: np.ndarray
+    digests: np.ndarray
     frames: Sequence[str]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [n, S, S, 3] of these rows, which have these digests."""
 
 
 class Trunk(Protocol):
@@ -71,6 +66,10 @@ class PlantData:
         """How many views of a training row there are at a cut."""
         return DRAWS if self.stream and cut in self.stream.cuts else self.views
 
+    def path(self, cut: int, view: int) -> Path:
+        """Where a view of the rows lies at a cut; of train rows alone but for the plain view, 0."""
+        return self.folder / f"cut{cut}.view{view}.npy"
+
     def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Activations float32 [len(ids), ...] at a cut, each row in the view asked for (0 is the plain image)."""
         if self.stream and cut in self.stream.cuts:
@@ -78,7 +77,7 @@ class PlantData:
         out: np.ndarray | None = None
         for view in np.unique(views):
             at = np.flatnonzero(views == view)
-            part = _map(self.folder / f"cut{cut}.view{view}.npy")[ids[at]]
+            part = _map(self.path(cut, view))[ids[at]]
             if out is None:
                 out = np.empty((len(ids), *part.shape[1:]), dtype=np.float32)
             out[at] = part
@@ -94,6 +93,11 @@ def _map(path: Path) -> np.ndarray:
     if path not in _MAPS:
         _MAPS[path] = np.load(path, mmap_mode="r")
     return _MAPS[path]
+
+
+def forget(path: Path) -> None:
+    """The file is mapped anew when it is asked for next: it was written again."""
+    _MAPS.pop(path, None)
 
 
 def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: PackLike, seed: int) -> pd.DataFrame:
@@ -127,9 +131,9 @@ def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: PackLike, seed: i
             }
         )
     table = pd.DataFrame(rows, columns=["frame", "part_id", "lot", "environment", "label", "truth", "role", "input"])
-    train, select = (
-        _with_learned(table[table["role"] == role], plant=plant, seed=seed) for role in ("train", "select")
-    )
+    drawn = [hashlib.sha256(f"tile|{seed}|".encode() + one.tobytes()).digest() for one in pack.digests[table["input"]]]
+    table = table.assign(_drawn=pd.Series(drawn, index=table.index, dtype=object))
+    train, select = (_with_learned(table[table["role"] == role], plant=plant) for role in ("train", "select"))
     return pd.concat([train[train["is_learned"]], select]).reset_index(drop=True)
 
 
@@ -154,100 +158,13 @@ def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, p
     return label if is_seen and overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0) else ""
 
 
-def _with_learned(table: pd.DataFrame, *, plant: Plant, seed: int) -> pd.DataFrame:
-    """Rows of a role with `is_learned`: all but good tiles beyond TILES_PER_GOOD_FRAME a frame, picked at random."""
+def _with_learned(table: pd.DataFrame, *, plant: Plant) -> pd.DataFrame:
+    """Rows of a role with `is_learned`: all but good tiles beyond TILES_PER_GOOD_FRAME a frame, picked by `_drawn`."""
     good = table["label"].isin(plant.ok)
-    order = np.random.default_rng(seed).permutation(len(table))
-    rank = table.assign(_order=order)[good].groupby("frame")["_order"].rank()
-    return table.assign(is_learned=~good | (rank.reindex(table.index).fillna(0) <= TILES_PER_GOOD_FRAME))
-
-
-def prepare(
-    plant: Plant,
-    *,
-    rows: pd.DataFrame,
-    pack: PackLike,
-    pack_digest: str,
-    trunk: Trunk,
-    cuts: Sequence[int],
-    policy: Augment,
-    views: int,
-    cache: Path,
-    since: datetime,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> PlantData:
-    """The plant's activations are in the cache: view 0 of every row, views 1.. of the training rows.
-
-    since: when the oldest of their frames was taken or copied; it stands on record for `cluster.retention`.
-    """
-    num_train = int((rows["role"] == "train").sum())
-    name = {
-        "plant": plant.name,
-        "weights": trunk.weights_digest,
-        "cuts": list(cuts),
-        "pack": pack_digest,
-        "inputs": hashlib.sha256(rows["input"].to_numpy(np.int64).tobytes()).hexdigest(),
-        "augment": policy.model_dump(mode="json"),
-        "forbid": {k: sorted(v.forbid) for k, v in plant.environments.items()},
-        "seed": seed,
-        "dtype": "float16",
-    }
-    key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache / "activations" / key
-    if not folder.exists():
-        record(LocalStore(cache), f"activations/{key}", since={plant.name: since})
-    folder.mkdir(parents=True, exist_ok=True)
-    data = PlantData(plant=plant, rows=rows, num_train=num_train, folder=folder, cuts=tuple(cuts), views=views)
-    for view in range(views):
-        if all((folder / f"cut{cut}.view{view}.npy").exists() for cut in cuts):
-            continue
-        _run_view(data, view=view, pack=pack, trunk=trunk, policy=policy, seed=seed)
-        if progress:
-            progress(view + 1, views)
-    return data
-
-
-def _run_view(data: PlantData, *, view: int, pack: PackLike, trunk: Trunk, policy: Augment, seed: int) -> None:
-    rows = data.rows if view == 0 else data.rows.iloc[: data.num_train]
-    inputs, environments = rows["input"].to_numpy(), rows["environment"].to_numpy()
-    parts: dict[int, list[np.ndarray]] = {cut: [] for cut in data.cuts}
-    for start in range(0, len(rows), 64):
-        images = np.ascontiguousarray(pack.pixels[inputs[start : start + 64]])
-        if view:
-            images = _augmented(
-                images,
-                environments[start : start + 64],
-                plant=data.plant,
-                policy=policy,
-                seed=_seed(seed, view, data.plant.name, start),
-            )
-        for cut, values in trunk.activations(images).items():
-            if cut in parts:
-                parts[cut].append(values.astype(np.float16))
-    for cut, blocks in parts.items():
-        _save(
-            data.folder / f"cut{cut}.view{view}.npy", np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float16)
-        )
-
-
-def _augmented(images: np.ndarray, environments: np.ndarray, *, plant: Plant, policy: Augment, seed: int) -> np.ndarray:
-    out = images.copy()
-    for i, name in enumerate(sorted(set(environments))):
-        at = np.flatnonzero(environments == name)
-        forbid = frozenset(plant.environments[name].forbid) if name in plant.environments else frozenset()
-        out[at] = augment(images[at], policy=policy, forbid=forbid, seed=seed + i)
-    return out
-
-
-def _seed(*parts: Any) -> int:
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:4], "big")
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    np.save(part, array)
-    os.replace(part, path)
+    rank = table[good].sort_values("_drawn", kind="stable").groupby("frame").cumcount() + 1
+    return table.drop(columns="_drawn").assign(
+        is_learned=~good | (rank.reindex(table.index).fillna(0) <= TILES_PER_GOOD_FRAME)
+    )
 
 
 @dataclass(frozen=True)

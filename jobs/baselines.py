@@ -42,7 +42,7 @@ def frozen(fleet: Fleet, *, settings: Settings, named: Sequence[str], out: Path,
     plants = plants or [plant.name for plant in fleet.plants if plant.may_train]
     if not plants:
         raise InputError("no plant may train", field="may_train", remedy="Allow it for one")
-    material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
+    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=Recipe(stages=(), views=1))
     material.export_trunk_once()
     order = material.largest_first(plants)
     words = f"{len(order)} plants, {len(CLASS_WEIGHTS)} class weights, {len(STRENGTHS)} strengths of L2"

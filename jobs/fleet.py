@@ -100,7 +100,7 @@ def train_fleet(
         _start_at_once(settings)
     from jobs.material import Material
 
-    material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk, cache_gb=settings.cache_gb)
+    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})

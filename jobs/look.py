@@ -153,7 +153,7 @@ def frame_features(material: Material, *, plant: Plant, rows: pd.DataFrame) -> n
     """Pooled features of the fleet's trunk [len(rows), F], the mean over a frame's tiles, in the order of `rows`."""
     pack = material.pack(plant, rows=rows)
     runner, num = material.runner, len(pack.pixels)
-    blocks = [runner.activations(np.ascontiguousarray(pack.pixels[i : i + BLOCK]))[0] for i in range(0, num, BLOCK)]
+    blocks = [runner.activations(pack.take(np.arange(i, min(i + BLOCK, num))))[0] for i in range(0, num, BLOCK)]
     found = np.concatenate(blocks)
     sums = np.add.reduceat(found, pack.starts[:-1], axis=0)
     means = sums / np.diff(pack.starts)[:, None]
@@ -210,7 +210,7 @@ def audit_fleet(
 ) -> dict[str, Any]:
     """The `audit` document: findings, errors first, and the page where images were looked at."""
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
-    material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
+    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=Recipe(stages=(), views=1))
     findings = audit_tables(fleet, names=names, material=material)
     looked = audit_images(fleet, names=names, material=material, say=say) if is_looking else None
     findings += looked.findings if looked else []

@@ -27,8 +27,10 @@ from safetensors.torch import save as save_tensors
 from cluster import packs
 from cluster.catalog import Catalog
 from cluster.retention import cache_of, pack_store, sweep
+from cluster.settings import CACHE_GB
 from cluster.storage import LocalStore, PlantFiles, open_store
-from jobs.activations import PlantData, RunData, prepare, training_rows
+from jobs.activations import PlantData, RunData, training_rows
+from jobs.caching import prepare
 from jobs.compress import Evaluator, export_trunk
 from jobs.compute import PLAIN, Compute, Computes
 from jobs.leave_out import LeftOut
@@ -46,8 +48,6 @@ from plants.plant import Fleet, Plant
 from plants.views import view_boxes
 
 LEARNING_ROLES = ("train", "select")
-CACHE_GB = 50.0
-"""What activations may take on disk where nothing else is said."""
 
 
 class Material:
@@ -56,7 +56,7 @@ class Material:
     def __init__(
         self, fleet: Fleet, *, cache: Path, recipe: Recipe, trunk: int = 0, cache_gb: float = CACHE_GB
     ) -> None:
-        """cache_gb: what activations may take on disk here; cuts for which that is too little are streamed."""
+        """cache_gb: what the cache may take here; cuts whose activations would not fit are streamed."""
         self.fleet, self.cache, self.recipe, self.cache_gb = fleet, cache, recipe, cache_gb
         self.trunk = fleet.trunks[trunk]
         self.trunk_index = trunk
@@ -200,7 +200,6 @@ class Material:
                 plant,
                 rows=rows,
                 pack=pack,
-                pack_digest=pack.digest,
                 trunk=self.runner,
                 cuts=[cut for cut in self.cuts if cut not in self.streamed],
                 policy=self.recipe.augment,
@@ -208,12 +207,11 @@ class Material:
                 cache=cache,
                 since=oldest(labels, now=now),
                 seed=self.fleet.seed,
+                cache_gb=self.cache_gb,
                 progress=progress,
             )
             if self.streamed:
-                stream = Stream(
-                    plant, rows, pack.pixels, self.runner, policy=self.recipe.augment, cuts=frozenset(self.streamed)
-                )
+                stream = Stream(plant, rows, pack, self.runner, self.recipe.augment, cuts=frozenset(self.streamed))
                 found = replace(found, stream=stream)
             self._data[name, left_out] = found
         return self._data[name, left_out]

@@ -14,7 +14,7 @@ from plants.errors import InputError
 from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
 
-WAY = 3
+WAY = 4
 """Raised when the same data, recipe and seed come to give other models, or runs to leave other files to their children:
 a plan that was begun before is then another plan."""
 

@@ -52,7 +52,7 @@ def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
     from jobs.scoring import Exports
 
     recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
-    material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=plan.trunk)
+    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=plan.trunk)
     if not plan.data and material.model.interpolation != "bilinear":
         remedy = "Run `crossplant train`, or set interpolation: bilinear in `trunks`"
         what = (

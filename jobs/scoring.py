@@ -95,7 +95,7 @@ class RoleInputs:
         frames = np.asarray(pack.frames, dtype=object)[pack.frame_index]
         known = np.isin(frames, by_frame.index.to_numpy(dtype=object))
         self.inputs = np.flatnonzero(known)
-        self.pixels = pack.pixels
+        self.pack, self.pixels = pack, pack.pixels
         names, self.frame_groups = np.unique(frames[known], return_inverse=True)
         self.frames = by_frame.loc[list(names)]
         self.parts, self.part_groups = np.unique(self.frames["part_id"].to_numpy(dtype=object), return_inverse=True)
@@ -103,7 +103,7 @@ class RoleInputs:
     @cached_property
     def activations(self) -> dict[int, np.ndarray]:
         """By cut, [N, ...]."""
-        return self.exports.evaluator.activations(self.pixels[self.inputs], batch=8)
+        return self.exports.evaluator.activations(self.pack.take(self.inputs), batch=8)
 
     @cached_property
     def novelty(self) -> np.ndarray | None:

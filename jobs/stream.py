@@ -22,6 +22,13 @@ DRAWS = 1 << 31
 """Views that a streamed cut has: as good as never the same one twice."""
 
 
+class Pixels(Protocol):
+    """A plant's decoded inputs."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [n, S, S, 3] of these rows."""
+
+
 class Below(Protocol):
     """What computes the trunk."""
 
@@ -36,20 +43,25 @@ class Stream:
     plant: Plant
     rows: pd.DataFrame
     """Of `jobs.activations.PlantData`: `input` is the index into the pixels."""
-    pixels: np.ndarray
+    pixels: Pixels
     trunk: Below
     policy: Augment
     cuts: frozenset[int]
 
     def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Activations float32 [len(ids), ...] at a cut; view 0 is the plain image, any other an augmentation's seed."""
-        images = np.array(self.pixels[self.rows["input"].to_numpy()[ids]])
-        environments = self.rows["environment"].to_numpy()[ids]
-        for i in np.flatnonzero(views):
-            known = self.plant.environments.get(environments[i])
-            forbid = frozenset(known.forbid) if known else frozenset()
-            images[i : i + 1] = augment(images[i : i + 1], policy=self.policy, forbid=forbid, seed=int(views[i]))
+        images = self.pixels.take(self.rows["input"].to_numpy()[ids]).copy()
+        forbids = [self._forbidden(name) for name in self.rows["environment"].to_numpy()[ids]]
+        for forbid in set(forbids):
+            at = np.flatnonzero([one == forbid and view > 0 for one, view in zip(forbids, views, strict=True)])
+            if len(at):
+                seeds = [b"%d" % view for view in views[at]]
+                images[at] = augment(images[at], policy=self.policy, forbid=forbid, seed=seeds)
         return np.asarray(self.trunk.activations(images, cut=cut)[cut], dtype=np.float32)
+
+    def _forbidden(self, environment: str) -> frozenset[str]:
+        known = self.plant.environments.get(environment)
+        return frozenset(known.forbid) if known else frozenset()
 
 
 def cached_bytes(shapes: Mapping[int, Sequence[int]], cut: int, *, inputs: int, views: int) -> int:

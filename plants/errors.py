@@ -56,3 +56,11 @@ class CheckFailed(RuntimeError):
 
 class SealError(InputError):
     """The sealed test refused to open: the budget is spent, or the caller may not."""
+
+
+class Notice(UserWarning):
+    """What a person should know although the work goes on: shown as one line, also where a worker meets it."""
+
+
+class NoSpace(InputError):
+    """A disk, or what may be used of it, is full: trying again helps once there is space."""

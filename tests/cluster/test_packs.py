@@ -13,7 +13,7 @@ from PIL import Image
 from cluster import packs
 from cluster.packs import Failure, Frame, Pack, build, build_shard, pack_key
 from cluster.storage import PlantFiles, open_store
-from plants.errors import InputError
+from plants.errors import InputError, Notice
 from plants.geometry import Environment, Geometry, Photometry
 from plants.hashing import sha256
 from plants.images import decode
@@ -56,9 +56,8 @@ def make(plant, tmp_path):
     def _make(rows, *, plant=plant, **options) -> Pack:
         read = options.pop("read", partial(PlantFiles().read, plant.images))
         store = options.pop("store", open_store(tmp_path / "store"))
-        return build(
-            rows, plant=plant, trunk_size_px=SIZE, read=read, store=store, cache_dir=tmp_path / "cache", **options
-        )
+        options = {"trunk_size_px": SIZE, **options}
+        return build(rows, plant=plant, read=read, store=store, cache_dir=tmp_path / "cache", **options)
 
     return _make
 
@@ -224,6 +223,81 @@ def test_a_damaged_pack_is_made_again(plant, make):
     np.testing.assert_array_equal(make(rows).pixels, pixels)
 
 
+def reading(plant: Plant) -> tuple[list[str], packs.Read]:
+    """The frames that were read, and what reads them."""
+    seen: list[str] = []
+
+    def read(frame: str) -> bytes:
+        seen.append(frame)
+        return PlantFiles().read(plant.images, frame)
+
+    return seen, read
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_more_frames_only_the_new_are_decoded_and_the_pack_is_as_if_made_at_once(plant, make, tmp_path, seed):
+    rows = make_rows(plant, 12)
+    few = rows.sample(np.random.default_rng(seed).integers(1, 12), random_state=seed)
+    make(few)
+    seen, read = reading(plant)
+    pack, whole = make(rows, read=read), make(rows, store=open_store(tmp_path / "other"))
+    assert sorted(seen) == sorted(set(rows.frame) - set(few.frame))
+    assert pack.digest == whole.digest
+    assert pack.path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize("change", ["light", "size", "way of resizing", "bytes"])
+def test_what_changes_a_frames_pixels_has_it_decoded_again(plant, make, change):
+    rows = make_rows(plant, 6)
+    make(rows)
+    given, changed = {}, set(rows.frame)
+    if change == "light":
+        given["plant"] = make_plant(plant.images, a=TILED, b=Environment(photometry=Photometry(gain=1.5)))
+        changed = set(rows.frame[rows.environment == "b"])
+    elif change == "size":
+        given["trunk_size_px"] = SIZE + 1
+    elif change == "way of resizing":
+        given["interpolation"] = "bicubic"
+    else:
+        rows, changed = make_rows(plant, 6, seed=1), set(rows.frame)
+    seen, read = reading(plant)
+    make(rows, read=read, **given)
+    assert set(seen) == changed
+
+
+def test_a_damaged_view_of_another_pack_is_decoded_again_and_that_is_said(plant, make):
+    rows = make_rows(plant, 6)
+    old = make(rows.head(4))
+    damage(old)
+    seen, read = reading(plant)
+    with pytest.warns(Notice, match=r"was damaged on disk and is deleted: .*arrow; its frames are decoded again"):
+        pack = make(rows, read=read)
+    assert rows.frame[0] in seen
+    np.testing.assert_array_equal(packs.view_digests(pack.pixels), pack.digests)
+
+
+def test_a_view_that_is_not_what_was_packed_is_refused_and_the_pack_is_made_again(plant, make):
+    rows = make_rows(plant, 6)
+    pack = make(rows)
+    pixels = pack.pixels.copy()
+    damage(pack)
+    again = Pack.open(pack.path)
+    np.testing.assert_array_equal(again.take(np.array([5, 3])), pixels[[5, 3]])
+    with pytest.raises(
+        InputError, match=r"plant steel: .*arrow: was damaged on disk and is deleted\. The same command"
+    ):
+        again.take(np.array([0]))
+    np.testing.assert_array_equal(make(rows).take(np.arange(len(pixels))), pixels)
+
+
+def damage(pack: Pack) -> None:
+    """One bit of the first view's pixels is another one."""
+    content = bytearray(pack.path.read_bytes())
+    at = content.index(pack.pixels[0].tobytes())
+    content[at + 7] ^= 16
+    pack.path.write_bytes(content)
+
+
 def test_a_region_outside_the_frame_fails_that_frame(plant, make):
     roi = Environment(geometry=Geometry(roi=(0, 0, 75, 50)))
     plant = make_plant(plant.images, a=roi, b=roi)
@@ -249,8 +323,8 @@ def test_a_pack_goes_to_the_bucket_and_another_machine_takes_it_from_there(plant
     store = open_store(f"{bucket}/fleet")
     pack = make(rows, plant=source, store=store)
     ends = ("arrow", "frames.json", "json")
-    assert sorted(entry.key for entry in store.list("packs")) == [f"packs/{pack.digest}.{e}" for e in ends]
-    assert pack.path.parent == tmp_path / "cache/packs"
+    assert sorted(entry.key for entry in store.list("packs")) == [f"packs/steel/{pack.digest}.{e}" for e in ends]
+    assert pack.path.parent == tmp_path / "cache/packs/steel"
     pixels = pack.pixels.copy()
     pack.path.unlink()
 

@@ -62,7 +62,7 @@ def test_a_pack_that_holds_a_frame_for_too_long_is_deleted_when_the_next_is_buil
     assert pack_of(plant, days_ago, now=NOW + timedelta(days=5)).path == old.path
     later = NOW + timedelta(days=12 if days_ago[0] else 31)
     new = pack_of(plant, days_ago, now=later)
-    files = {p.name for p in (tmp_path / "store/packs").iterdir()}
+    files = {p.name for p in (tmp_path / "store/packs/steel").iterdir()}
     assert files == {f"{new.digest}.arrow", f"{new.digest}.json", f"{new.digest}.frames.json"}
     assert len(new.frames) == (1 if days_ago[0] else 2)
 

@@ -1,20 +1,16 @@
-"""What a tile is taught, which rows are learned from, and a cache that can neither lie nor be asked twice."""
+"""What a tile is taught, which rows are learned from, and in what order they are fetched."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cluster.retention import sweep
-from cluster.storage import LocalStore
-from jobs.activations import TILES_PER_GOOD_FRAME, PlantData, RunData, ok_mask, prepare, training_rows
-from jobs.recipe import Augment
+from cluster.packs import view_digests
+from jobs.activations import TILES_PER_GOOD_FRAME, RunData, ok_mask, training_rows
 from plants.plant import Plant
 from tests.jobs.toys import toy_data, toy_fleet
 
@@ -31,13 +27,19 @@ class TilePack:
     frame_index: np.ndarray = field(init=False)
     tile_boxes: np.ndarray = field(init=False)
     pixels: np.ndarray = field(init=False)
+    digests: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         n, tiles = len(self.frames), self.tiles_per_frame
         self.frame_index = np.repeat(np.arange(n), tiles)
         x = np.tile(np.arange(tiles) * 100, n)
         self.tile_boxes = np.stack([x, 0 * x, x + 100, 0 * x + 100], axis=1).astype(np.int32)
-        self.pixels = np.random.default_rng(0).integers(0, 256, size=(n * tiles, 8, 8, 3), dtype=np.uint8)
+        kinds = [np.random.default_rng(list(name.encode())) for name in self.frames]
+        self.pixels = np.concatenate([rng.integers(0, 256, size=(tiles, 8, 8, 3), dtype=np.uint8) for rng in kinds])
+        self.digests = view_digests(self.pixels)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[rows]
 
 
 def label_rows(*rows: tuple[Any, ...]) -> pd.DataFrame:
@@ -123,90 +125,13 @@ def test_good_tiles_are_thinned_by_seed_and_in_select_only_marked():
     assert not found[0].equals(found[2])
 
 
-@dataclass
-class MeanTrunk:
-    """Activations are the mean colour; counts the images it saw."""
-
-    weights_digest: str = "w"
-    seen: int = 0
-
-    def activations(self, images: np.ndarray) -> dict[int, np.ndarray]:
-        self.seen += len(images)
-        return {0: images.mean((1, 2)).astype(np.float32), 1: images.transpose(0, 3, 1, 2).astype(np.float32)}
-
-
-def prepared(folder: Path, *, trunk: MeanTrunk, plant: Plant = PLANT, **more: Any) -> PlantData:
-    table = label_rows(
-        *[(f"t{i}", f"t{i}", "good", None, "train") for i in range(5)], ("s", "s", "crack", None, "select")
-    )
-    pack = TilePack(list(table["frame"]), 1)
-    rows = training_rows(plant, labels=table, pack=pack, seed=0)
-    given: dict[str, Any] = {"pack_digest": "p", "cuts": (0, 1), "policy": Augment(), "views": 3, "seed": 0}
-    given |= {"since": datetime(2026, 3, 1, tzinfo=UTC), **more}
-    return prepare(plant, rows=rows, pack=pack, trunk=trunk, cache=folder, **given)
-
-
-def test_activations_go_when_a_frame_they_were_made_from_is_too_old(tmp_path):
-    north = PLANT.model_copy(update={"retention_days": 30})
-    made = prepared(tmp_path, trunk=MeanTrunk(), plant=north, since=datetime(2026, 3, 1, tzinfo=UTC))
-    given = {"plants": [north]}
-    assert sweep(LocalStore(tmp_path), "activations", now=datetime(2026, 3, 31, tzinfo=UTC), **given) == []
-    sweep(LocalStore(tmp_path), "activations", now=datetime(2026, 4, 1, tzinfo=UTC), **given)
-    assert not list(made.folder.iterdir())
-
-
-def test_activations_are_computed_once_and_only_training_rows_have_augmented_views(tmp_path):
-    trunk = MeanTrunk()
-    ticks: list[tuple[int, int]] = []
-    data = prepared(tmp_path, trunk=trunk, progress=lambda *at: ticks.append(at))
-    assert trunk.seen == 6 + 5 + 5
-    assert ticks == [(1, 3), (2, 3), (3, 3)]
-    again = prepared(tmp_path, trunk=trunk)
-    assert trunk.seen == 16
-    assert again.folder == data.folder
-    assert np.load(data.folder / "cut1.view2.npy").shape == (5, 3, 8, 8)
-
-
-def test_the_same_rows_in_another_pack_are_seen_in_the_same_views(tmp_path):
-    one, other = (prepared(tmp_path, trunk=MeanTrunk(), pack_digest=digest) for digest in ("p", "q"))
-    assert one.folder != other.folder
-    ids, views = np.arange(5), np.full(5, 2)
-    assert np.array_equal(one.fetch(1, ids=ids, views=views), other.fetch(1, ids=ids, views=views))
-
-
-def test_more_views_are_added_to_the_ones_that_are_there(tmp_path):
-    trunk = MeanTrunk()
-    prepared(tmp_path, trunk=trunk, views=1)
-    prepared(tmp_path, trunk=trunk, views=2)
-    assert trunk.seen == 6 + 5
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pack_digest": "q"},
-        {"policy": Augment(strength=1.0)},
-        {"seed": 1},
-        {"cuts": (0,)},
-        {"trunk": MeanTrunk(weights_digest="v")},
-        {"plant": PLANT.model_copy(update={"environments": {"default": PLANT.environments["default"].model_copy(
-            update={"forbid": ("flip",)})}})},
-    ],
-    ids=["pack", "augmentation", "seed", "cuts", "weights", "forbidden"],
-)  # fmt: skip
-def test_nothing_that_changes_an_activation_hits_an_old_entry(tmp_path, change):
-    assert prepared(tmp_path, **{"trunk": MeanTrunk(), **change}).folder != prepared(tmp_path, trunk=MeanTrunk()).folder
-
-
-def test_a_station_that_forbids_everything_has_views_equal_to_the_plain_image(tmp_path):
-    everything = ("flip", "rotate", "brightness", "contrast", "noise")
-    station = PLANT.environments["default"].model_copy(update={"forbid": everything})
-    data = prepared(tmp_path, trunk=MeanTrunk(), plant=PLANT.model_copy(update={"environments": {"default": station}}))
-    ids = np.arange(5)
-    plain, view = (data.fetch(0, ids=ids, views=np.full(5, v)) for v in (0, 1))
-    assert np.array_equal(plain, view)
-    free = prepared(tmp_path, trunk=MeanTrunk())
-    assert not np.array_equal(*(free.fetch(0, ids=ids, views=np.full(5, v)) for v in (0, 1)))
+def test_which_good_tiles_are_kept_does_not_depend_on_other_frames():
+    few = label_rows(("m", "p", "good", None, "train"), ("n", "q", "crack", None, "train"))
+    more = label_rows(*[(f, f, "good", None, "train") for f in "abz"], *few.iloc[:, :5].itertuples(index=False))
+    tables = [training_rows(PLANT, labels=t, pack=TilePack(sorted(t["frame"]), 40), seed=0) for t in (few, more)]
+    kept = [sorted(t.loc[t["frame"] == "m", "input"] % 40) for t in tables]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == TILES_PER_GOOD_FRAME
 
 
 def test_a_fetch_keeps_the_order_of_what_was_asked_over_plants_and_views(tmp_path):
