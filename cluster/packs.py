@@ -146,6 +146,16 @@ def pack_key(frames: Sequence[Frame], *, plant: Plant, size_px: int, interpolati
     return sha256_of(text.encode())
 
 
+def frames_of(rows: pd.DataFrame) -> list[Frame]:
+    """The frames of label rows in the order in which a pack holds them."""
+    return sorted(Frame(*row) for row in rows[["frame", "sha256", "environment"]].itertuples(index=False, name=None))
+
+
+def place_of(key: str, *, store: Store, cache_dir: Path | str) -> Path:
+    """Where on this machine the pack of that name lies, or will."""
+    return store.local_path(f"packs/{key}.arrow") or Path(cache_dir) / "packs" / f"{key}.arrow"
+
+
 def build_shard(
     frames: Sequence[Frame], *, plant: Plant, size_px: int, read: Read, interpolation: Interpolation = "bilinear"
 ) -> Shard:
@@ -188,9 +198,9 @@ def build(
     rows = governance.kept(plant, rows, now=now())
     for place in (store, LocalStore(cache_dir)):
         retention.sweep(place, "packs", plants=[plant], now=now())
-    frames = sorted(Frame(*row) for row in rows[["frame", "sha256", "environment"]].itertuples(index=False, name=None))
+    frames = frames_of(rows)
     key = pack_key(frames, plant=plant, size_px=trunk_size_px, interpolation=interpolation)
-    path = store.local_path(f"packs/{key}.arrow") or Path(cache_dir) / "packs" / f"{key}.arrow"
+    path = place_of(key, store=store, cache_dir=cache_dir)
     make_shard = partial(build_shard, plant=plant, size_px=trunk_size_px, read=read, interpolation=interpolation)
     pack = _found(path, key, store=store, cache=LocalStore(cache_dir))
     if pack is not None and not _has_recovered(pack, frames, make_shard):

@@ -172,10 +172,35 @@ def prepare(
 
     since: when the oldest of their frames was taken or copied; it stands on record for `cluster.retention`.
     """
-    num_train = int((rows["role"] == "train").sum())
+    given: dict[str, Any] = {"rows": rows, "pack_digest": pack_digest, "cuts": cuts, "policy": policy, "views": views}
+    data = described(plant, **given, weights_digest=trunk.weights_digest, cache=cache, seed=seed)
+    folder = data.folder
+    if not folder.exists():
+        record(LocalStore(cache), f"activations/{folder.name}", since={plant.name: since})
+    folder.mkdir(parents=True, exist_ok=True)
+    for view in missing(data):
+        _run_view(data, view=view, pack=pack, trunk=trunk, policy=policy, seed=seed)
+        if progress:
+            progress(view + 1, views)
+    return data
+
+
+def described(
+    plant: Plant,
+    *,
+    rows: pd.DataFrame,
+    pack_digest: str,
+    weights_digest: str,
+    cuts: Sequence[int],
+    policy: Augment,
+    views: int,
+    cache: Path,
+    seed: int,
+) -> PlantData:
+    """The plant's rows with the folder that holds their activations, or will."""
     name = {
         "plant": plant.name,
-        "weights": trunk.weights_digest,
+        "weights": weights_digest,
         "cuts": list(cuts),
         "pack": pack_digest,
         "inputs": hashlib.sha256(rows["input"].to_numpy(np.int64).tobytes()).hexdigest(),
@@ -185,18 +210,15 @@ def prepare(
         "dtype": "float16",
     }
     key = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:32]
+    num_train = int((rows["role"] == "train").sum())
     folder = cache / "activations" / key
-    if not folder.exists():
-        record(LocalStore(cache), f"activations/{key}", since={plant.name: since})
-    folder.mkdir(parents=True, exist_ok=True)
-    data = PlantData(plant=plant, rows=rows, num_train=num_train, folder=folder, cuts=tuple(cuts), views=views)
-    for view in range(views):
-        if all((folder / f"cut{cut}.view{view}.npy").exists() for cut in cuts):
-            continue
-        _run_view(data, view=view, pack=pack, trunk=trunk, policy=policy, seed=seed)
-        if progress:
-            progress(view + 1, views)
-    return data
+    return PlantData(plant=plant, rows=rows, num_train=num_train, folder=folder, cuts=tuple(cuts), views=views)
+
+
+def missing(data: PlantData) -> list[int]:
+    """The views that are not in the cache at every cut."""
+    there = {path.name for path in data.folder.glob("cut*.view*.npy")}
+    return [view for view in range(data.views) if not {f"cut{cut}.view{view}.npy" for cut in data.cuts} <= there]
 
 
 def _run_view(data: PlantData, *, view: int, pack: PackLike, trunk: Trunk, policy: Augment, seed: int) -> None:

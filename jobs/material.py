@@ -25,7 +25,7 @@ from cluster import packs
 from cluster.catalog import Catalog
 from cluster.retention import cache_of, pack_store, sweep
 from cluster.storage import LocalStore, PlantFiles, open_store
-from jobs.activations import PlantData, RunData, prepare, training_rows
+from jobs.activations import PackLike, PlantData, RunData, described, prepare, training_rows
 from jobs.compress import Evaluator, export_trunk
 from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
@@ -148,29 +148,42 @@ class Material:
         """The plant's learning rows, without what is left out of them, with their activations in the cache."""
         left_out = left_out if left_out and left_out.plant == name else None
         if (name, left_out) not in self._data:
-            plant = self.fleet.plant(name)
-            labels = self.rows(name)
-            labels = labels[labels["role"].isin(LEARNING_ROLES)]
+            plant, labels = self.fleet.plant(name), self.learning_rows(name)
             cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
             sweep(LocalStore(cache), "activations", plants=[plant], now=now)
             pack = self.pack(plant, rows=labels)
             labels = labels if left_out is None else labels[~left_out.holds(labels)]
-            rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
             self._data[name, left_out] = prepare(
                 plant,
-                rows=rows,
+                **self._named(plant, labels=labels, pack=pack, digest=pack.digest),
                 pack=pack,
-                pack_digest=pack.digest,
                 trunk=self.runner,
-                cuts=self.cuts,
-                policy=self.recipe.augment,
-                views=self.recipe.views,
-                cache=cache,
                 since=oldest(labels, now=now),
-                seed=self.fleet.seed,
                 progress=progress,
             )
         return self._data[name, left_out]
+
+    def learning_rows(self, name: str) -> pd.DataFrame:
+        """The plant's label rows that runs learn from or choose by."""
+        rows = self.rows(name)
+        return rows[rows["role"].isin(LEARNING_ROLES)]
+
+    def described(self, plant: Plant, *, labels: pd.DataFrame, pack: PackLike, digest: str) -> PlantData:
+        """What `data` gives of these label rows and that pack, whether or not it is in the cache."""
+        named = self._named(plant, labels=labels, pack=pack, digest=digest)
+        return described(plant, **named, weights_digest=self.model.weights_digest)
+
+    def _named(self, plant: Plant, *, labels: pd.DataFrame, pack: PackLike, digest: str) -> dict[str, Any]:
+        """All that names the activations of these label rows, beside the trunk."""
+        return {
+            "rows": training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed),
+            "pack_digest": digest,
+            "cuts": self.cuts,
+            "policy": self.recipe.augment,
+            "views": self.recipe.views,
+            "cache": cache_of(plant, cache=self.cache),
+            "seed": self.fleet.seed,
+        }
 
     @property
     def cuts(self) -> tuple[int, ...]:

@@ -149,9 +149,12 @@ def train(
     leave_out: Sequence[str],
     retry_failed: bool,
     show: Console,
+    max_hours: float | None = None,
+    max_gb: float | None = None,
+    is_estimate: bool = False,
 ) -> dict[str, Any]:
-    """The runs of the fleet's plan with their ends."""
-    from jobs.fleet import train_fleet
+    """The runs of the fleet's plan with their ends, or what it would cost."""
+    from jobs.fleet import Caps, train_fleet
     from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
 
@@ -166,9 +169,14 @@ def train(
             seeds=seeds,
             leave_out=leave_out,
             retry_failed=retry_failed,
+            caps=Caps(max_hours=max_hours, max_gb=max_gb),
+            is_estimate=is_estimate,
             say=progress.say,
         )
     document = trained.to_json()
+    if is_estimate:
+        _show_inputs(document["cost"]["plants"], show=show)
+        return document
     table = new_table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
     for run in sorted(document["runs"], key=lambda r: r["state"] != "failed"):
         cause = run["error"] or ""
@@ -177,6 +185,17 @@ def train(
     return document
 
 
+def _show_inputs(plants: Sequence[Mapping[str, Any]], *, show: Console) -> None:
+    """The plants with most trunk passes to come, most first."""
+    most = sorted(plants, key=lambda row: -row["passes"])[:NUM_SHOWN]
+    title = f"Inputs, {len(most)} of {len(plants)} plants" if len(most) < len(plants) else "Inputs"
+    table = new_table(title, "plant", "train", "select", "trunk passes to come")
+    for row in most:
+        table.add_row(row["name"], *(f"{row[key]:,}" for key in ("train", "select", "passes")))
+    show.print(table)
+
+
+NUM_SHOWN = 20
 LINE_S = 30.0
 
 
@@ -204,6 +223,9 @@ class _Progress:
             self._line(f"plan {event['plan']}: {event['runs']} runs, {event['todo']} to do")
             for note in event["notes"]:
                 self._line(note)
+        elif kind == "cost":
+            for line in event["words"]:
+                self._line(line)
         elif kind == "prepared":
             said = f"{event['rows']} inputs cached in {event['seconds']:.1f} s"
             self._line(f"{event['plant']}: {event['error'] or said}")
