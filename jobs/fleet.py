@@ -22,6 +22,7 @@ from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
+from cluster.storage import Store
 from jobs.leave_out import parse
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe
@@ -233,7 +234,7 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
     failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)
     folder = _train_folder(material.fleet.store, settings=settings)
-    with _environment(settings), _Watch(board, plan=plan, settings=settings, say=say):
+    with _environment(settings), _Watch(board, plan=plan, settings=settings, store=material.store, say=say):
         for start in range(1, GROUP_STARTS + 1):
             trainer = TorchTrainer(
                 lane_loop,
@@ -284,8 +285,8 @@ def _train_folder(store: str, *, settings: Settings) -> str:
 class _Watch:
     """Polls the board while the trainer blocks: progress to the terminal, metrics to MLflow."""
 
-    def __init__(self, board: Any, *, plan: Plan, settings: Settings, say: Say) -> None:
-        self.board, self.plan, self.settings, self.say = board, plan, settings, say
+    def __init__(self, board: Any, *, plan: Plan, settings: Settings, store: Store, say: Say) -> None:
+        self.board, self.plan, self.settings, self.store, self.say = board, plan, settings, store, say
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, name="watch", daemon=True)
 
@@ -296,17 +297,23 @@ class _Watch:
         self.stop.set()
         self.thread.join(timeout=60)
 
+    def words(self, run_id: str) -> dict[str, Any]:
+        """What a finished run says of itself."""
+        found: dict[str, Any] = self.store.read_json(f"runs/{self.plan.plan_id}/{run_id}/model.json")
+        return found
+
     def _loop(self) -> None:
         import ray
 
-        tracker, seen, is_last = Tracker(self.settings, plan=self.plan), 0, False
+        tracker = Tracker(self.settings, plan=self.plan, words=self.words)
+        seen, is_last = 0, False
         while not is_last:
             is_last = self.stop.wait(0.5)
             try:
-                events = ray.get(self.board.events.remote(seen), timeout=30)
+                events, parts = ray.get([self.board.events.remote(seen), self.board.within.remote()], timeout=30)
             except Exception:
                 continue
             seen += len(events)
-            for event in events:
+            for event in [*events, *parts]:
                 self.say(event)
             tracker.log(events)

@@ -281,6 +281,7 @@ def fit_run(
     plan: Plan,
     world: World | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_part: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
     """The run is fitted, resumed from its last epoch when there is one, and its model saved."""
     world = world or World()
@@ -308,6 +309,7 @@ def fit_run(
             save=lambda data: _write(store, state, data),
         ),
         on_epoch=on_epoch,
+        on_part=on_part,
     )
     if world.rank == 0:
         material.save(fitted, spec=spec, plan=plan)

@@ -18,7 +18,7 @@ from rich.table import Table
 from cluster.catalog import Catalog
 from cluster.imports import Imported, import_plant
 from cluster.settings import Settings
-from cluster.storage import PlantFiles
+from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
 from plants.plant import Fleet
 
@@ -155,6 +155,7 @@ def train(
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends, or what it would cost."""
     from jobs.fleet import Caps, train_fleet
+    from jobs.learning import write_page
     from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
 
@@ -182,6 +183,10 @@ def train(
         cause = run["error"] or ""
         table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
     show.print(table)
+    if "took" in document["cost"]:
+        records, store = trained.records, open_store(fleet.store)
+        if found := write_page(trained.plan, records=records, store=store, home=settings.home):
+            show.print(f"learning curves: {found}", markup=False, soft_wrap=True)
     return document
 
 
@@ -234,6 +239,9 @@ class _Progress:
             is_judged = event.get("select") is not None
             select = f" select {event['select']:.3f} nll {event['select_nll']:.3f}" if is_judged else ""
             self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}{loss}{select}"
+            self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+        elif kind == "part":
+            self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}, {event['part']:.0%}"
             self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
         elif kind == "strike":
             self._line(f"{run}: {event['error']}; it is tried once more")
