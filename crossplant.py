@@ -161,6 +161,11 @@ def train(
         list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would cost: hours and bytes.")] = False,
+    max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may take longer.")] = None,
+    max_gb: Annotated[
+        float | None, typer.Option(min=0, help="Refuse a plan that may write more, in 10^9 bytes.")
+    ] = None,
     json_to: JsonFile = None,
 ) -> None:
     """Train the fleet's plan: frozen baseline, own, pooled, warm-started; the same command resumes after a kill.
@@ -176,6 +181,9 @@ def train(
         seeds=tuple(seed or (0,)),
         leave_out=tuple(leave_out or ()),
         retry_failed=retry_failed,
+        max_hours=max_hours,
+        max_gb=max_gb,
+        is_estimate=estimate,
         show=console,
     )
     _finish(document, to=json_to)
@@ -186,7 +194,7 @@ def train(
 def tune(
     fleet: FleetFile = FLEET,
     plant: Plants = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many recipes to try.")] = 24,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many recipes to try; 24 when absent.")] = None,
     out: Annotated[Path, typer.Option(help="Where the best recipe is written.")] = Path("recipe.yaml"),
     frozen: Annotated[
         bool,
@@ -202,13 +210,18 @@ def tune(
     loaded = _fleet(fleet)
     if frozen:
         from jobs import baselines
+        from plants.errors import InputError
+
+        if trials is not None:
+            remedy = "Leave one of the two out"
+            raise InputError("frozen heads are fitted at all settings, none is tried", field="--trials", remedy=remedy)
 
         document = baselines.frozen(loaded, settings=_settings(), named=plant or (), out=out, show=console)
         return _finish(document, to=json_to)
     from jobs import tune as search
 
     names = search.tuned_plants(loaded, named=plant or ())
-    document = search.tune(loaded, settings=_settings(), plants=names, trials=trials, out=out, show=console)
+    document = search.tune(loaded, settings=_settings(), plants=names, trials=trials or 24, out=out, show=console)
     _finish(document, to=json_to)
 
 

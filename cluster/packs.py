@@ -193,6 +193,16 @@ def views_names(
     return {frame: sha256_of(f"{frame.sha256}|{ways[frame.environment]}".encode())[:32] for frame in frames}
 
 
+def frames_of(rows: pd.DataFrame) -> list[Frame]:
+    """The frames of label rows in the order in which a pack holds them."""
+    return sorted(Frame(*row) for row in rows[["frame", "sha256", "environment"]].itertuples(index=False, name=None))
+
+
+def place_of(stem: str, *, store: Store, cache_dir: Path | str) -> Path:
+    """Where on this machine the pack of that stem (`packs/PLANT/KEY`) lies, or will."""
+    return store.local_path(f"{stem}.arrow") or LocalStore(cache_dir).root / f"{stem}.arrow"
+
+
 def build_shard(
     frames: Sequence[Frame],
     *,
@@ -271,11 +281,11 @@ def build(
     rows = governance.kept(plant, rows, now=now())
     for place in (store, LocalStore(cache_dir)):
         retention.sweep(place, "packs", plants=[plant], now=now())
-    frames = sorted(Frame(*row) for row in rows[["frame", "sha256", "environment"]].itertuples(index=False, name=None))
+    frames = frames_of(rows)
     way: dict[str, Any] = {"plant": plant, "size_px": trunk_size_px, "interpolation": interpolation}
     key = pack_key(frames, **way)
     stem = f"packs/{plant.name}/{key}"
-    path = store.local_path(f"{stem}.arrow") or LocalStore(cache_dir).local_path(f"{stem}.arrow")
+    path = place_of(stem, store=store, cache_dir=cache_dir)
     if path.is_relative_to(LocalStore(cache_dir).root):
         hold(LocalStore(cache_dir).root, stem)
     make_shard = partial(build_shard, read=read, **way)

@@ -61,29 +61,64 @@ def prepare(
     since: when the oldest of their frames was taken or copied; it stands on record for `cluster.retention`.
     cache_gb: what the cache may hold. Raises NoSpace when that, or the disk, is full; a damaged file is made again.
     """
+    data, entries = _entries(
+        plant, rows=rows, pack=pack, trunk=trunk, cuts=cuts, policy=policy, views=views, cache=cache, seed=seed
+    )
+    stem = f"activations/{plant.name}/{data.folder.name}"
+    hold(cache, stem)
+    store = LocalStore(cache)
+    if not store.exists(f"{stem}{RECORD}"):
+        record(store, stem, since=as_old_as(store, f"activations/{plant.name}", since={plant.name: since}))
+    for entry in entries:
+        missing = [cut for cut in cuts if _whole(data.path(cut, entry.number)) is None]
+        if missing:
+            entry.fill(
+                missing, pack=pack, trunk=trunk, room=lambda size: make_room(cache, num_bytes=size, bound_gb=cache_gb)
+            )
+            if progress:
+                progress(entry.number + 1, views)
+    return data
+
+
+def absent(plant: Plant, *, rows: pd.DataFrame, pack: PackLike, trunk: Trunk, **named: Any) -> tuple[int, ...]:
+    """By view, how many rows `prepare` would have to compute, as `named` names them."""
+    data, entries = _entries(plant, rows=rows, pack=pack, trunk=trunk, **named)
+    found = []
+    for entry in entries:
+        new = np.zeros(len(entry.keys), dtype=bool)
+        for cut in data.cuts:
+            if not data.path(cut, entry.number).exists():
+                new |= entry.known(cut).source < 0
+        found.append(int(new.sum()))
+    return tuple(found)
+
+
+def _entries(
+    plant: Plant,
+    *,
+    rows: pd.DataFrame,
+    pack: PackLike,
+    trunk: Trunk,
+    cuts: Sequence[int],
+    policy: Augment,
+    views: int,
+    cache: Path,
+    seed: int,
+) -> tuple[PlantData, list[_View]]:
+    """The plant's rows with the folder of their activations, and what is to lie there, view by view."""
     num_train = int((rows["role"] == "train").sum())
     digests = pack.digests[rows["input"].to_numpy(np.int64)]
     forbids = [_forbidden(plant, name) for name in rows["environment"]]
     names = [RowNames(trunk.weights_digest, view=view, policy=policy, seed=seed) for view in range(max(views, 2))]
     both = [num_train.to_bytes(8, "big"), *names[0].of(digests, forbids), *names[1].of(digests, forbids)]
-    stem = f"activations/{plant.name}/{hashlib.sha256(b''.join(both)).hexdigest()[:32]}"
-    hold(cache, stem)
-    store = LocalStore(cache)
-    if not store.exists(f"{stem}{RECORD}"):
-        record(store, stem, since=as_old_as(store, f"activations/{plant.name}", since={plant.name: since}))
-    data = PlantData(plant=plant, rows=rows, num_train=num_train, folder=cache / stem, cuts=tuple(cuts), views=views)
+    folder = cache / "activations" / plant.name / hashlib.sha256(b"".join(both)).hexdigest()[:32]
+    data = PlantData(plant=plant, rows=rows, num_train=num_train, folder=folder, cuts=tuple(cuts), views=views)
+    entries = []
     for view, name in enumerate(names[:views]):
         end = num_train if view else len(rows)
         keys = np.frombuffer(b"".join(name.of(digests[:end], forbids[:end])), np.uint8).reshape(-1, KEY_BYTES)
-        missing = [cut for cut in cuts if _whole(data.path(cut, view)) is None]
-        if missing:
-            task = _View(data, number=view, name=name, digests=digests[:end], forbids=forbids[:end], keys=keys)
-            task.fill(
-                missing, pack=pack, trunk=trunk, room=lambda size: make_room(cache, num_bytes=size, bound_gb=cache_gb)
-            )
-            if progress:
-                progress(view + 1, views)
-    return data
+        entries.append(_View(data, number=view, name=name, digests=digests[:end], forbids=forbids[:end], keys=keys))
+    return data, entries
 
 
 @dataclass(frozen=True)
@@ -139,7 +174,7 @@ class _View:
 
     def fill(self, cuts: Sequence[int], *, pack: PackLike, trunk: Trunk, room: Callable[[int], None]) -> None:
         """The view is in the cache at these cuts: rows that lie there already are copied, the others computed."""
-        known = {cut: self._known(cut) for cut in cuts}
+        known = {cut: self.known(cut) for cut in cuts}
         with contextlib.ExitStack() as stack:
             paths = {cut: self.data.path(cut, self.number) for cut in cuts}
             add = {cut: stack.enter_context(blocks.writing(paths[cut], keys=self.keys, room=room)) for cut in cuts}
@@ -163,7 +198,7 @@ class _View:
                 images[here] = augment(images[here], policy=self.name.policy, forbid=forbid, seed=seeds)
         return {cut: values.astype(np.float16) for cut, values in trunk.activations(images).items()}
 
-    def _known(self, cut: int) -> _Known:
+    def known(self, cut: int) -> _Known:
         """Where the view's rows lie in the plant's other entries, the ones with most of them first."""
         path = self.data.path(cut, self.number)
         source, row, found = np.full(len(self.keys), -1), np.zeros(len(self.keys), np.int64), []

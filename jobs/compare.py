@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.packs import MapTasks
+from jobs.learning import ids_of, learning
 from jobs.material import Material
 from jobs.outside import cells, outside
 from jobs.plan import Plan
@@ -290,6 +291,9 @@ def compare_plant(
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
+        "learning": [
+            learning(exports.words(run_id)) for run_id in ids_of(plan, plant=plant.name, seed=seed) if run_id in done
+        ],
     }
     return column, made, details
 

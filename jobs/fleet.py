@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
+from cluster.storage import Store
 from jobs.leave_out import parse
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe
@@ -39,15 +40,25 @@ GROUP_STARTS = 3
 
 
 @dataclass(frozen=True)
+class Caps:
+    """What a plan may take; None is no cap."""
+
+    max_hours: float | None = None
+    max_gb: float | None = None
+
+
+@dataclass(frozen=True)
 class Trained:
     """A plan with the records of its runs."""
 
     plan: Plan
     records: dict[str, RunRecord]
     seconds: float
+    cost: dict[str, Any] = field(default_factory=dict)
+    """What it was to cost, and under `took` what it did, once it has."""
 
     def to_json(self) -> dict[str, Any]:
-        """`runs[] {name, kind, plants, state, seconds, select}` and the plan's id."""
+        """`runs[] {name, kind, plants, state, seconds, select}`, the plan's id and what it cost."""
         rows = []
         for run in self.plan.runs:
             record = self.records[run.run_id]
@@ -65,7 +76,13 @@ class Trained:
                 }
             )
         seconds = round(self.seconds, 2)
-        return {"plan": self.plan.plan_id, "governance": self.plan.governance, "runs": rows, "seconds": seconds}
+        return {
+            "plan": self.plan.plan_id,
+            "governance": self.plan.governance,
+            "runs": rows,
+            "seconds": seconds,
+            "cost": self.cost,
+        }
 
     @property
     def failed(self) -> list[str]:
@@ -82,11 +99,15 @@ def train_fleet(
     leave_out: Sequence[str] = (),
     retry_failed: bool = False,
     trunk: int = 0,
+    caps: Caps = Caps(),
+    is_estimate: bool = False,
     say: Say = lambda event: None,
 ) -> Trained:
     """Every run of the plan is done or failed. The same call after a kill goes on where it was.
 
-    Raises InputError when a plant has not been imported or the recipe asks for a cut that the trunk does not allow.
+    is_estimate: nothing is trained, and nothing recorded; what it would cost is said.
+    Raises InputError when a plant has not been imported, the recipe asks for a cut that the trunk does not allow, or
+    the plan would cost more than a cap or than the disk has room for.
     """
     start = time.monotonic()
     allowed = fleet.trunks[trunk].cuts
@@ -96,29 +117,52 @@ def train_fleet(
             raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
-    if settings.is_embedded:
+    if settings.is_embedded and not is_estimate:
         _start_at_once(settings)
+    from jobs.budget import check, foreseen, written
+    from jobs.estimate import words
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
-    material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
-    material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
     ledger = RunLedger(material.store, plan.plan_id)
-    if retry_failed:
-        for record in ledger.load().values():
-            if record.state == "failed":
-                ledger.put(RunRecord(run_id=record.run_id))
     known = ledger.load()
+    again = [record for record in known.values() if retry_failed and record.state == "failed"]
+    known |= {record.run_id: RunRecord(run_id=record.run_id) for record in again}
     todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
     notes = governance.words(fleet.plants)
     say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo), "notes": notes})
-    if todo:
+    if todo and not settings.is_embedded:
         session.start(settings, num_slots=settings.slots)
-        material.export_trunk_once()
+    lanes, gpu = _lanes(plan, settings=settings)
+    expected = foreseen(plan, todo=todo, material=material, settings=settings, lanes=lanes, gpu=gpu)
+    say({"kind": "cost", "words": words(expected)})
+    check(expected, **vars(caps), material=material, settings=settings)
+    cost, begun = expected.to_json(), time.monotonic()
+    if not is_estimate:
+        material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
+        material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
+        for record in again:
+            ledger.put(known[record.run_id])
+    if todo and not is_estimate:
+        before = written(plan, material=material)
+        session.start(settings, num_slots=settings.slots)
         _run_lanes(plan, material=material, settings=settings, say=say)
+        after = {name: size - before[name] for name, size in written(plan, material=material).items()}
+        cost["took"] = {"seconds": round(time.monotonic() - begun, 1), **after}
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
-    return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
+    return Trained(plan=plan, records=records, seconds=time.monotonic() - start, cost=cost)
+
+
+def _lanes(plan: Plan, *, settings: Settings) -> tuple[int, float]:
+    """How many workers fit the plan's runs side by side, and the share of a GPU that each has."""
+    import ray
+    import torch
+
+    here = {"CPU": settings.slots, "GPU": torch.cuda.device_count()}
+    there = ray.cluster_resources() if ray.is_initialized() else here
+    lanes = max(1, min(settings.slots, len(plan.runs), int(there.get("CPU", 1))))
+    return lanes, math.floor(1e4 * min(1.0, there.get("GPU", 0) / lanes)) / 1e4
 
 
 def _start_at_once(settings: Settings) -> None:
@@ -185,14 +229,12 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
     order = material.largest_first([plant.name for plant in material.fleet.plants])
     board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store, order)
-    there = ray.cluster_resources()
-    lanes = max(1, min(settings.slots, len(plan.runs), int(there.get("CPU", 1))))
-    shared_gpu = math.floor(1e4 * min(1.0, there.get("GPU", 0) / lanes)) / 1e4
+    lanes, shared_gpu = _lanes(plan, settings=settings)
     resources = {"CPU": 1, **({"GPU": shared_gpu} if shared_gpu else {})}
     config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
     failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)
     folder = _train_folder(material.fleet.store, settings=settings)
-    with _environment(settings), _Watch(board, plan=plan, settings=settings, say=say):
+    with _environment(settings), _Watch(board, plan=plan, settings=settings, store=material.store, say=say):
         for start in range(1, GROUP_STARTS + 1):
             trainer = TorchTrainer(
                 lane_loop,
@@ -243,8 +285,8 @@ def _train_folder(store: str, *, settings: Settings) -> str:
 class _Watch:
     """Polls the board while the trainer blocks: progress to the terminal, metrics to MLflow."""
 
-    def __init__(self, board: Any, *, plan: Plan, settings: Settings, say: Say) -> None:
-        self.board, self.plan, self.settings, self.say = board, plan, settings, say
+    def __init__(self, board: Any, *, plan: Plan, settings: Settings, store: Store, say: Say) -> None:
+        self.board, self.plan, self.settings, self.store, self.say = board, plan, settings, store, say
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, name="watch", daemon=True)
 
@@ -255,17 +297,23 @@ class _Watch:
         self.stop.set()
         self.thread.join(timeout=60)
 
+    def words(self, run_id: str) -> dict[str, Any]:
+        """What a finished run says of itself."""
+        found: dict[str, Any] = self.store.read_json(f"runs/{self.plan.plan_id}/{run_id}/model.json")
+        return found
+
     def _loop(self) -> None:
         import ray
 
-        tracker, seen, is_last = Tracker(self.settings, plan=self.plan), 0, False
+        tracker = Tracker(self.settings, plan=self.plan, words=self.words)
+        seen, is_last = 0, False
         while not is_last:
             is_last = self.stop.wait(0.5)
             try:
-                events = ray.get(self.board.events.remote(seen), timeout=30)
+                events, parts = ray.get([self.board.events.remote(seen), self.board.within.remote()], timeout=30)
             except Exception:
                 continue
             seen += len(events)
-            for event in events:
+            for event in [*events, *parts]:
                 self.say(event)
             tracker.log(events)

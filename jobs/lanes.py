@@ -49,6 +49,8 @@ class Board:
         self.together: frozenset[str] = frozenset()
         self.put_at: dict[str, float] = {}
         self.log: list[dict[str, Any]] = []
+        self.parts: dict[str, dict[str, Any]] = {}
+        """How far each run is within its epoch: the last word only, as a long plan would have too many."""
 
     def enter(self, lane: int, *, token: str, num_lanes: int) -> None:
         """A worker has started: what its predecessor, or a lane that is no more, was at is free again."""
@@ -121,6 +123,11 @@ class Board:
             self.put_at[run_id] = time.monotonic()
             self.ledger.put(self.records[run_id])
         self._say("epoch", run_id, **row)
+        self.parts.pop(run_id, None)
+
+    def part(self, run_id: str, row: dict[str, Any]) -> None:
+        """A run has come some way within an epoch."""
+        self.parts[run_id] = {"kind": "part", "run_id": run_id, "at": time.time(), **row}
 
     def done(self, run_id: str, *, seconds: float, select: float | None) -> None:
         """A run is finished and its model is in storage."""
@@ -135,6 +142,10 @@ class Board:
     def events(self, since: int) -> list[dict[str, Any]]:
         """What happened after event number `since`."""
         return self.log[since:]
+
+    def within(self) -> list[dict[str, Any]]:
+        """How far runs are within their epochs, those that have said so."""
+        return [row for run_id, row in self.parts.items() if self.records[run_id].state == "running"]
 
     def _is_free(self, run_id: str) -> bool:
         return self.records[run_id].state == "waiting" or run_id in self.lost
@@ -253,6 +264,7 @@ def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any],
             plan=plan,
             world=world,
             on_epoch=(lambda row: call("epoch", spec.run_id, row)) if leads else None,
+            on_part=(lambda row: call("part", spec.run_id, row)) if leads else None,
         )
     except Exception as error:
         if world.size > 1 and not isinstance(error, InputError | FloatingPointError):

@@ -29,8 +29,8 @@ from cluster.catalog import Catalog
 from cluster.retention import cache_of, pack_store, sweep
 from cluster.settings import CACHE_GB
 from cluster.storage import LocalStore, PlantFiles, open_store
-from jobs.activations import PlantData, RunData, training_rows
-from jobs.caching import prepare
+from jobs.activations import PackLike, PlantData, RunData, training_rows
+from jobs.caching import absent, prepare
 from jobs.compress import Evaluator, export_trunk
 from jobs.compute import PLAIN, Compute, Computes
 from jobs.leave_out import LeftOut
@@ -188,9 +188,7 @@ class Material:
         """The plant's learning rows, without what is left out of them, with their activations in the cache."""
         left_out = left_out if left_out and left_out.plant == name else None
         if (name, left_out) not in self._data:
-            plant = self.fleet.plant(name)
-            labels = self.rows(name)
-            labels = labels[labels["role"].isin(LEARNING_ROLES)]
+            plant, labels = self.fleet.plant(name), self.learning_rows(name)
             cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
             sweep(LocalStore(cache), "activations", plants=[plant], now=now)
             pack = self.pack(plant, rows=labels)
@@ -201,12 +199,8 @@ class Material:
                 rows=rows,
                 pack=pack,
                 trunk=self.runner,
-                cuts=[cut for cut in self.cuts if cut not in self.streamed],
-                policy=self.recipe.augment,
-                views=self.recipe.views,
-                cache=cache,
+                **self._named(plant),
                 since=oldest(labels, now=now),
-                seed=self.fleet.seed,
                 cache_gb=self.cache_gb,
                 progress=progress,
             )
@@ -215,6 +209,27 @@ class Material:
                 found = replace(found, stream=stream)
             self._data[name, left_out] = found
         return self._data[name, left_out]
+
+    def learning_rows(self, name: str) -> pd.DataFrame:
+        """The plant's label rows that runs learn from or choose by."""
+        rows = self.rows(name)
+        return rows[rows["role"].isin(LEARNING_ROLES)]
+
+    def absent(self, name: str, *, labels: pd.DataFrame, pack: PackLike) -> tuple[pd.DataFrame, tuple[int, ...]]:
+        """What `data` would learn from of these label rows and that pack, and by view how many are not in the cache."""
+        plant = self.fleet.plant(name)
+        rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
+        return rows, absent(plant, rows=rows, pack=pack, trunk=self.runner, **self._named(plant))
+
+    def _named(self, plant: Plant) -> dict[str, Any]:
+        """All that names the activations of a plant's rows, beside the trunk."""
+        return {
+            "cuts": [cut for cut in self.cuts if cut not in self.streamed],
+            "policy": self.recipe.augment,
+            "views": self.recipe.views,
+            "cache": cache_of(plant, cache=self.cache),
+            "seed": self.fleet.seed,
+        }
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -342,6 +357,7 @@ def fit_run(
     plan: Plan,
     world: World | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_part: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
     """The run is fitted, resumed from its last epoch when there is one, and its model saved."""
     world = world or World()
@@ -370,6 +386,7 @@ def fit_run(
         ),
         compute=material.compute,
         on_epoch=on_epoch,
+        on_part=on_part,
     )
     if world.rank == 0:
         material.save(fitted, spec=spec, plan=plan)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.curves import curve_figure, curve_words
+from jobs.learning import NUM_DRAWN, section
 from jobs.page import inline_svg, page, table
 
 Document = Mapping[str, Any]
@@ -97,6 +98,8 @@ def _plant(name: str, document: Document) -> str:
             _verdicts(chosen, frozen),
             _curve(name, reports.get("curve")),
         ]
+    is_drawn = name in document["plants"][:NUM_DRAWN]
+    parts += [section(name, reports.get("learning", ()), is_drawn=is_drawn)]
     return "\n".join(parts)
 
 

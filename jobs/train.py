@@ -90,6 +90,11 @@ class _Run:
     seed: int
     world: World
     compute: Callable[[int], Compute]
+    on_part: Callable[[dict[str, Any]], None] = lambda row: None
+
+
+PART_S = 2.0
+"""How often, at most, a run says how much of an epoch is done."""
 
 
 def fit(
@@ -105,22 +110,26 @@ def fit(
     checkpoints: Checkpoints | None = None,
     compute: Callable[[int], Compute] = lambda cut: PLAIN,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_part: Callable[[dict[str, Any]], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Fitted:
     """The run's best branch on select.
 
     compute: by cut, in what steps are computed; what is judged is always computed in float32.
+    on_epoch: told of every epoch; on_part: every `PART_S` at most, what share of an epoch is done (`part`).
     Raises FloatingPointError where a loss is not finite, ValueError for rows that cannot be learned from.
     """
     checkpoints = checkpoints or Checkpoints()
     on_epoch = on_epoch or (lambda metrics: None)
     taught = Supervision(data, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
-    run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World(), compute=compute)
+    tell = _seldom(on_part, clock=clock) if on_part else lambda row: None
+    run = _Run(model, taught, recipe, seed=seed, world=world or World(), compute=compute, on_part=tell)
     state = _restored(checkpoints.load())
     best = state.best if state else _with_head_fitted(run, parent=parent)
     best.score = _agreed(best.score, world=run.world)
     if state is None:
-        on_epoch({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
+        best.history.append({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
+        on_epoch(best.history[0])
     for index, stage in enumerate(recipe.stages):
         if stage.cut < best.cut or (state and index < state.stage):
             continue
@@ -309,7 +318,21 @@ def _epoch(
         total += float(loss.detach())
         if broken is None and not math.isfinite(total):
             broken = ids
+        run.on_part({"stage": index + 1, "epoch": epoch + 1, "part": (step + 1) / steps})
     return _finite(total / steps, run=run, epoch=epoch, batch=broken)
+
+
+def _seldom(tell: Callable[[dict[str, Any]], None], *, clock: Callable[[], float]) -> Callable[[dict[str, Any]], None]:
+    """Passes on what comes `PART_S` or more after what was passed on before, or after now."""
+    told_at = clock()
+
+    def maybe(row: dict[str, Any]) -> None:
+        nonlocal told_at
+        if clock() - told_at >= PART_S:
+            told_at = clock()
+            tell(row)
+
+    return maybe
 
 
 def _finite(loss: float, *, run: _Run, epoch: int, batch: np.ndarray | None) -> float:

@@ -18,7 +18,7 @@ from rich.table import Table
 from cluster.catalog import Catalog
 from cluster.imports import Imported, import_plant
 from cluster.settings import Settings
-from cluster.storage import PlantFiles
+from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
 from plants.plant import Fleet
 
@@ -149,9 +149,13 @@ def train(
     leave_out: Sequence[str],
     retry_failed: bool,
     show: Console,
+    max_hours: float | None = None,
+    max_gb: float | None = None,
+    is_estimate: bool = False,
 ) -> dict[str, Any]:
-    """The runs of the fleet's plan with their ends."""
-    from jobs.fleet import train_fleet
+    """The runs of the fleet's plan with their ends, or what it would cost."""
+    from jobs.fleet import Caps, train_fleet
+    from jobs.learning import write_page
     from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
 
@@ -166,17 +170,37 @@ def train(
             seeds=seeds,
             leave_out=leave_out,
             retry_failed=retry_failed,
+            caps=Caps(max_hours=max_hours, max_gb=max_gb),
+            is_estimate=is_estimate,
             say=progress.say,
         )
     document = trained.to_json()
+    if is_estimate:
+        _show_inputs(document["cost"]["plants"], show=show)
+        return document
     table = new_table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
     for run in sorted(document["runs"], key=lambda r: r["state"] != "failed"):
         cause = run["error"] or ""
         table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
     show.print(table)
+    if "took" in document["cost"]:
+        records, store = trained.records, open_store(fleet.store)
+        if found := write_page(trained.plan, records=records, store=store, home=settings.home):
+            show.print(f"learning curves: {found}", markup=False, soft_wrap=True)
     return document
 
 
+def _show_inputs(plants: Sequence[Mapping[str, Any]], *, show: Console) -> None:
+    """The plants with most trunk passes to come, most first."""
+    most = sorted(plants, key=lambda row: -row["passes"])[:NUM_SHOWN]
+    title = f"Inputs, {len(most)} of {len(plants)} plants" if len(most) < len(plants) else "Inputs"
+    table = new_table(title, "plant", "train", "select", "trunk passes to come")
+    for row in most:
+        table.add_row(row["name"], *(f"{row[key]:,}" for key in ("train", "select", "passes")))
+    show.print(table)
+
+
+NUM_SHOWN = 20
 LINE_S = 30.0
 
 
@@ -204,6 +228,9 @@ class _Progress:
             self._line(f"plan {event['plan']}: {event['runs']} runs, {event['todo']} to do")
             for note in event["notes"]:
                 self._line(note)
+        elif kind == "cost":
+            for line in event["words"]:
+                self._line(line)
         elif kind == "prepared":
             said = f"{event['rows']} inputs cached in {event['seconds']:.1f} s"
             self._line(f"{event['plant']}: {event['error'] or said}")
@@ -212,6 +239,9 @@ class _Progress:
             is_judged = event.get("select") is not None
             select = f" select {event['select']:.3f} nll {event['select_nll']:.3f}" if is_judged else ""
             self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}{loss}{select}"
+            self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+        elif kind == "part":
+            self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}, {event['part']:.0%}"
             self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
         elif kind == "strike":
             self._line(f"{run}: {event['error']}; it is tried once more")

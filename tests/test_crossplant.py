@@ -82,6 +82,12 @@ def test_serve_has_said_every_endpoint_in_a_line_and_its_document_before_it_wait
     ]
 
 
+def test_the_frozen_floor_takes_no_number_of_trials(fleet, tmp_path, monkeypatch, capsys):
+    out = ("--out", str(tmp_path / "best.yaml"))
+    assert code(monkeypatch, "tune", "--fleet", fleet, "--frozen", "--trials", "3", *out) == 2
+    assert "error: field --trials: frozen heads are fitted at all settings" in capsys.readouterr().err
+
+
 def test_policy_needs_a_comparison_and_takes_its_parts_in_pairs(fleet, monkeypatch, capsys):
     assert code(monkeypatch, "policy", "--fleet", fleet, "--plant", "mill") == 2
     assert "error: file " in (said := capsys.readouterr().err)

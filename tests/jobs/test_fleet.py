@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 
 from cluster.settings import Settings
-from jobs.fleet import _run_lanes, planned
+from cluster.storage import open_store
+from jobs.fleet import Caps, _run_lanes, planned, train_fleet
 from jobs.lanes import ALL_LANES
 from jobs.material import Material
 from jobs.recipe import Recipe, Stage
+from plants.errors import InputError
 from plants.geometry import Environment, Geometry
 from plants.plant import Costs, Fleet, PlantClass
 from tests.fleets import drawn_fleet, imported
@@ -73,6 +75,14 @@ def test_the_plant_whose_frames_make_most_inputs_comes_first_and_one_whose_roi_l
     assert order(Geometry()) == ["mill", "oven"]
     assert order(Geometry(fit="tiles", tile_px=64, overlap_px=0)) == ["oven", "mill"]
     assert order(Geometry(), mill=Geometry(roi=(0, 0, 4096, 4096))) == ["oven", "mill"]
+
+
+@pytest.mark.slow
+def test_a_plan_above_its_cap_is_refused_before_anything_of_it_is_recorded(fleet: Fleet, ray_local: Settings):
+    store = open_store(fleet.store)
+    with pytest.raises(InputError, match=r"field --max-hours: the plan takes up to .* hours, more than 1e-05"):
+        train_fleet(fleet, settings=ray_local, recipe=RECIPE, caps=Caps(max_hours=1e-5))
+    assert store.list("runs") == []
 
 
 @pytest.mark.slow

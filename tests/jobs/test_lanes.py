@@ -170,6 +170,22 @@ def test_events_tell_each_thing_once(store_uri):
     assert [(event["kind"], event["epoch"]) for event in later] == [("epoch", 1)]
 
 
+def test_how_far_a_run_is_within_its_epoch_is_the_last_word_and_no_progress(store_uri):
+    at = board(store_uri)
+    at.take(0)
+    seen = len(at.events(0))
+    for part in (0.2, 0.6):
+        at.part("own", {"stage": 1, "epoch": 3, "part": part})
+    assert [(row["kind"], row["run_id"], row["epoch"], row["part"]) for row in at.within()] == [("part", "own", 3, 0.6)]
+    assert at.records["own"].progress_epoch == 0
+    assert at.events(seen) == []
+    at.epoch("own", {"stage": 1, "epoch": 3})
+    assert at.within() == []
+    at.part("own", {"stage": 1, "epoch": 4, "part": 0.5})
+    at.strike("own", "FloatingPointError: the loss is nan", seconds=1.0)
+    assert at.within() == []
+
+
 def test_progress_outlives_the_driver_so_that_a_killed_one_does_not_strike_a_run_out(store_uri):
     for n in range(4):
         at = board(store_uri)

@@ -285,6 +285,42 @@ def test_the_cost_curve_is_drawn_with_its_trivial_lines_and_its_load_said_in_wor
     assert report_html(changed) == report_html(changed)
 
 
+def learned(run_id: str = "own-panel-s0", *, cut: int = 1, nll: float | None = 0.4) -> dict[str, Any]:
+    rows = [(1, 1, 0.9, 0.6), (1, 2, 0.5, 0.4), (1, 3, 0.3, 0.7), (2, 1, 0.6, 0.8)]
+    history = [{"stage": s, "epoch": e, "loss": loss, "select": 0.5, "select_nll": v} for s, e, loss, v in rows]
+    before = {"stage": 0, "epoch": 0, "select": 0.4, "select_nll": 0.5}
+    notes = ["head fitted", "stage 1: overfitting from epoch 2: <select> loss up, training loss down"]
+    told = {"run_id": run_id, "kind": "own", "cut": cut, "select_nll": nll, "notes": notes, "cuts": [1, 2]}
+    return {**told, "history": [before, *history]}
+
+
+def test_how_its_models_learned_is_drawn_and_said_of_each_plant(document):
+    changed = copy.deepcopy(document)
+    changed["details"]["panel"]["learning"] = [learned(), learned("warm-panel-s0", cut=0, nll=0.5)]
+    html = report_html(changed)
+    found = Page(html)
+    assert "learning-panel" in found.ids
+    assert "learning-mill" not in found.ids
+    for word in ("training loss", "select loss", "before the first epoch", "kept", "cut 1", "cut 2"):
+        assert word in found.words
+    assert (
+        "own-panel-s0: epoch 2 of stage 1 was kept; stage 1: overfitting from epoch 2: <select> loss up" in found.text
+    )
+    assert "warm-panel-s0: no stage was kept, the head stays; stage 1: overfitting" in found.text
+    assert report_html(changed) == html
+
+
+def test_of_many_plants_the_worst_have_pictures_and_all_have_words(document, monkeypatch):
+    changed = copy.deepcopy(document)
+    for name in changed["plants"]:
+        changed["details"][name]["learning"] = [learned(f"own-{name}-s0")]
+    monkeypatch.setattr("jobs.report.NUM_DRAWN", 1)
+    found = Page(report_html(changed))
+    assert [name for name in found.ids if name.startswith("learning-")] == ["learning-panel"]
+    for name in ("panel", "mill"):
+        assert f"own-{name}-s0: epoch 2 of stage 1 was kept" in found.text
+
+
 def test_floors_that_cannot_be_held_and_reviews_that_cannot_be_done_are_said_in_words(document):
     changed = copy.deepcopy(document)
     rng = np.random.default_rng(0)
