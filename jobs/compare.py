@@ -21,6 +21,7 @@ from cluster.packs import MapTasks
 from jobs.material import Material
 from jobs.outside import cells, outside
 from jobs.plan import Plan
+from jobs.remarks import remarks
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
 from plants.costs import OutOfFold, Policy, out_of_fold, solve, solve_by_novelty
 from plants.curves import cost_curve
@@ -290,6 +291,7 @@ def compare_plant(
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
+        "training": remarks(chosen.members, plant=plant.name, words=exports.words),
     }
     return column, made, details
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.curves import curve_figure, curve_words
 from jobs.page import inline_svg, page, table
+from jobs.remarks import remarks_html
 
 Document = Mapping[str, Any]
 
@@ -96,6 +97,7 @@ def _plant(name: str, document: Document) -> str:
             _environments(chosen, frozen),
             _verdicts(chosen, frozen),
             _curve(name, reports.get("curve")),
+            remarks_html(reports.get("training", ())),
         ]
     return "\n".join(parts)
 
