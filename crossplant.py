@@ -11,7 +11,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -160,6 +160,10 @@ def train(
     leave_out: Annotated[
         list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
     ] = None,
+    strategy: Annotated[
+        Literal["all", "by-data"],
+        typer.Option(help="Train every stage and keep what wins, or only heads where a plant has too few labels."),
+    ] = "all",
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     json_to: JsonFile = None,
 ) -> None:
@@ -176,6 +180,7 @@ def train(
         seeds=tuple(seed or (0,)),
         leave_out=tuple(leave_out or ()),
         retry_failed=retry_failed,
+        is_by_data=strategy == "by-data",
         show=console,
     )
     _finish(document, to=json_to)

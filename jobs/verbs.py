@@ -149,6 +149,7 @@ def train(
     leave_out: Sequence[str],
     retry_failed: bool,
     show: Console,
+    is_by_data: bool = False,
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends."""
     from jobs.fleet import train_fleet
@@ -166,6 +167,7 @@ def train(
             seeds=seeds,
             leave_out=leave_out,
             retry_failed=retry_failed,
+            is_by_data=is_by_data,
             say=progress.say,
         )
     document = trained.to_json()
