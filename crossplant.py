@@ -11,7 +11,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -160,6 +160,10 @@ def train(
     leave_out: Annotated[
         list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
     ] = None,
+    strategy: Annotated[
+        Literal["all", "by-data"],
+        typer.Option(help="Train every stage and keep what wins, or only heads where a plant has too few labels."),
+    ] = "all",
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would cost: hours and bytes.")] = False,
     max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may take longer.")] = None,
@@ -184,6 +188,7 @@ def train(
         max_hours=max_hours,
         max_gb=max_gb,
         is_estimate=estimate,
+        is_by_data=strategy == "by-data",
         show=console,
     )
     _finish(document, to=json_to)

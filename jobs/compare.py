@@ -22,6 +22,7 @@ from jobs.learning import ids_of, learning
 from jobs.material import Material
 from jobs.outside import cells, outside
 from jobs.plan import Plan
+from jobs.remarks import remarks
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
 from plants.costs import OutOfFold, Policy, out_of_fold, solve, solve_by_novelty
 from plants.curves import cost_curve
@@ -294,6 +295,7 @@ def compare_plant(
         "learning": [
             learning(exports.words(run_id)) for run_id in ids_of(plan, plant=plant.name, seed=seed) if run_id in done
         ],
+        "training": remarks(chosen.members, plant=plant.name, words=exports.words),
     }
     return column, made, details
 

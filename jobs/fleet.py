@@ -23,11 +23,13 @@ from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store
+from jobs.cautions import cautions, check_money
 from jobs.leave_out import parse
-from jobs.plan import Plan, make_plan
+from jobs.plan import Plan, make_plan, strategies
 from jobs.recipe import Recipe
 from jobs.tracking import Tracker
 from plants import governance
+from plants.balance import labelled_defects
 from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 Say = Callable[[Mapping[str, Any]], None]
 GROUP_START_TIMEOUT_S = 120
 GROUP_STARTS = 3
+MONEY = {"miss", "miss_by_class", "false_alarm", "defect_rate"}
+"""The costs that a model learns by where its loss is `cost`: others are its policy's alone."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,18 @@ def train_fleet(
     trunk: int = 0,
     caps: Caps = Caps(),
     is_estimate: bool = False,
+    is_by_data: bool = False,
     say: Say = lambda event: None,
 ) -> Trained:
     """Every run of the plan is done or failed. The same call after a kill goes on where it was.
 
+    is_by_data: runs whose plants have too few labels train no stages, instead of training them and keeping what wins.
     is_estimate: nothing is trained, and nothing recorded; what it would cost is said.
-    Raises InputError when a plant has not been imported, the recipe asks for a cut that the trunk does not allow, or
-    the plan would cost more than a cap or than the disk has room for.
+    Raises InputError when a plant has not been imported, the recipe asks for a cut that the trunk does not allow or for
+    a loss in money where there is none, or the plan would cost more than a cap or than the disk has room for.
     """
     start = time.monotonic()
+    check_money(recipe, plants=[plant for plant in fleet.plants if plant.may_train])
     allowed = fleet.trunks[trunk].cuts
     for stage in recipe.stages:
         if stage.cut not in allowed:
@@ -124,13 +131,18 @@ def train_fleet(
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
-    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
+    labelled = {p.name: labelled_defects(p, material.rows(p.name)) for p in fleet.plants} if is_by_data else None
+    plan = planned(
+        fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk, labelled=labelled
+    )
+    material.recipe = plan.deepest
     ledger = RunLedger(material.store, plan.plan_id)
     known = ledger.load()
     again = [record for record in known.values() if retry_failed and record.state == "failed"]
     known |= {record.run_id: RunRecord(run_id=record.run_id) for record in again}
     todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
-    notes = governance.words(fleet.plants)
+    notes = [*governance.words(fleet.plants), *cautions(recipe)]
+    notes += strategies(plan, labelled=labelled) if labelled is not None else []
     say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo), "notes": notes})
     if todo and not settings.is_embedded:
         session.start(settings, num_slots=settings.slots)
@@ -181,8 +193,12 @@ def planned(
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     trunk: int = 0,
+    labelled: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
-    """The plan for the fleet's data, and all else that a model is made from, as they are now."""
+    """The plan for the fleet's data, and all else that a model is made from, as they are now.
+
+    labelled: as `make_plan` takes it.
+    """
     names = [plant.name for plant in fleet.plants]
     train_parts, train_defects = {}, {}
     for name in names:
@@ -191,6 +207,10 @@ def planned(
         train_parts[name] = int(rows["part_id"].nunique())
         train_defects[name] = int(rows.loc[rows["class"].isin(fleet.plant(name).defects), "part_id"].nunique())
     shapes = {p.name: p.model_dump(mode="json", include={"classes", "ok", "environments"}) for p in fleet.plants}
+    if recipe.loss == "cost":
+        shapes = {
+            p.name: {**shapes[p.name], "costs": p.costs.model_dump(mode="json", include=MONEY)} for p in fleet.plants
+        }
     model, trunk_words = material.model, material.trunk.model_dump(mode="json")
     learned = [trunk_words, model.weights_digest, model.interpolation, shapes, fleet.seed]
     words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
@@ -208,6 +228,7 @@ def planned(
         leave_out=leave_out,
         trunk=trunk,
         data={name: material.catalog.snapshot(name) for name in names},
+        labelled=labelled,
     )
     if not plan.runs:
         raise InputError("no plant has training parts", remedy="Import labelled images and see `crossplant audit`")

@@ -17,10 +17,55 @@ def partial_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights
     logits [N, L]; targets bool [N, L], the leaves a label covers; mask bool [N, L], leaves annotated where the image
     comes from; weights [N] with mean about 1. Source: learning from partial labels, Cour et al., JMLR 12 (2011).
     """
+    return (weights * surprise(logits, targets, mask)).mean()
+
+
+def surprise(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """-log P(any leaf of the targets | leaves annotated at the plant), [N]."""
     lowest = torch.finfo(logits.dtype).min
     among = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
     hit = torch.logsumexp(logits.masked_fill(~targets, lowest), dim=1)
-    return (weights * (among - hit)).mean()
+    return among - hit
+
+
+def focal(logits: Tensor, targets: Tensor, mask: Tensor, weights: Tensor, *, gamma: float) -> Tensor:
+    """Mean of weight * (1 - p)^gamma * -log p, p of any leaf of the label: what is known well teaches little.
+
+    With gamma 0 it is `partial_cross_entropy`. Not convex in the logits. Source: Lin et al., ICCV 2017.
+    """
+    lost = surprise(logits, targets, mask)
+    missing = -torch.expm1(-lost)
+    return (weights * missing.clamp_min(1e-6) ** gamma * lost).mean()
+
+
+def expected_cost(logits: Tensor, wrong: Tensor, mask: Tensor, money: Tensor) -> Tensor:
+    """Mean of money * P(any leaf that is wrong in money | leaves annotated at the plant).
+
+    wrong: bool [N, L], the good leaves for a defect (a miss), the others for a good image (a false alarm); money [N].
+    """
+    return (money * torch.exp(-surprise(logits, wrong & mask, mask))).mean()
+
+
+def money_at_stake(labels: Sequence[str], *, plants: Sequence[Plant]) -> np.ndarray:
+    """What a wrong answer to each row costs [N]: in the mean 1 is passing or rejecting all, whichever is cheaper.
+
+    plants: each row's own. Within a plant good rows and defects stand for the line at the high end of its defect rate,
+    whatever their numbers here; plants count alike. A row is taken for a part: of tiles and frames it is a proxy.
+    """
+    names = np.asarray(labels, dtype=object)
+    whose = np.asarray([plant.name for plant in plants], dtype=object)
+    money = np.zeros(len(names))
+    by_name = {plant.name: plant for plant in plants}
+    for name, plant in by_name.items():
+        rate, here = plant.costs.defect_rate[2], whose == name
+        is_good = here & np.isin(names, plant.ok)
+        is_bad = here & ~is_good
+        miss = np.array([plant.costs.miss_by_class.get(label, plant.costs.miss) for label in names[is_bad]])
+        money[is_bad] = rate * miss / max(is_bad.sum(), 1)
+        money[is_good] = (1 - rate) * plant.costs.false_alarm / max(is_good.sum(), 1)
+        missed = float(money[is_bad].sum()) if is_bad.any() else rate * plant.costs.miss
+        money[here] *= len(names) / len(by_name) / min(missed, (1 - rate) * plant.costs.false_alarm)
+    return money.astype(np.float32)
 
 
 def label_targets(

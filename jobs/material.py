@@ -259,6 +259,7 @@ class Material:
             "select_nll": fitted.score.nll,
             "history": fitted.history,
             "notes": fitted.notes,
+            "reweighting": fitted.reweighting,
         }
         self.store.write(f"{prefix}/model.json", json.dumps(words).encode())
 

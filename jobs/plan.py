@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from jobs.leave_out import FIELD, LeftOut, parse
 from jobs.recipe import Recipe
+from plants.balance import may_unfreeze, median_class, strategy
 from plants.errors import InputError
 from plants.governance import flags
 from plants.plant import OK, Fleet, Plant
@@ -61,6 +62,11 @@ class Plan:
     def __post_init__(self) -> None:
         content = json.dumps([WAY, self.data_digest, self.trunk, [asdict(run) for run in self.runs]], sort_keys=True)
         object.__setattr__(self, "plan_id", f"{self.fleet}-{hashlib.sha256(content.encode()).hexdigest()[:12]}")
+
+    @property
+    def deepest(self) -> Recipe:
+        """The recipe of the run that trains most stages: it needs the activations of all others."""
+        return Recipe.model_validate(max((run.recipe for run in self.runs), key=lambda recipe: len(recipe["stages"])))
 
     def run(self, run_id: str) -> RunSpec:
         """The run of that id. Raises KeyError."""
@@ -126,6 +132,7 @@ def make_plan(
     leave_out: Sequence[str] = (),
     trunk: int = 0,
     data: Mapping[str, str] | None = None,
+    labelled: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
     """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed; one normality a plant.
 
@@ -133,6 +140,7 @@ def make_plan(
     train_defects: those of them that are not good; a plant without any has nothing but its normality.
     leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
     environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
+    labelled: plant -> labelled images by fleet defect class, by which runs train stages or not; None trains them all.
     data: the snapshot of each plant's rows that may be learned from.
     Raises InputError when a model without what is named cannot be fitted.
     """
@@ -169,8 +177,28 @@ def make_plan(
             run_id = f"normality-{plant.name}-s{seeds[0]}"
             runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
     _check_left_out(outs, runs=runs)
+    if labelled is not None:
+        runs = [by_data(run, labelled=labelled) for run in runs]
     governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
     return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance, data=data or {})
+
+
+def by_data(run: RunSpec, *, labelled: Mapping[str, Mapping[str, int]]) -> RunSpec:
+    """The run, without its stages where its plants together have too few labels to train more than a head."""
+    if may_unfreeze(median_class(labelled[name] for name in run.plants)):
+        return run
+    return replace(run, recipe={**run.recipe, "stages": []})
+
+
+def strategies(plan: Plan, *, labelled: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What the labels of each plant, and of plants that learn together, allow and the plan therefore does."""
+    said = []
+    for names in dict.fromkeys(run.plants for run in plan.runs if run.kind != "normality"):
+        count = median_class(labelled[name] for name in names)
+        does = "stages are trained after the head" if may_unfreeze(count) else "heads only"
+        who = f"plant {names[0]}" if len(names) == 1 else f"plants {', '.join(names)} together"
+        said.append(f"{who}: {count:g} labelled images in the median defect class allow {strategy(count)}: {does}")
+    return said
 
 
 def _pooled(group: Sequence[str], *, groups: Sequence[Sequence[str]], tail: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -41,10 +40,19 @@ class Stage(Config):
 
     @model_validator(mode="after")
     def _spares_the_pretraining(self) -> Self:
+        faults = []
         if self.lr_backbone > MAX_BACKBONE_RATE:
-            raise ValueError(f"lr_backbone {self.lr_backbone:g} is above {MAX_BACKBONE_RATE:g} on pretrained layers")
+            faults.append(
+                f"lr_backbone {self.lr_backbone:g} is above {MAX_BACKBONE_RATE:g} on pretrained layers, which forget "
+                f"more than they learn: write {MAX_BACKBONE_RATE:g} or less"
+            )
         if self.warmup_epochs >= self.epochs:
-            raise ValueError("warmup_epochs must be smaller than epochs: the run would be all warm-up")
+            faults.append(
+                f"warmup_epochs {self.warmup_epochs} is all of the run's epochs ({self.epochs}), so it would be all "
+                f"warm-up: write warmup_epochs {self.epochs - 1} or less, or more epochs"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
 
@@ -61,26 +69,36 @@ class Recipe(Config):
     augment: Augment = Augment()
     batch: int = Field(default=16, ge=1, le=4096)
     """Images a step, of all processes together where they fit a run together."""
+    accumulate: int = Field(default=1, ge=1, le=256)
+    """Portions that a batch is computed in, one after the other, where it does not fit; the step is the same."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     layer_decay: float = Field(default=0.5, gt=0, le=1)
     """Rate of a stage as a fraction of the stage above it."""
+    loss: Literal["weighted", "focal", "cost"] = "weighted"
+    """What stages minimise: likelihood, focal loss, or likelihood and the expected cost in the plant's money."""
+    gamma: float = Field(default=2, ge=0, le=5)
+    """Of the focal loss: how little an image that is known well still teaches."""
+    balance: Literal["weights", "sampling", "none"] = "weights"
+    """Plants alike and rare classes more: by weight, by drawing their images more often, or not at all."""
     max_class_weight: float = Field(default=5, ge=1, le=20)
-    """Rare classes weigh up to this much more than the most frequent; 1 is no weighting."""
+    """Rare classes count up to this much more than the most frequent; 1 is no weighting of classes."""
     schedule: Literal["cosine", "plateau"] = "cosine"
+    on_jump: Literal["halve", "ignore"] = "ignore"
+    """What is done about a select loss that jumps about: the rate is halved from there on, or it is only said."""
     patience: int = Field(default=5, ge=1)
     freeze_norm: bool = True
     """Keep the pretrained statistics of BatchNorm: an unfrozen stage then starts exactly where the frozen one stood."""
 
     @model_validator(mode="after")
     def _stages_descend(self) -> Self:
-        cuts = [stage.cut for stage in self.stages]
+        cuts, faults = [stage.cut for stage in self.stages], []
         if cuts != sorted(set(cuts)):
-            raise ValueError("stages must unfreeze deeper and deeper: cuts strictly increasing")
-        if not 8 <= self.batch <= 256:
-            warnings.warn(f"batch {self.batch} is outside 8..256: expect noisy or slow learning", stacklevel=2)
-        if self.patience > 10:
-            warnings.warn(f"patience {self.patience} is above 10: expect wasted epochs", stacklevel=2)
+            faults.append("stages must unfreeze deeper and deeper: cuts strictly increasing")
+        if self.accumulate > self.batch:
+            faults.append(f"accumulate {self.accumulate} is more than the batch ({self.batch}) has images: lower it")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     @property

@@ -16,7 +16,6 @@ from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from jobs.material import Material
 from jobs.plan import Plan
-from jobs.recipe import Recipe
 from jobs.verbs import new_table, who
 from plants.bundle import read as read_bundle
 from plants.costs import Policy
@@ -51,8 +50,7 @@ def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
     """The exported trunk and branches of a plan."""
     from jobs.scoring import Exports
 
-    recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
-    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=plan.trunk)
+    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=plan.deepest, trunk=plan.trunk)
     if not plan.data and material.model.interpolation != "bilinear":
         remedy = "Run `crossplant train`, or set interpolation: bilinear in `trunks`"
         what = (

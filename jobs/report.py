@@ -15,6 +15,7 @@ from typing import Any
 from jobs.curves import curve_figure, curve_words
 from jobs.learning import NUM_DRAWN, section
 from jobs.page import inline_svg, page, table
+from jobs.remarks import remarks_html
 
 Document = Mapping[str, Any]
 
@@ -97,6 +98,7 @@ def _plant(name: str, document: Document) -> str:
             _environments(chosen, frozen),
             _verdicts(chosen, frozen),
             _curve(name, reports.get("curve")),
+            remarks_html(reports.get("training", ())),
         ]
     is_drawn = name in document["plants"][:NUM_DRAWN]
     parts += [section(name, reports.get("learning", ()), is_drawn=is_drawn)]

@@ -25,7 +25,9 @@ class Supervision:
         leaf_sets: Mapping[str, dict[str, tuple[str, ...]]],
         leaves: Sequence[str],
         max_class_weight: float,
+        is_balanced: bool = True,
     ) -> None:
+        """is_balanced: False and every row weighs 1, whatever its class and plant."""
         self.data, self.leaves = data, tuple(leaves)
         self.train_ids = data.train_ids
         if not len(self.train_ids):
@@ -53,7 +55,8 @@ class Supervision:
             max_class_weight=max_class_weight,
         )
         by_kind = pd.Series(train, index=kinds[self.train_ids]).groupby(level=[0, 1]).first()
-        self.weights = torch.from_numpy(by_kind.reindex(kinds).fillna(1.0).to_numpy(np.float32, copy=True))
+        known = by_kind.reindex(kinds) if is_balanced else pd.Series(1.0, index=kinds)
+        self.weights = torch.from_numpy(known.fillna(1.0).to_numpy(np.float32, copy=True))
         """[N]: what a train row of the plant and class weighs, 1 where there is none."""
         self.sets: list[SelectSet] = [
             select_set(source, leaf_sets=leaf_sets[source.plant.name], leaves=self.leaves) for source in data.plants

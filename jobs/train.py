@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from jobs.activations import RunData
 from jobs.compute import PLAIN, Compute
 from jobs.head import Head, HeadFit, Lesson
-from jobs.losses import partial_cross_entropy
+from jobs.objective import Objective, portions
 from jobs.recipe import Recipe, Stage
-from jobs.schedule import overfitting, rate_factor, rate_groups
+from jobs.reweighting import measure, sentences
+from jobs.schedule import halving, jumping, overfitting, rate_factor, rate_groups
 from jobs.selection import Score
 from jobs.supervision import Supervision, forward
 
@@ -71,6 +72,8 @@ class Fitted:
     """The same branch with a softer head that has not seen `select`: stages and other runs go on from it."""
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reweighting: list[dict[str, Any]] = field(default_factory=list)
+    """What weighting by class did to the recall of each class, see `jobs.reweighting`."""
 
 
 @dataclass
@@ -86,6 +89,7 @@ class Checkpoints:
 class _Run:
     model: BranchFactory
     taught: Supervision
+    objective: Objective
     recipe: Recipe
     seed: int
     world: World
@@ -121,9 +125,16 @@ def fit(
     """
     checkpoints = checkpoints or Checkpoints()
     on_epoch = on_epoch or (lambda metrics: None)
-    taught = Supervision(data, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
+    taught = Supervision(
+        data,
+        leaf_sets=leaf_sets,
+        leaves=leaves,
+        max_class_weight=recipe.max_class_weight,
+        is_balanced=recipe.balance != "none",
+    )
+    objective = Objective(taught, recipe=recipe)
     tell = _seldom(on_part, clock=clock) if on_part else lambda row: None
-    run = _Run(model, taught, recipe, seed=seed, world=world or World(), compute=compute, on_part=tell)
+    run = _Run(model, taught, objective, recipe, seed=seed, world=world or World(), compute=compute, on_part=tell)
     state = _restored(checkpoints.load())
     best = state.best if state else _with_head_fitted(run, parent=parent)
     best.score = _agreed(best.score, world=run.world)
@@ -155,6 +166,7 @@ def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
     with torch.enable_grad():
         heads = HeadFit(lesson, prior=prior)
         head, found, strength, soft = heads.best(lambda head: taught.judge_rows(head.logits(select.features)))
+        effect = measure(head, lesson=lesson, prior=prior, strength=strength, select=select.features, taught=taught)
         if has_select:
             more = replace(select, weights=select.weights * views)
             head, found = _knowing_select(heads, more, head=head, strength=strength, taught=taught)
@@ -162,7 +174,8 @@ def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
     start = _copy(branch)
     branch.adopt_head(head.weight, head.bias, taught.leaves)
     what = f"head fitted on {'the parent' if parent else 'frozen'} features, L2 {strength:g}"
-    return Fitted(cut=cut, leaves=taught.leaves, state=_copy(branch), score=found, start=start, notes=[what])
+    more = {"notes": [what, *sentences(effect)], "reweighting": effect}
+    return Fitted(cut=cut, leaves=taught.leaves, state=_copy(branch), score=found, start=start, **more)
 
 
 def _lesson(run: _Run, branch: Any, *, cut: int, ids: np.ndarray, views: range) -> Lesson:
@@ -250,20 +263,22 @@ def _unfreeze(
         _average_buffers(branch, world=run.world)
         found = _agreed(run.taught.judge_branch(branch, cut=stage.cut), world=run.world)
         row = {"stage": index + 1, "epoch": epoch + 1, "loss": loss, "select": found.value, "select_nll": found.nll}
+        row["rate"] = at.rate  # of the schedule's, halved where a rule says so
         best.history.append(row)
         on_epoch(row)
         if found.beats(at.stage_best):
             at.stage_best, at.stage_best_state, at.since_best = found, _copy(branch), 0
         else:
             at.since_best += 1
-            if run.recipe.schedule == "plateau" and at.since_best % 3 == 0:
-                at.rate /= 2
-                best.notes.append(f"stage {index + 1}, epoch {epoch + 1}: no gain for 3 epochs, rate halved")
+        if why := halving(best.history, stage=index + 1, since_best=at.since_best, recipe=run.recipe):
+            at.rate /= 2
+            best.notes.append(f"stage {index + 1}, epoch {epoch + 1}: {why}, rate halved")
         at.epoch = epoch + 1
         if clock() - saved_at >= save.every_s and run.world.rank == 0:
             at.branch, at.optimizer = _copy(branch), optimizer.state_dict()
             save.save(_frozen(at))
             saved_at = clock()
+    best.notes.extend(jumping(best.history, stage=index + 1, recipe=run.recipe))
     best.notes.extend(overfitting(best.history, stage=index + 1))
     if at.stage_best is None or at.stage_best_state is None or not at.stage_best.beats(best.score):
         best.notes.append(f"stage {index + 1} (cut {stage.cut}) did not win on select and was not kept")
@@ -287,7 +302,7 @@ def _epoch(
     seed = np.random.SeedSequence([run.seed, index, epoch])
     rng = np.random.default_rng(seed)
     torch.manual_seed(int(seed.generate_state(1)[0]) + run.world.rank)
-    order = rng.permutation(run.taught.train_ids)
+    order = run.objective.order(rng)
     views = rng.integers(0, run.taught.data.num_views(stage.cut), size=len(order))
     per_step = max(1, run.recipe.batch // run.world.size) * run.world.size
     steps = max(1, math.ceil(len(order) / per_step))
@@ -305,17 +320,16 @@ def _epoch(
         )
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor * scale
-        at = torch.from_numpy(ids)
-        inputs = compute.laid(run.taught.data.fetch(stage.cut, ids=ids, views=views[take]).to(device))
-        with compute.autocast(device):
-            logits, _ = branch(inputs)
-        told = (run.taught.targets[at], run.taught.mask[at], run.taught.weights[at])
-        loss = partial_cross_entropy(logits.float(), *(value.to(device) for value in told))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for part in portions(branch, len(ids), accumulate=run.recipe.accumulate):
+            inputs = run.taught.data.fetch(stage.cut, ids=ids[part], views=views[take][part]).to(device)
+            with compute.autocast(device):
+                logits, _ = branch(compute.laid(inputs))
+            loss = run.objective(logits.float().cpu(), torch.from_numpy(ids[part]))
+            (loss * (len(part) / len(ids))).backward()
+            total += float(loss.detach()) * len(part) / len(ids)
         nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
         optimizer.step()
-        total += float(loss.detach())
         if broken is None and not math.isfinite(total):
             broken = ids
         run.on_part({"stage": index + 1, "epoch": epoch + 1, "part": (step + 1) / steps})

@@ -152,6 +152,7 @@ def train(
     max_hours: float | None = None,
     max_gb: float | None = None,
     is_estimate: bool = False,
+    is_by_data: bool = False,
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends, or what it would cost."""
     from jobs.fleet import Caps, train_fleet
@@ -172,6 +173,7 @@ def train(
             retry_failed=retry_failed,
             caps=Caps(max_hours=max_hours, max_gb=max_gb),
             is_estimate=is_estimate,
+            is_by_data=is_by_data,
             say=progress.say,
         )
     document = trained.to_json()

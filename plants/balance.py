@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from statistics import median
 
 import pandas as pd
 
@@ -19,6 +20,8 @@ STRATEGIES = (
     (None, "full fine-tuning"),
 )
 """Labelled images of a defect class below which a strategy is recommended. Source: PRACTICE.md, D3."""
+FROZEN_BELOW = 200
+"""Labelled images of the median defect class below which `train --strategy by-data` trains heads alone: D3's own."""
 
 
 def classes(plant: Plant, rows: pd.DataFrame) -> Found:
@@ -88,10 +91,33 @@ def _enough(plant: Plant, counts: Mapping[str, int]) -> Found:
             f"labelled images allow {words} for: {', '.join(names)}",
             f"Label at least {STRATEGIES[0][0]} of each"
             if is_thin
-            else "None; the plan fits frozen heads and fine-tunes in stages, and keeps what wins",
+            else "None; the plan fits frozen heads and fine-tunes in stages, and keeps what wins; "
+            "`train --strategy by-data` holds to this",
         )
 
 
-def strategy(num_labelled: int) -> str:
+def strategy(num_labelled: float) -> str:
     """What this many labelled images of a defect class are enough for."""
     return next(words for limit, words in STRATEGIES if limit is None or num_labelled < limit)
+
+
+def labelled_defects(plant: Plant, rows: pd.DataFrame) -> dict[str, int]:
+    """Labelled images of every fleet class of the plant's defects, outside the sealed test; 0 where there are none."""
+    counts: Counter[str] = Counter()
+    for name, n in _counts(plant, rows).items():
+        if name in plant.defects:
+            counts[plant.classes[name].fleet] += n
+    return dict(counts)
+
+
+def median_class(counts: Iterable[Mapping[str, int]]) -> float:
+    """Labelled images in the median defect class of these plants together; 0 without any class."""
+    together: Counter[str] = Counter()
+    for of_plant in counts:
+        together.update(of_plant)
+    return float(median(together.values())) if together else 0.0
+
+
+def may_unfreeze(num_labelled: float) -> bool:
+    """Whether this many labelled images in the median defect class are enough to train more than heads."""
+    return num_labelled >= FROZEN_BELOW

@@ -119,12 +119,10 @@ class Works:
         """The plan's exported models."""
         from jobs.material import Material
         from jobs.plan import Plan
-        from jobs.recipe import Recipe
         from jobs.scoring import Exports
 
         plan: Plan = self.plan
-        recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
-        return Exports(Material(self.fleet, cache=self.settings.cache, recipe=recipe), plan=plan)
+        return Exports(Material(self.fleet, cache=self.settings.cache, recipe=plan.deepest), plan=plan)
 
 
 def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:

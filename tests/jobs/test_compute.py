@@ -68,7 +68,7 @@ def test_a_run_in_bfloat16_learns_what_one_in_float32_learns_and_keeps_float32(t
         for kind in (PLAIN, FAST)
     }
     assert {value.dtype for value in found[FAST].state.values() if value.is_floating_point()} == {torch.float32}
-    losses = {kind: [row["loss"] for row in fitted.history] for kind, fitted in found.items()}
+    losses = {kind: [row["loss"] for row in fitted.history[1:]] for kind, fitted in found.items()}
     assert losses[PLAIN] != losses[FAST]
     np.testing.assert_allclose(losses[FAST], losses[PLAIN], rtol=0.02)
     assert found[FAST].score.nll == pytest.approx(found[PLAIN].score.nll, rel=0.05)

@@ -16,6 +16,8 @@ from jobs.fleet import Caps, _run_lanes, planned, train_fleet
 from jobs.lanes import ALL_LANES
 from jobs.material import Material
 from jobs.recipe import Recipe, Stage
+from jobs.release import latest_plan
+from plants.balance import labelled_defects
 from plants.errors import InputError
 from plants.geometry import Environment, Geometry
 from plants.plant import Costs, Fleet, PlantClass
@@ -51,6 +53,47 @@ def test_another_geometry_class_map_or_seed_is_another_plan_and_other_costs_are_
     assert at == plan_id(fleet, tmp_path)
     assert len({at, *(plan_id(other, tmp_path) for other in others)}) == 4
     assert plan_id(changed(fleet, costs=Costs(miss=1.0)), tmp_path) == at
+
+
+@pytest.mark.slow
+def test_other_prices_are_another_plan_only_where_models_learn_by_money(fleet: Fleet, tmp_path: Path):
+    recipe = RECIPE.model_copy(update={"loss": "cost"})
+
+    def named(fleet: Fleet) -> str:
+        return planned(fleet, material=Material(fleet, cache=tmp_path, recipe=recipe), recipe=recipe).plan_id
+
+    assert named(changed(fleet, costs=Costs(miss=1.0))) != named(fleet)
+    assert named(changed(fleet, costs=Costs(miss_by_class={"crack": 1.0}))) != named(fleet)
+    assert named(changed(fleet, costs=Costs(review=1.0))) == named(fleet) != plan_id(fleet, tmp_path)
+
+
+def test_a_loss_in_money_is_refused_before_anything_is_trained(fleet: Fleet, tmp_path: Path):
+    without = changed(fleet, ok=(), classes={"crack": PlantClass(fleet="crack")})
+    with pytest.raises(InputError, match=r"plant mill: field ok: loss cost .* write loss: weighted"):
+        train_fleet(without, settings=Settings(home=tmp_path), recipe=Recipe(loss="cost"))
+    assert not list(tmp_path.iterdir())
+
+
+class Said(Exception):
+    """Ends a training once its plan was said."""
+
+
+@pytest.mark.slow
+def test_by_data_plants_with_few_labels_train_heads_alone_and_the_plan_says_so(fleet: Fleet, ray_local: Settings):
+    def stop(event: Any) -> None:
+        raise Said(event["plan"], event["notes"])
+
+    with pytest.raises(Said) as caught:
+        train_fleet(fleet, settings=ray_local, recipe=Recipe(batch=4), is_by_data=True, say=stop)
+    plan_id, said = caught.value.args
+    assert "recipe: batch 4 is outside 8..256: expect noisy or slow learning" in said
+    count = labelled_defects(fleet.plant("mill"), Material(fleet, cache=ray_local.cache, recipe=RECIPE).rows("mill"))
+    assert 0 < count["crack"] < 20
+    words = "labelled images in the median defect class allow normality only: heads only"
+    assert f"plant mill: {count['crack']} {words}" in said
+    plan = latest_plan(open_store(fleet.store))
+    assert plan.plan_id == plan_id
+    assert not any(run.recipe["stages"] for run in plan.runs)
 
 
 def test_the_plant_whose_frames_make_most_inputs_comes_first_and_one_whose_roi_leaves_them_last(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.plan import Plan, make_plan, nearest_sister, pooling_groups
+from jobs.plan import Plan, make_plan, nearest_sister, pooling_groups, strategies
 from jobs.recipe import Recipe
 from plants.errors import InputError
 from plants.plant import Fleet
@@ -151,3 +151,53 @@ def test_a_run_has_learned_from_what_its_parents_have_learned_from():
     assert plan.learned_from(["warm-neu-s0"]) == ("neu", "xsdd")
     assert plan.learned_from(["sister-xsdd-s0"]) == ("neu", "xsdd")
     assert plan.learned_from(["own-neu-s0", "own-xsdd-s0"]) == ("neu", "xsdd")
+
+
+LABELLED = {
+    "neu": {"scratch": 150, "crazing": 190},
+    "xsdd": {"scratch": 60, "red": 900},
+    "tiles": {"blowhole": 1200},
+}
+
+
+@pytest.mark.parametrize(
+    ("labelled", "trained"),
+    [
+        (LABELLED, {"neu": False, "xsdd": True, "tiles": True, "neu, xsdd": True}),
+        (
+            {**LABELLED, "neu": {"scratch": 0, "crazing": 0}},
+            {"neu": False, "xsdd": True, "tiles": True, "neu, xsdd": False},
+        ),
+        ({**LABELLED, "tiles": {"blowhole": 199}}, {"neu": False, "xsdd": True, "tiles": False, "neu, xsdd": True}),
+        ({**LABELLED, "tiles": {"blowhole": 200}}, {"neu": False, "xsdd": True, "tiles": True, "neu, xsdd": True}),
+        ({name: {} for name in LABELLED}, {"neu": False, "xsdd": False, "tiles": False, "neu, xsdd": False}),
+    ],
+)
+def test_by_data_stages_are_trained_from_200_labels_in_the_median_defect_class(labelled, trained):
+    plan = plan_of(fleet(), labelled=labelled)
+    found = {", ".join(r.plants): bool(r.recipe["stages"]) for r in plan.runs if r.kind in ("own", "pooled")}
+    assert found == trained
+    for run in plan.runs:
+        if run.kind in ("warm", "sister"):
+            assert bool(run.recipe["stages"]) == trained[run.plants[0]]
+
+
+def test_the_strategy_of_every_plant_and_of_those_together_is_said_with_its_count():
+    said = strategies(plan_of(fleet(), labelled=LABELLED), labelled=LABELLED)
+    assert sorted(said) == [
+        "plant neu: 170 labelled images in the median defect class allow frozen features: heads only",
+        "plant tiles: 1200 labelled images in the median defect class allow full fine-tuning: "
+        "stages are trained after the head",
+        "plant xsdd: 480 labelled images in the median defect class allow gradual unfreezing or LoRA: "
+        "stages are trained after the head",
+        "plants neu, xsdd together: 210 labelled images in the median defect class allow gradual unfreezing or LoRA: "
+        "stages are trained after the head",
+    ]
+
+
+def test_all_stages_are_trained_unless_told_otherwise_and_the_deepest_recipe_is_known():
+    assert all(run.recipe["stages"] for run in plan_of(fleet()).runs if run.kind in ("own", "pooled", "warm", "sister"))
+    assert plan_of(fleet()).deepest == Recipe()
+    none = plan_of(fleet(), labelled={name: {} for name in LABELLED})
+    assert none.deepest == Recipe(stages=())
+    assert none.plan_id != plan_of(fleet()).plan_id

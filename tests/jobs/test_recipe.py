@@ -14,6 +14,10 @@ from plants.errors import InputError
         ("stages: [{cut: 1, epochs: 2, warmup_epochs: 2}]", "warm-up"),
         ("augment: {rotate_deg: 45}", "augment.rotate_deg"),
         ("dropuot: 0.3", "dropuot"),
+        ("loss: hinge", "loss"),
+        ("balance: oversampling", "balance"),
+        ("on_jump: panic", "on_jump"),
+        ("gamma: -1", "gamma"),
         ("[1, 2", "cannot be read"),
     ],
 )
@@ -41,6 +45,17 @@ def test_a_recipe_survives_its_file(tmp_path):
     assert load_recipe(tmp_path / "r.yaml").digest == recipe.digest
 
 
-def test_an_odd_batch_is_warned_about():
-    with pytest.warns(UserWarning, match="batch 4"):
-        Recipe(batch=4)
+def test_a_stage_says_all_its_faults_and_what_to_write_instead(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("stages: [{cut: 1, epochs: 2, warmup_epochs: 2, lr_backbone: 0.01}]")
+    with pytest.raises(
+        InputError, match=r"stages\.0: .*lr_backbone 0\.01 .*write 0\.001 or less.*write warmup_epochs 1"
+    ):
+        load_recipe(file)
+
+
+def test_a_recipe_says_all_its_faults_and_what_to_write_instead(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("stages: [{cut: 2}, {cut: 1}]\nbatch: 8\naccumulate: 16\n")
+    with pytest.raises(InputError, match=r"cuts strictly increasing; accumulate 16 is more than the batch \(8\)"):
+        load_recipe(file)

@@ -67,11 +67,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert a.history != c.history
 
 
-@pytest.mark.parametrize("die_after", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("die_after", "settings"),
+    [
+        (1, {}),
+        (2, {}),
+        (3, {}),
+        (2, {"balance": "sampling", "loss": "focal", "accumulate": 3}),
+        (2, {"balance": "sampling", "loss": "cost"}),
+    ],
+)
 @pytest.mark.slow
-def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(tmp_path, die_after):
-    run = toy_run(tmp_path)
-    undisturbed = fit(ToyModel(), **run, recipe=RECIPE, seed=3)
+def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(tmp_path, die_after, settings):
+    run, recipe = toy_run(tmp_path), RECIPE.model_copy(update=settings)
+    undisturbed = fit(ToyModel(), **run, recipe=recipe, seed=3)
     saved: list[bytes] = []
     epochs = []
 
@@ -84,7 +93,7 @@ def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(tmp_path, die_af
         fit(
             ToyModel(),
             **run,
-            recipe=RECIPE,
+            recipe=recipe,
             seed=3,
             checkpoints=Checkpoints(save=saved.append, every_s=0),
             on_epoch=on_epoch,
@@ -93,7 +102,7 @@ def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(tmp_path, die_af
     resumed = fit(
         ToyModel(),
         **run,
-        recipe=RECIPE,
+        recipe=recipe,
         seed=3,
         checkpoints=Checkpoints(load=lambda: saved[-1]),
         on_epoch=again.append,
@@ -186,28 +195,86 @@ class NoNorm(ToyModel):
         return branch
 
 
+SETTINGS = ({}, {"balance": "sampling", "loss": "cost", "accumulate": 3})
+
+
 def fit_with_others(rank: int, folder: Path) -> None:
     """One of two processes that fit the toy run together; the first writes what came out."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    run = toy_run(folder / f"rank{rank}", "north", "south")
-    fitted = fit(NoNorm(), **run, recipe=RECIPE, seed=5, world=World(rank=rank, size=2))
-    if rank == 0:
-        torch.save({"history": fitted.history, "state": fitted.state}, folder / "fitted.pt")
+    run, world = toy_run(folder / f"rank{rank}", "north", "south"), World(rank=rank, size=2)
+    for number, settings in enumerate(SETTINGS):
+        fitted = fit(NoNorm(), **run, recipe=RECIPE.model_copy(update=settings), seed=5, world=world)
+        if rank == 0:
+            torch.save({"history": fitted.history, "state": fitted.state}, folder / f"fitted{number}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_alone(tmp_path):
-    alone = fit(NoNorm(), **toy_run(tmp_path / "alone", "north", "south"), recipe=RECIPE, seed=5)
     multiprocessing.spawn(fit_with_others, args=(tmp_path,), nprocs=2)
-    together = torch.load(tmp_path / "fitted.pt")
-    assert [row["select"] for row in together["history"]] == [row["select"] for row in alone.history]
-    assert alone.history
-    for row, other in zip(alone.history, together["history"], strict=True):
-        assert other.get("loss") == pytest.approx(row.get("loss"), abs=1e-4)
-    for key, value in alone.state.items():
-        torch.testing.assert_close(together["state"][key], value, atol=1e-4, rtol=0)
+    run = toy_run(tmp_path / "alone", "north", "south")
+    for number, settings in enumerate(SETTINGS):
+        alone = fit(NoNorm(), **run, recipe=RECIPE.model_copy(update=settings), seed=5)
+        together = torch.load(tmp_path / f"fitted{number}.pt")
+        assert [row["select"] for row in together["history"]] == [row["select"] for row in alone.history]
+        assert alone.history
+        for row, other in zip(alone.history, together["history"], strict=True):
+            assert other.get("loss") == pytest.approx(row.get("loss"), abs=1e-4)
+        for key, value in alone.state.items():
+            torch.testing.assert_close(together["state"][key], value, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 16])
+@pytest.mark.parametrize("loss", ["weighted", "focal", "cost"])
+def test_a_batch_in_portions_takes_the_step_of_the_whole_batch(tmp_path, accumulate, loss):
+    run = toy_run(tmp_path, "north", "south")
+    recipe = RECIPE.model_copy(update={"dropout": 0.0, "loss": loss, "stages": (Stage(cut=1, epochs=2),)})
+    whole = fit(NoNorm(), **run, recipe=recipe, seed=5)
+    parts = fit(NoNorm(), **run, recipe=recipe.model_copy(update={"accumulate": accumulate}), seed=5)
+    assert whole.history
+    for row, other in zip(whole.history, parts.history, strict=True):
+        assert other.get("loss") == pytest.approx(row.get("loss"), abs=1e-6)
+        assert other["select_nll"] == pytest.approx(row["select_nll"], abs=1e-6)
+    for key, value in whole.state.items():
+        torch.testing.assert_close(parts.state[key], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_loss_and_the_balance_are_those_of_the_recipe(tmp_path):
+    run = toy_run(tmp_path, num_train=40)
+    rows = run["data"].plants[0].rows
+    cracks = rows.index[(rows["label"] == "crack") & (rows["role"] == "train")]
+    rows.loc[cracks[4:], ["label", "truth"]] = "good"
+    settings = [{}, {"loss": "focal"}, {"loss": "focal", "gamma": 1}, {"loss": "cost"}, {"balance": "sampling"}]
+    settings += [{"balance": "none"}]
+    fits = [fit(NoNorm(), **run, recipe=RECIPE.model_copy(update=one), seed=0) for one in settings]
+    losses = [fitted.history[1]["loss"] for fitted in fits]
+    assert len(set(losses)) == len(settings)
+    assert losses[1] < losses[2] < losses[0] < losses[3]
+    frozen = [fit(NoNorm(), **run, recipe=FROZEN.model_copy(update=one), seed=0) for one in settings]
+    assert all(torch.equal(one.state["head.weight"], frozen[0].state["head.weight"]) for one in frozen[:5])
+    assert not torch.equal(frozen[5].state["head.weight"], frozen[0].state["head.weight"])
+
+
+@pytest.mark.slow
+def test_a_rate_is_halved_where_select_jumps_about_and_the_run_says_when(tmp_path, monkeypatch):
+    scores = [0.8, 0.5, 0.8, 0.5, 0.8, 0.5, 0.8]
+    steep = RECIPE.model_copy(update={"stages": (Stage(cut=1, epochs=7),), "patience": 9})
+    fits = {}
+    for on_jump in ("halve", "ignore"):
+        said = iter(scores)
+        monkeypatch.setattr(Supervision, "judge_branch", lambda *args, **more: Score(0.5, next(said), {}))  # noqa: B023
+        fits[on_jump] = fit(
+            ToyModel(), **toy_run(tmp_path / on_jump), recipe=steep.model_copy(update={"on_jump": on_jump}), seed=0
+        )
+    halved, ignored = fits["halve"], fits["ignore"]
+    assert [row["rate"] for row in halved.history] == [1.0] * 5 + [0.5] * 2
+    assert "stage 1, epoch 5: the select loss jumps about, rate halved" in halved.notes
+    assert [row["loss"] for row in halved.history[:5]] == [row["loss"] for row in ignored.history[:5]]
+    assert halved.history[5]["loss"] != ignored.history[5]["loss"]
+    assert {row["rate"] for row in ignored.history} == {1.0}
+    assert any("by epoch 5; on_jump: halve" in note for note in ignored.notes)
 
 
 def fit_beside_a_doubter(rank: int, folder: Path) -> None:
