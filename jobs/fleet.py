@@ -152,10 +152,7 @@ def train_fleet(
     check(expected, **vars(caps), material=material, settings=settings)
     cost, begun = expected.to_json(), time.monotonic()
     if not is_estimate:
-        material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
-        material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
-        for record in again:
-            ledger.put(known[record.run_id])
+        _record(plan, ledger=ledger, again=[known[record.run_id] for record in again])
     if todo and not is_estimate:
         before = written(plan, material=material)
         session.start(settings, num_slots=settings.slots)
@@ -164,6 +161,14 @@ def train_fleet(
         cost["took"] = {"seconds": round(time.monotonic() - begun, 1), **after}
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
     return Trained(plan=plan, records=records, seconds=time.monotonic() - start, cost=cost)
+
+
+def _record(plan: Plan, *, ledger: RunLedger, again: Sequence[RunRecord]) -> None:
+    """The plan is the latest one, and these records of it are as they are given."""
+    ledger.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
+    ledger.store.write_json("runs/latest.json", {"plan": plan.plan_id})
+    for record in again:
+        ledger.put(record)
 
 
 def _lanes(plan: Plan, *, settings: Settings) -> tuple[int, float]:

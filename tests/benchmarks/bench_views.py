@@ -125,8 +125,8 @@ def _measured(fleet: Any, name: str, *, setting: tuple[int, Any], seed: int, fol
         "run_s": run_s,
         "cache_mb": kept / 1e6,
         "macro_f1": _on_decide(name, plan=plan, material=material, seed=seed),
-        "select_nll": min(row["select_nll"] for row in fitted.history),
-        "epochs": len(fitted.history),
+        "select_nll": min(row["select_nll"] for row in fitted.history[1:]),
+        "epochs": len(fitted.history) - 1,
         "is_kept": fitted.cut == cut,
     }
 

@@ -64,7 +64,7 @@ def test_a_streamed_run_is_resumed_and_repeated_to_the_same_numbers(works):
     material, recipe = _material(works, source="stream")
     plan = planned(material.fleet, material=material, recipe=recipe)
     losses = [
-        [row["loss"] for row in fit_run(plan.run("own-arden-s0"), material=material, plan=plan).history]
+        [row["loss"] for row in fit_run(plan.run("own-arden-s0"), material=material, plan=plan).history[1:]]
         for _ in range(2)
     ]
     assert losses[0] == losses[1]
@@ -78,7 +78,7 @@ def test_a_whole_net_is_trained_exported_and_answers_as_torch_does(works):
     assert material.streamed == (deepest,)
     plan = planned(material.fleet, material=material, recipe=recipe)
     fitted = fit_run(plan.run("own-arden-s0"), material=material, plan=plan)
-    assert [row["stage"] for row in fitted.history] == [1, 1, 1]
+    assert [row["stage"] for row in fitted.history] == [0, 1, 1, 1]
     # the deepest stage may lose on select; what it learned is looked at all the same
     start = {name: value for name, value in material.model.backbone.state_dict().items() if "conv" in name}
     branch = material.model.new_branch(deepest, fitted.leaves)
