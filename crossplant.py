@@ -160,6 +160,9 @@ def train(
     leave_out: Annotated[
         list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
     ] = None,
+    average: Annotated[
+        bool, typer.Option("--average", help="Also the mean of the weights of each plant's own, warm and pooled model.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     json_to: JsonFile = None,
 ) -> None:
@@ -175,6 +178,7 @@ def train(
         recipe_file=recipe,
         seeds=tuple(seed or (0,)),
         leave_out=tuple(leave_out or ()),
+        average=average,
         retry_failed=retry_failed,
         show=console,
     )

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class Trained:
     plan: Plan
     records: dict[str, RunRecord]
     seconds: float
+    words: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the runs that began with another's weights say of themselves."""
 
     def to_json(self) -> dict[str, Any]:
         """`runs[] {name, kind, plants, state, seconds, select}` and the plan's id."""
@@ -57,11 +59,14 @@ class Trained:
                     "kind": run.kind,
                     "plants": list(run.plants),
                     "parent": run.parent,
+                    "parents": list(run.parents),
                     "state": record.state,
                     "seconds": record.seconds,
                     "select": record.select,
                     "attempts": record.attempts,
                     "error": record.error,
+                    "donor": self.words.get(run.run_id, {}).get("donor"),
+                    "forgetting": self.words.get(run.run_id, {}).get("forgetting"),
                 }
             )
         seconds = round(self.seconds, 2)
@@ -80,6 +85,7 @@ def train_fleet(
     recipe: Recipe,
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
+    average: bool = False,
     retry_failed: bool = False,
     trunk: int = 0,
     say: Say = lambda event: None,
@@ -101,7 +107,9 @@ def train_fleet(
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk)
-    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
+    plan = planned(
+        fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, average=average, trunk=trunk
+    )
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
     ledger = RunLedger(material.store, plan.plan_id)
@@ -118,7 +126,10 @@ def train_fleet(
         material.export_trunk_once()
         _run_lanes(plan, material=material, settings=settings, say=say)
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
-    return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
+    over = [run.run_id for run in plan.runs if run.sources and records[run.run_id].state in ("done", "refused")]
+    keys = {run_id: f"runs/{plan.plan_id}/{run_id}/model.json" for run_id in over}
+    words = {run_id: material.store.read_json(key) for run_id, key in keys.items() if material.store.exists(key)}
+    return Trained(plan=plan, records=records, seconds=time.monotonic() - start, words=words)
 
 
 def _start_at_once(settings: Settings) -> None:
@@ -136,6 +147,7 @@ def planned(
     recipe: Recipe,
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
+    average: bool = False,
     trunk: int = 0,
 ) -> Plan:
     """The plan for the fleet's data, and all else that a model is made from, as they are now."""
@@ -162,6 +174,7 @@ def planned(
         train_defects=train_defects,
         seeds=seeds,
         leave_out=leave_out,
+        average=average,
         trunk=trunk,
         data={name: material.catalog.snapshot(name) for name in names},
     )

@@ -10,6 +10,9 @@ from cluster.settings import Settings
 from cluster.tracking import prepare_tracking
 from jobs.plan import Plan
 
+STATUS = {"done": "FINISHED", "refused": "KILLED", "failed": "FAILED"}
+"""MLflow's word for how a run ended."""
+
 
 class Tracker:
     """Writes the events of a plan's runs to MLflow as they come."""
@@ -50,10 +53,10 @@ class Tracker:
             values = {k: event.get(k) for k in ("loss", "select", "select_nll")}
             metrics = [Metric(k, float(v), stamp, step) for k, v in values.items() if v is not None]
             self.client.log_batch(run, metrics=metrics)
-        elif event["kind"] in ("done", "failed"):
+        elif event["kind"] in ("done", "refused", "failed"):
             if event.get("error"):
                 self.client.set_tag(run, "error", event["error"])
-            self.client.set_terminated(run, status="FINISHED" if event["kind"] == "done" else "FAILED")
+            self.client.set_terminated(run, status=STATUS[event["kind"]])
 
     def _run(self, run_id: str) -> str:
         if run_id not in self.runs:
@@ -63,7 +66,7 @@ class Tracker:
             tags = {"plan": self.plan.plan_id, "kind": spec.kind, "plants": ",".join(spec.plants)}
             created = self.client.create_run(self.experiment, run_name=run_id, tags=tags)
             self.runs[run_id] = created.info.run_id
-            params = {"seed": spec.seed, "parent": spec.parent or "", "recipe": str(spec.recipe)[:5000]}
+            params = {"seed": spec.seed, "parent": ", ".join(spec.sources), "recipe": str(spec.recipe)[:5000]}
             self.client.log_batch(self.runs[run_id], params=[Param(k, str(v)) for k, v in params.items()])
         return self.runs[run_id]
 

@@ -149,6 +149,7 @@ def train(
     leave_out: Sequence[str],
     retry_failed: bool,
     show: Console,
+    average: bool = False,
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends."""
     from jobs.fleet import train_fleet
@@ -165,12 +166,13 @@ def train(
             recipe=recipe,
             seeds=seeds,
             leave_out=leave_out,
+            average=average,
             retry_failed=retry_failed,
             say=progress.say,
         )
     document = trained.to_json()
     table = new_table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
-    for run in sorted(document["runs"], key=lambda r: r["state"] != "failed"):
+    for run in sorted(document["runs"], key=lambda r: {"failed": 0, "refused": 1}.get(r["state"], 2)):
         cause = run["error"] or ""
         table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
     show.print(table)
@@ -219,11 +221,11 @@ class _Progress:
             self._line(f"{run}: its worker ended; it is taken up again")
         elif kind == "regroup":
             self._line(f"the group of {event['workers']} workers did not form, it is formed again: {event['error']}")
-        elif kind in ("done", "failed"):
+        elif kind in ("done", "refused", "failed"):
             self.now.pop(run, None)
             self.bar.advance(self.task)
-            if kind == "failed":
-                self._line(f"{run}: failed: {event['error']}")
+            if kind != "done":
+                self._line(f"{run}: {kind}: {event['error']}")
             else:
                 select = "-" if event["select"] is None else f"{event['select']:.3f}"
                 self._line(f"{run}: select {select} in {event['seconds']:.1f} s")
