@@ -164,6 +164,9 @@ def train(
         Literal["all", "by-data"],
         typer.Option(help="Train every stage and keep what wins, or only heads where a plant has too few labels."),
     ] = "all",
+    average: Annotated[
+        bool, typer.Option("--average", help="Also the mean of the weights of each plant's own, warm and pooled model.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would cost: hours and bytes.")] = False,
     max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may take longer.")] = None,
@@ -184,6 +187,7 @@ def train(
         recipe_file=recipe,
         seeds=tuple(seed or (0,)),
         leave_out=tuple(leave_out or ()),
+        average=average,
         retry_failed=retry_failed,
         max_hours=max_hours,
         max_gb=max_gb,

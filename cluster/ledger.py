@@ -24,7 +24,8 @@ class RunRecord(Config):
     """Where one run stands."""
 
     run_id: str
-    state: Literal["waiting", "running", "done", "failed"] = "waiting"
+    state: Literal["waiting", "running", "done", "refused", "failed"] = "waiting"
+    """`refused`: what the run was to start from would have made it worse; it left no model."""
     attempts: int = 0
     progress_epoch: int = 0
     """Epochs finished and kept in the run's own checkpoint, over all attempts."""
@@ -44,7 +45,7 @@ class RunRecord(Config):
     @property
     def is_over(self) -> bool:
         """Whether no lane should take it up."""
-        return self.state in ("done", "failed")
+        return self.state in ("done", "refused", "failed")
 
 
 def begin(record: RunRecord, *, lane: str, now: datetime | None = None) -> RunRecord:
@@ -105,6 +106,11 @@ def finish(record: RunRecord, *, select: float | None, seconds: float, now: date
             "finished_at": _stamp(now),
         }
     )
+
+
+def refuse(record: RunRecord, *, why: str, seconds: float = 0.0, now: datetime | None = None) -> RunRecord:
+    """The record of a run that nothing is to be built on; `error` says why."""
+    return finish(record, select=None, seconds=seconds, now=now).model_copy(update={"state": "refused", "error": why})
 
 
 class RunLedger:

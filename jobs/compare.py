@@ -353,6 +353,7 @@ def compare_fleet(
     plan: Plan,
     exports: Exports,
     done: Sequence[str],
+    refused: Sequence[str] = (),
     seed: int,
     say: Say = lambda text: None,
     map_tasks: MapTasks = map,
@@ -361,7 +362,7 @@ def compare_fleet(
 
     map_tasks: like `map`, possibly elsewhere; plants are judged side by side where it is Ray's.
     """
-    left_out = not_judged(plan, done=done, seed=seed)
+    left_out = not_judged(plan, done=done, refused=refused, seed=seed)
     for why in sorted(set(left_out.values())):
         say(f"not judged, {why}: {', '.join(run_id for run_id, reason in left_out.items() if reason == why)}")
     trained = [run for run in plan.runs if run.run_id in done and run.kind != "normality"]
@@ -405,7 +406,8 @@ def compare_fleet(
     }
 
 
-def not_judged(plan: Plan, *, done: Sequence[str], seed: int) -> dict[str, str]:
+def not_judged(plan: Plan, *, done: Sequence[str], refused: Sequence[str] = (), seed: int) -> dict[str, str]:
     """The runs of the plan that are in no column of the matrix, each with why."""
     why = {run.run_id: f"another seed than {seed}" for run in plan.runs if run.seed != seed}
-    return why | {run.run_id: "not finished" for run in plan.runs if run.run_id not in done}
+    why |= {run.run_id: "not finished" for run in plan.runs if run.run_id not in done}
+    return why | dict.fromkeys(refused, "its donor makes it worse than the pretrained start")

@@ -60,6 +60,8 @@ class Trained:
     seconds: float
     cost: dict[str, Any] = field(default_factory=dict)
     """What it was to cost, and under `took` what it did, once it has."""
+    words: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the runs that began with another's weights say of themselves."""
 
     def to_json(self) -> dict[str, Any]:
         """`runs[] {name, kind, plants, state, seconds, select}`, the plan's id and what it cost."""
@@ -72,11 +74,14 @@ class Trained:
                     "kind": run.kind,
                     "plants": list(run.plants),
                     "parent": run.parent,
+                    "parents": list(run.parents),
                     "state": record.state,
                     "seconds": record.seconds,
                     "select": record.select,
                     "attempts": record.attempts,
                     "error": record.error,
+                    "donor": self.words.get(run.run_id, {}).get("donor"),
+                    "forgetting": self.words.get(run.run_id, {}).get("forgetting"),
                 }
             )
         seconds = round(self.seconds, 2)
@@ -101,6 +106,7 @@ def train_fleet(
     recipe: Recipe,
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
+    average: bool = False,
     retry_failed: bool = False,
     trunk: int = 0,
     caps: Caps = Caps(),
@@ -132,9 +138,8 @@ def train_fleet(
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
     labelled = {p.name: labelled_defects(p, material.rows(p.name)) for p in fleet.plants} if is_by_data else None
-    plan = planned(
-        fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk, labelled=labelled
-    )
+    given: dict[str, Any] = {"leave_out": leave_out, "average": average, "labelled": labelled}
+    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=trunk, **given)
     material.recipe = plan.deepest
     ledger = RunLedger(material.store, plan.plan_id)
     known = ledger.load()
@@ -160,7 +165,10 @@ def train_fleet(
         after = {name: size - before[name] for name, size in written(plan, material=material).items()}
         cost["took"] = {"seconds": round(time.monotonic() - begun, 1), **after}
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
-    return Trained(plan=plan, records=records, seconds=time.monotonic() - start, cost=cost)
+    over = [run.run_id for run in plan.runs if run.sources and records[run.run_id].state in ("done", "refused")]
+    keys = {run_id: f"runs/{plan.plan_id}/{run_id}/model.json" for run_id in over}
+    said = {run_id: material.store.read_json(key) for run_id, key in keys.items() if material.store.exists(key)}
+    return Trained(plan=plan, records=records, seconds=time.monotonic() - start, cost=cost, words=said)
 
 
 def _record(plan: Plan, *, ledger: RunLedger, again: Sequence[RunRecord]) -> None:
@@ -197,6 +205,7 @@ def planned(
     recipe: Recipe,
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
+    average: bool = False,
     trunk: int = 0,
     labelled: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
@@ -231,6 +240,7 @@ def planned(
         train_defects=train_defects,
         seeds=seeds,
         leave_out=leave_out,
+        average=average,
         trunk=trunk,
         data={name: material.catalog.snapshot(name) for name in names},
         labelled=labelled,

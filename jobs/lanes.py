@@ -41,8 +41,8 @@ class Board:
         self.records = {run.run_id: known.get(run.run_id, RunRecord(run_id=run.run_id)) for run in self.plan.runs}
         self.lost = {run_id for run_id, record in self.records.items() if record.state == "running"}
         todo = [run for run in self.plan.runs if not self.records[run.run_id].is_over]
-        needed = {name for run in todo for name in run.plants}
-        self.unprepared = [name for name in dict.fromkeys([*order, *sorted(needed)]) if name in needed]
+        needed = self.plan.learned_from(run.run_id for run in todo)
+        self.unprepared = [name for name in dict.fromkeys([*order, *needed]) if name in needed]
         self.preparing: dict[str, int] = {}
         self.deaths: Counter[str] = Counter()
         self.tokens: dict[int, str] = {}
@@ -106,10 +106,10 @@ class Board:
 
     def take(self, lane: int) -> dict[str, Any]:
         """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent, or "stop"."""
-        self._fail_orphans()
-        parents = {run.parent for run in self.plan.runs}
+        self._close_orphans()
+        parents = {parent for run in self.plan.runs for parent in run.sources}
         free = [run for run in self.plan.runs if run.run_id not in self.together and self._is_free(run.run_id)]
-        ready = [run for run in free if run.parent is None or self.records[run.parent].state == "done"]
+        ready = [run for run in free if all(self.records[parent].is_over for parent in run.sources)]
         for run in sorted(ready, key=lambda r: (r.run_id not in parents, -sum(self.sizes.get(p, 0) for p in r.plants))):
             self.start(run.run_id, lane=str(lane))
             return {"do": "run", "run_id": run.run_id}
@@ -134,6 +134,11 @@ class Board:
         self._put(ledger.finish(self.records[run_id], select=select, seconds=seconds))
         self._say("done", run_id, seconds=seconds, select=select)
 
+    def refuse(self, run_id: str, why: str, *, seconds: float) -> None:
+        """What a run was to start from would have made it worse: nothing is built on it, here or by its children."""
+        self._put(ledger.refuse(self.records[run_id], why=why, seconds=seconds))
+        self._say("refused", run_id, error=why)
+
     def strike(self, run_id: str, error: str, *, seconds: float) -> None:
         """A run raised: it is tried once more, then failed with its cause."""
         record = self._put(ledger.strike(self.records[run_id], error=error, seconds=seconds))
@@ -150,13 +155,20 @@ class Board:
     def _is_free(self, run_id: str) -> bool:
         return self.records[run_id].state == "waiting" or run_id in self.lost
 
-    def _fail_orphans(self) -> None:
+    def _close_orphans(self) -> None:
+        """A run fails with a parent; it is refused with its donor, or where fewer than two are left of several."""
         for run in self.plan.runs:
-            parent = self.records.get(run.parent) if run.parent else None
-            if parent and parent.state == "failed" and not self.records[run.run_id].is_over:
-                error = f"its parent {run.parent} failed"
+            if self.records[run.run_id].is_over:
+                continue
+            states = {parent: self.records[parent].state for parent in run.sources}
+            failed = [parent for parent, state in states.items() if state == "failed"]
+            refused = [parent for parent, state in states.items() if state == "refused"]
+            if failed:
+                error = f"its parent {failed[0]} failed"
                 self._put(ledger.fail(self.records[run.run_id], error=error))
                 self._say("failed", run.run_id, error=error)
+            elif refused and len(states) - len(refused) < 2:
+                self.refuse(run.run_id, f"its parent {refused[0]} was refused", seconds=0.0)
 
     def _put(self, record: RunRecord) -> RunRecord:
         self.records[record.run_id] = record
@@ -273,7 +285,11 @@ def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any],
             call("strike", spec.run_id, _cause(error), seconds=time.monotonic() - start)
     else:
         if leads:
-            call("done", spec.run_id, seconds=time.monotonic() - start, select=fitted.score.value)
+            seconds = time.monotonic() - start
+            if fitted.is_refused:
+                call("refuse", spec.run_id, fitted.notes[-1], seconds=seconds)
+            else:
+                call("done", spec.run_id, seconds=seconds, select=fitted.score.value)
 
 
 def _cause(error: Exception) -> str:

@@ -5,6 +5,7 @@ Every process opens its own; what one has written to the cache the others map in
 
 from __future__ import annotations
 
+import bisect
 import copy
 import hashlib
 import json
@@ -30,19 +31,21 @@ from cluster.retention import cache_of, pack_store, sweep
 from cluster.settings import CACHE_GB
 from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs.activations import PackLike, PlantData, RunData, training_rows
+from jobs.adapt import Parent, mean_of
 from jobs.caching import absent, prepare
 from jobs.compress import Evaluator, export_trunk
 from jobs.compute import PLAIN, Compute, Computes
+from jobs.forgetting import MOST_PLANTS
 from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
 from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.stream import Stream, streamed_cuts
-from jobs.train import Checkpoints, Fitted, Parent, World, fit
+from jobs.train import Checkpoints, Fitted, World, fit
 from plants.copies import QUARANTINE
 from plants.errors import InputError
-from plants.governance import kept, oldest
+from plants.governance import kept, may_hold, oldest
 from plants.normality import Normalities
 from plants.plant import Fleet, Plant
 from plants.views import view_boxes
@@ -237,9 +240,11 @@ class Material:
         return tuple(sorted({0, *(stage.cut for stage in self.recipe.stages)}))
 
     def save(self, fitted: Fitted, *, spec: RunSpec, plan: Plan) -> None:
-        """The run's model is in storage, weights before words."""
+        """The run's model is in storage, weights before words; of a refused run its words alone."""
         prefix = f"runs/{plan.plan_id}/{spec.run_id}"
         states = {"model": fitted.state, **({"start": fitted.start} if plan.is_parent(spec) else {})}
+        if fitted.is_refused:
+            states = {}
         for name, state in states.items():
             weights = save_tensors({k: v.contiguous() for k, v in state.items()})
             self.store.write(f"{prefix}/{name}.safetensors", weights)
@@ -249,6 +254,7 @@ class Material:
             "plants": list(spec.plants),
             "target": spec.target,
             "parent": spec.parent,
+            "parents": list(spec.parents),
             "seed": spec.seed,
             "recipe": spec.recipe,
             "leaves": list(fitted.leaves),
@@ -260,6 +266,8 @@ class Material:
             "history": fitted.history,
             "notes": fitted.notes,
             "reweighting": fitted.reweighting,
+            "donor": fitted.donor,
+            "forgetting": fitted.forgetting,
         }
         self.store.write(f"{prefix}/model.json", json.dumps(words).encode())
 
@@ -368,18 +376,18 @@ def fit_run(
         material.save(fitted, spec=spec, plan=plan)
         return fitted
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
-    parent = None
-    if spec.parent:
-        words, start, _ = material.load(spec.parent, plan_id=plan.plan_id, what="start")
-        parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start)
+    recipe = Recipe.model_validate(spec.recipe)
+    known = known_plants(spec, fleet=material.fleet, plan=plan)
+    taught_by = (*spec.plants, *known)
     fitted = fit(
         material.learner,
         data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
-        leaf_sets=material.leaf_sets(spec.plants),
-        leaves=material.leaves(spec.plants),
-        recipe=Recipe.model_validate(spec.recipe),
+        leaf_sets=material.leaf_sets(taught_by),
+        leaves=material.leaves(taught_by if recipe.replay else spec.plants),
+        recipe=recipe,
         seed=spec.seed,
-        parent=parent,
+        known=RunData(tuple(material.data(name) for name in known)) if known else None,
+        parent=_start(spec, material=material, plan=plan),
         world=world,
         checkpoints=Checkpoints(
             load=lambda: store.read(state) if store.exists(state) else None,
@@ -392,6 +400,35 @@ def fit_run(
     if world.rank == 0:
         material.save(fitted, spec=spec, plan=plan)
     return fitted
+
+
+def known_plants(spec: RunSpec, *, fleet: Fleet, plan: Plan) -> tuple[str, ...]:
+    """The plants that the run's parent learned from beside the run's own, and whose images the run may learn from.
+
+    Of more than `MOST_PLANTS` those that follow its own in the order of names, round and round.
+    """
+    names = set(plan.run(spec.parent).plants if spec.parent else ()) - set(spec.plants)
+    able = sorted(name for name in names if may_hold(fleet.plant(name), serves=spec.plants))
+    first = bisect.bisect(able, spec.plants[0])
+    return tuple([*able[first:], *able[:first]][:MOST_PLANTS])
+
+
+def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
+    """What the run starts from: nothing, its parent's branch, or the mean of its parents' that were not refused."""
+    found = []
+    for run_id in spec.sources:
+        words = material.store.read_json(f"runs/{plan.plan_id}/{run_id}/model.json")
+        if words["donor"] and words["donor"]["refused"]:
+            continue
+        words, start, _ = material.load(run_id, plan_id=plan.plan_id, what="start")
+        found.append(Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=run_id))
+    if not spec.parents:
+        return found[0] if found else None
+    data = RunData(tuple(material.data(name) for name in spec.plants))
+    recipe = Recipe.model_validate(spec.recipe)
+    return mean_of(
+        found, model=material.model, leaves=material.leaves(spec.plants), data=data, freeze_norm=recipe.freeze_norm
+    )
 
 
 def _write(store: Any, key: str, data: bytes) -> None:

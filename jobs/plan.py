@@ -19,7 +19,9 @@ WAY = 4
 """Raised when the same data, recipe and seed come to give other models, or runs to leave other files to their children:
 a plan that was begun before is then another plan."""
 
-Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "normality"]
+Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "average", "normality"]
+AVERAGED = ("own", "warm", "pooled")
+"""The kinds whose weights an average takes, of one seed."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class RunSpec:
     seed: int
     recipe: dict[str, Any]
     parent: str | None = None
+    """The run that it starts from, its donor."""
+    parents: tuple[str, ...] = ()
+    """The runs that it is the mean of; of `average` only."""
     target: str | None = None
     """The plant it is meant for; None for a model of several plants. Of `without`: what was left out."""
 
@@ -39,6 +44,11 @@ class RunSpec:
     def left_out(self) -> LeftOut | None:
         """What it must not see, and is judged on; None for all other kinds."""
         return parse(self.target) if self.kind == "without" and self.target else None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The runs whose weights it begins with."""
+        return self.parents or ((self.parent,) if self.parent else ())
 
     def serves(self, plant: str) -> list[str]:
         """The plants that a bundle of this run serves when it is written for this plant."""
@@ -78,12 +88,8 @@ class Plan:
     def learned_from(self, run_ids: Iterable[str]) -> tuple[str, ...]:
         """The plants whose images these runs, their parents and theirs have learned from, sorted."""
         found: set[str] = set()
-        for run_id in run_ids:
-            at: str | None = run_id
-            while at is not None:
-                run = self.run(at)
-                found.update(run.plants)
-                at = run.parent
+        for run in map(self.run, run_ids):
+            found.update(run.plants, self.learned_from(run.sources))
         return tuple(sorted(found))
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +106,7 @@ class Plan:
 
     def is_parent(self, spec: RunSpec) -> bool:
         """Whether a run starts from this one."""
-        return any(run.parent == spec.run_id for run in self.runs)
+        return any(spec.run_id in run.sources for run in self.runs)
 
     def shared(self, *, lanes: int) -> frozenset[str]:
         """The runs of several plants that all lanes fit together, as one of them has more than its share of the work.
@@ -116,7 +122,8 @@ class Plan:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
-        runs = tuple(RunSpec(**{**run, "plants": tuple(run["plants"])}) for run in raw["runs"])
+        lists = ("plants", "parents")
+        runs = tuple(RunSpec(**{**run, **{k: tuple(run.get(k, ())) for k in lists}}) for run in raw["runs"])
         given = {name: raw.get(name, {}) for name in ("governance", "data")}
         return cls(raw["fleet"], raw["data_digest"], runs=runs, trunk=raw["trunk"], **given)
 
@@ -130,6 +137,7 @@ def make_plan(
     train_defects: Mapping[str, int],
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
+    average: bool = False,
     trunk: int = 0,
     data: Mapping[str, str] | None = None,
     labelled: Mapping[str, Mapping[str, int]] | None = None,
@@ -141,6 +149,7 @@ def make_plan(
     leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
     environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
     labelled: plant -> labelled images by fleet defect class, by which runs train stages or not; None trains them all.
+    average: also the mean of the weights of each plant's own, warm-started and pooled model, and of its own over seeds.
     data: the snapshot of each plant's rows that may be learned from.
     Raises InputError when a model without what is named cannot be fitted.
     """
@@ -171,6 +180,7 @@ def make_plan(
             for kind, parent in parents.items():
                 run_id = f"{kind}-{plant.name}{tail}"
                 runs.append(RunSpec(run_id, kind, (plant.name,), seed, full, parent=parent, target=plant.name))
+    runs += _averages(runs, plants=[p.name for p in taught], frozen=frozen) if average else []
     for plant in able:
         normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
         if normal > 1:
@@ -199,6 +209,21 @@ def strategies(plan: Plan, *, labelled: Mapping[str, Mapping[str, int]]) -> list
         who = f"plant {names[0]}" if len(names) == 1 else f"plants {', '.join(names)} together"
         said.append(f"{who}: {count:g} labelled images in the median defect class allow {strategy(count)}: {does}")
     return said
+
+
+def _averages(runs: Sequence[RunSpec], *, plants: Sequence[str], frozen: dict[str, Any]) -> list[RunSpec]:
+    """Of each plant: the mean of own, warm-started and pooled of a seed, and of its own over all seeds."""
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    found = []
+    for name in plants:
+        near = [run for run in runs if name in run.plants and run.kind in AVERAGED]
+        sets = [(f"average-{name}-s{seed}", seed, [run for run in near if run.seed == seed]) for seed in seeds]
+        sets.append((f"average-own-{name}-s{seeds[0]}", seeds[0], [run for run in near if run.kind == "own"]))
+        for run_id, seed, members in sets:
+            if len(members) > 1:
+                ids = tuple(run.run_id for run in members)
+                found.append(RunSpec(run_id, "average", (name,), seed, frozen, parents=ids, target=name))
+    return found
 
 
 def _pooled(group: Sequence[str], *, groups: Sequence[Sequence[str]], tail: str) -> str:

@@ -90,6 +90,12 @@ class Recipe(Config):
     freeze_norm: bool = True
     """Keep the pretrained statistics of BatchNorm: an unfrozen stage then starts exactly where the frozen one stood."""
 
+    l2_sp: float = Field(default=0, ge=0, le=10)
+    """Pull of the stages towards where they started, the parent's weights or the pretrained ones; 0 is none."""
+    replay: float = Field(default=0, ge=0, lt=1)
+    """Share of what a run with a parent learns from, in its head's fit and in every step, that is the parent's other
+    plants' rows; its own rows stay as many."""
+
     @model_validator(mode="after")
     def _stages_descend(self) -> Self:
         cuts, faults = [stage.cut for stage in self.stages], []

@@ -83,6 +83,7 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
         plan=plan,
         exports=exports,
         done=done,
+        refused=[run_id for run_id, record in records.items() if record.state == "refused"],
         seed=seed,
         say=lambda text: show.print(text, markup=False),
         map_tasks=session.map_tasks,
@@ -289,7 +290,10 @@ def status(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]
     routes = [r.model_dump(mode="json") for r in Journal(settings.journal_url).current().values() if r.plant in names]
     alarms = [f"run {run['name']} failed: {run['error']}" for run in runs if run["state"] == "failed"]
     alarms += [f"plant {name} has no route" for name in sorted(names - {route["plant"] for route in routes})]
-    counts = {state: sum(run["state"] == state for run in runs) for state in ("done", "running", "waiting", "failed")}
+    counts = {
+        state: sum(run["state"] == state for run in runs)
+        for state in ("done", "running", "waiting", "refused", "failed")
+    }
     show.print("runs: " + ", ".join(f"{n} {state}" for state, n in counts.items()), markup=False)
     _show_routes(routes, show=show)
     for alarm in alarms:

@@ -19,7 +19,7 @@ from jobs.remarks import remarks_html
 
 Document = Mapping[str, Any]
 
-KINDS = ("normality", "frozen", "own", "sister", "warm", "pooled", "without")
+KINDS = ("normality", "frozen", "own", "sister", "warm", "pooled", "average", "without")
 """The order of models in the picture; any other kind follows."""
 SYNTHETIC = "These data are synthetic"
 NONE = '<span class="none">–</span>'

@@ -45,6 +45,8 @@ class SelectSet:
     frame_groups: np.ndarray
     part_groups: np.ndarray
     truth: np.ndarray
+    lots: np.ndarray
+    """The lot of every part [P]."""
     classes: tuple[str, ...]
     ok_classes: tuple[str, ...]
     matrix: np.ndarray
@@ -60,7 +62,7 @@ def select_set(data: PlantData, *, leaf_sets: dict[str, tuple[str, ...]], leaves
     rows = data.rows.iloc[data.num_train :]
     frames, frame_groups = np.unique(rows["frame"].to_numpy(dtype=object), return_inverse=True)
     first = rows.drop_duplicates("frame").set_index("frame").loc[list(frames)]
-    part_groups = np.unique(first["part_id"].to_numpy(dtype=object), return_inverse=True)[1]
+    part_ids, part_groups = np.unique(first["part_id"].to_numpy(dtype=object), return_inverse=True)
     truth = truth_of_parts(first["truth"].to_numpy(dtype=object), part_groups, ok=data.plant.ok)
     classes = data.plant.annotated
     return SelectSet(
@@ -68,6 +70,7 @@ def select_set(data: PlantData, *, leaf_sets: dict[str, tuple[str, ...]], leaves
         frame_groups=frame_groups,
         part_groups=part_groups,
         truth=truth,
+        lots=first.drop_duplicates("part_id").set_index("part_id")["lot"].loc[list(part_ids)].to_numpy(dtype=object),
         classes=classes,
         ok_classes=data.plant.ok,
         matrix=projection(leaves, leaf_sets, classes),
@@ -92,16 +95,25 @@ def score(probs: Sequence[np.ndarray], *, sets: Sequence[SelectSet]) -> Score:
         if not len(among.truth):
             continue
         parts, told = part_probabilities(block, among=among)
-        at = np.array([among.classes.index(name) for name in among.truth])
-        hit = parts[np.arange(len(at)), at] / np.clip(told, 1e-7, None)
-        losses.append(float(-np.log(np.clip(hit, 1e-7, 1)).mean()))
+        losses.append(float(_losses(parts, told, among=among).mean()))
         values[among.plant] = plant_value(parts, among=among)
-        sizes[among.plant] = len(at)
+        sizes[among.plant] = len(among.truth)
     if not values:
         return Score(value=None, nll=None, by_plant={})
     mean = float(np.mean(list(values.values())))
     shrunk = [(sizes[p] * v + SHRINK_PARTS * mean) / (sizes[p] + SHRINK_PARTS) for p, v in values.items()]
     return Score(value=min(shrunk), nll=float(np.mean(losses)), by_plant=values)
+
+
+def part_losses(probs: np.ndarray, *, among: SelectSet) -> np.ndarray:
+    """-log likelihood of every part's class [P], among the leaves that labels tell of, from inputs' [N, L]."""
+    return _losses(*part_probabilities(probs, among=among), among=among)
+
+
+def _losses(parts: np.ndarray, told: np.ndarray, *, among: SelectSet) -> np.ndarray:
+    at = np.array([among.classes.index(name) for name in among.truth])
+    hit = parts[np.arange(len(at)), at] / np.clip(told, 1e-7, None)
+    return -np.log(np.clip(hit, 1e-7, 1))
 
 
 def plant_value(parts: np.ndarray, *, among: SelectSet) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jobs.activations import RunData
 from jobs.losses import balanced_weights, label_targets
-from jobs.selection import Score, SelectSet, score, select_set
+from jobs.selection import Score, SelectSet, part_losses, score, select_set
 from plants.scores import softmax
 
 
@@ -79,9 +79,22 @@ class Supervision:
 
     def judge_rows(self, logits: Tensor) -> Score:
         """The score on select of logits [N, L] in the order of `select_ids`."""
-        ends = np.cumsum([len(self.data.select_ids(i)) for i in range(len(self.sets))])
-        blocks = torch.tensor_split(logits, torch.from_numpy(ends[:-1]))
+        blocks = self._by_plant(logits)
         return self.judge(lambda i: blocks[i])
+
+    def part_losses(self, logits: Tensor) -> np.ndarray:
+        """-log likelihood of every select part [P] by logits [N, L] in the order of `select_ids`."""
+        blocks = zip(self._by_plant(logits), self.sets, strict=True)
+        return np.concatenate([part_losses(softmax(block.numpy()), among=s) for block, s in blocks if len(s.truth)])
+
+    @property
+    def part_lots(self) -> np.ndarray:
+        """The lot of every select part [P], in the order of `part_losses`."""
+        return np.concatenate([s.lots for s in self.sets])
+
+    def _by_plant(self, logits: Tensor) -> Sequence[Tensor]:
+        ends = np.cumsum([len(self.data.select_ids(i)) for i in range(len(self.sets))])
+        return torch.tensor_split(logits, torch.from_numpy(ends[:-1]))
 
     def judge_branch(self, branch: nn.Module, *, cut: int) -> Score:
         """The score on select of a branch."""

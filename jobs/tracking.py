@@ -17,6 +17,8 @@ from jobs.plan import Plan
 
 METRICS = ("loss", "select", "select_nll")
 PICTURE = "learning.png"
+STATUS = {"refused": "KILLED", "failed": "FAILED"}
+"""MLflow's word for a run that ended without a model."""
 
 
 class Tracker:
@@ -94,9 +96,9 @@ class Tracker:
         elif event["kind"] == "done":
             self._draw(name, run)
             self.client.set_terminated(run, status="FINISHED")
-        elif event["kind"] == "failed":
+        elif event["kind"] in STATUS:
             self.client.set_tag(run, "error", event["error"])
-            self.client.set_terminated(run, status="FAILED")
+            self.client.set_terminated(run, status=STATUS[event["kind"]])
 
     def _draw(self, name: str, run: str) -> None:
         """A run with epochs has its learning curves as a picture, and one that overfits says so in a tag."""
@@ -125,7 +127,7 @@ class Tracker:
         tags = {"plan": self.plan.plan_id, "kind": spec.kind, "plants": ",".join(spec.plants)}
         created = self.client.create_run(self.experiment, run_name=run_id, tags=tags)
         self.runs[run_id], self.reached[run_id] = created.info.run_id, -1
-        params = {"seed": spec.seed, "parent": spec.parent or "", "recipe": str(spec.recipe)[:5000]}
+        params = {"seed": spec.seed, "parent": ", ".join(spec.sources), "recipe": str(spec.recipe)[:5000]}
         self.client.log_batch(self.runs[run_id], params=[Param(k, str(v)) for k, v in params.items()])
         return self.runs[run_id]
 

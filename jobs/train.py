@@ -13,14 +13,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from jobs import adapt, forgetting
 from jobs.activations import RunData
+from jobs.adapt import Parent, load_parent
 from jobs.compute import PLAIN, Compute
 from jobs.head import Head, HeadFit, Lesson
 from jobs.objective import Objective, portions
@@ -30,6 +32,7 @@ from jobs.schedule import halving, jumping, overfitting, rate_factor, rate_group
 from jobs.selection import Score
 from jobs.supervision import Supervision, forward
 
+T = TypeVar("T")
 FOLDS = 3
 """Parts of `select`: a head fitted to it is judged on each by one that was fitted to the other parts."""
 
@@ -51,15 +54,6 @@ class World:
     size: int = 1
 
 
-@dataclass(frozen=True)
-class Parent:
-    """What another run left to start from."""
-
-    cut: int
-    leaves: tuple[str, ...]
-    state: Mapping[str, Tensor]
-
-
 @dataclass
 class Fitted:
     """What a run learned: the branch at the cut that won, and how it got there."""
@@ -74,6 +68,15 @@ class Fitted:
     notes: list[str] = field(default_factory=list)
     reweighting: list[dict[str, Any]] = field(default_factory=list)
     """What weighting by class did to the recall of each class, see `jobs.reweighting`."""
+    donor: dict[str, Any] | None = None
+    """What the start of its parent was worth, see `jobs.adapt.judged`; None without a parent."""
+    forgetting: dict[str, dict[str, float | None]] | None = None
+    """What it lost at the plants that its parent knew, see `jobs.forgetting.forgotten`; None where not measured."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the parent's start was shown to be worse than the pretrained one, so that nothing was built on it."""
+        return self.donor is not None and bool(self.donor["refused"])
 
 
 @dataclass
@@ -95,6 +98,8 @@ class _Run:
     world: World
     compute: Callable[[int], Compute]
     on_part: Callable[[dict[str, Any]], None] = lambda row: None
+    parent: Parent | None = None
+    replay: forgetting.Replay | None = None
 
 
 PART_S = 2.0
@@ -110,6 +115,7 @@ def fit(
     recipe: Recipe,
     seed: int,
     parent: Parent | None = None,
+    known: RunData | None = None,
     world: World | None = None,
     checkpoints: Checkpoints | None = None,
     compute: Callable[[int], Compute] = lambda cut: PLAIN,
@@ -117,10 +123,12 @@ def fit(
     on_part: Callable[[dict[str, Any]], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Fitted:
-    """The run's best branch on select.
+    """The run's best branch on select; what its parent left to it, and no more, where that is refused.
 
     compute: by cut, in what steps are computed; what is judged is always computed in float32.
     on_epoch: told of every epoch; on_part: every `PART_S` at most, what share of an epoch is done (`part`).
+    known: rows of plants that the parent learned from, for replay and to measure what is forgotten; `leaf_sets` and,
+    for replay, `leaves` cover them too.
     Raises FloatingPointError where a loss is not finite, ValueError for rows that cannot be learned from.
     """
     checkpoints = checkpoints or Checkpoints()
@@ -134,10 +142,17 @@ def fit(
     )
     objective = Objective(taught, recipe=recipe)
     tell = _seldom(on_part, clock=clock) if on_part else lambda row: None
-    run = _Run(model, taught, objective, recipe, seed=seed, world=world or World(), compute=compute, on_part=tell)
+    world = world or World()
+    replay = _replay(known, leaf_sets=leaf_sets, leaves=leaves, recipe=recipe, world=world)
+    run = _Run(
+        model, taught, objective, recipe, seed, world=world, compute=compute, on_part=tell, parent=parent, replay=replay
+    )
     state = _restored(checkpoints.load())
     best = state.best if state else _with_head_fitted(run, parent=parent)
     best.score = _agreed(best.score, world=run.world)
+    best.donor = _agreed(best.donor, world=run.world)
+    if best.is_refused:
+        return best
     if state is None:
         best.history.append({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
         on_epoch(best.history[0])
@@ -150,7 +165,28 @@ def fit(
         )
         if not won:
             break
+    if parent and known:
+        child = Parent(best.cut, best.leaves, state=best.state)
+        best.forgetting = forgetting.forgotten(model, parent=parent, child=child, known=known, leaf_sets=leaf_sets)
+        best.notes.extend(forgetting.words(best.forgetting))
     return best
+
+
+def _replay(
+    known: RunData | None,
+    *,
+    leaf_sets: Mapping[str, dict[str, tuple[str, ...]]],
+    leaves: Sequence[str],
+    recipe: Recipe,
+    world: World,
+) -> forgetting.Replay | None:
+    """The rows to be mixed into every step; None where the recipe or the lack of a parent asks for none."""
+    if known is None or not recipe.replay:
+        return None
+    if world.size > 1:
+        raise ValueError("replay is for runs of one process")
+    taught = Supervision(known, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
+    return forgetting.Replay(taught, recipe.replay)
 
 
 def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
@@ -159,62 +195,64 @@ def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
     taught = run.taught
     branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
     prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
+    fitted, losses = _on_features(run, branch, cut=cut, prior=prior)
+    if parent:
+        if run.replay:
+            losses = _on_features(replace(run, replay=None), branch, cut=cut, prior=prior)[1]
+        plain = run.model.new_branch(0, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
+        pretrained = _on_features(run, plain, cut=0, prior=None)[1]
+        lots = taught.part_lots
+        fitted.donor = adapt.judged(parent.name, donor=-losses, pretrained=-pretrained, lots=lots)
+        fitted.notes.append(adapt.words(fitted.donor, num_lots=len(set(lots))))
+    return fitted
+
+
+def _on_features(run: _Run, branch: Any, *, cut: int, prior: Head | None) -> tuple[Fitted, np.ndarray]:
+    """The branch with a head fitted to these rows, and the loss of every select part [P], judged out of fold."""
+    taught = run.taught
     views = min(d.views for d in taught.data.plants)
-    lesson = _lesson(run, branch, cut=cut, ids=taught.train_ids, views=range(views))
+    lesson = _lesson(taught, branch, cut=cut, ids=taught.train_ids, views=range(views))
     has_select = len(taught.select_ids) > 0
-    select = _lesson(run, branch, cut=cut, ids=taught.select_ids, views=range(1)) if has_select else lesson.rows(0)
+    select = _lesson(taught, branch, cut=cut, ids=taught.select_ids, views=range(1)) if has_select else lesson.rows(0)
+    weight = 1.0
+    if run.replay and prior:
+        old = run.replay.taught
+        lesson, weight = run.replay.beside(lesson, _lesson(old, branch, cut=cut, ids=old.train_ids, views=range(1)))
+    losses = np.zeros(0)
     with torch.enable_grad():
         heads = HeadFit(lesson, prior=prior)
         head, found, strength, soft = heads.best(lambda head: taught.judge_rows(head.logits(select.features)))
         effect = measure(head, lesson=lesson, prior=prior, strength=strength, select=select.features, taught=taught)
         if has_select:
-            more = replace(select, weights=select.weights * views)
-            head, found = _knowing_select(heads, more, head=head, strength=strength, taught=taught)
+            more = replace(select, weights=select.weights * views * weight)
+            head, logits = _knowing_select(heads, more, head=head, strength=strength, taught=taught)
+            found, losses = taught.judge_rows(logits), taught.part_losses(logits)
     branch.adopt_head(soft.weight, soft.bias, taught.leaves)
     start = _copy(branch)
     branch.adopt_head(head.weight, head.bias, taught.leaves)
-    what = f"head fitted on {'the parent' if parent else 'frozen'} features, L2 {strength:g}"
-    more = {"notes": [what, *sentences(effect)], "reweighting": effect}
-    return Fitted(cut=cut, leaves=taught.leaves, state=_copy(branch), score=found, start=start, **more)
+    what = f"head fitted on {'the parent' if prior else 'frozen'} features, L2 {strength:g}"
+    told: dict[str, Any] = {"notes": [what, *sentences(effect)], "reweighting": effect}
+    return Fitted(cut=cut, leaves=taught.leaves, state=_copy(branch), score=found, start=start, **told), losses
 
 
-def _lesson(run: _Run, branch: Any, *, cut: int, ids: np.ndarray, views: range) -> Lesson:
+def _lesson(taught: Supervision, branch: Any, *, cut: int, ids: np.ndarray, views: range) -> Lesson:
     """Rows in each of these views, as a head is fitted to them."""
-    features = [forward(branch, run.taught.data, cut=cut, ids=ids, view=view)[1] for view in views]
+    features = [forward(branch, taught.data, cut=cut, ids=ids, view=view)[1] for view in views]
     at = torch.from_numpy(np.tile(ids, len(views)))
-    return Lesson(torch.cat(features).clone(), run.taught.targets[at], run.taught.mask[at], run.taught.weights[at])
+    return Lesson(torch.cat(features).clone(), taught.targets[at], taught.mask[at], taught.weights[at])
 
 
 def _knowing_select(
     heads: HeadFit, select: Lesson, *, head: Head, strength: float, taught: Supervision
-) -> tuple[Head, Score]:
-    """The head fitted to the select rows too, and its score on them by heads that have not seen the lot judged."""
+) -> tuple[Head, Tensor]:
+    """The head fitted to the select rows too, and their logits [N, L] by heads that have not seen the lot judged."""
     folds = taught.folds(FOLDS)
     is_learned = taught.data.column("is_learned")[taught.select_ids].astype(bool)
     learned = is_learned & select.targets.any(1).numpy()
     choices = [learned & (folds != fold) for fold in range(FOLDS)]
     whole, *by_fold = heads.with_more(select, at=[learned, *choices], head=head, strength=strength)
     logits = torch.stack([one.logits(select.features) for one in by_fold])
-    return whole, taught.judge_rows(logits[torch.from_numpy(folds), torch.arange(len(folds))])
-
-
-def load_parent(branch: Any, *, parent: Parent, leaves: Sequence[str]) -> Head:
-    """The branch holds the parent's stages; returns the parent's head by leaf name, zero where it had no such leaf."""
-    own = branch.state_dict()
-    shared = {
-        k: v for k, v in parent.state.items() if k in own and own[k].shape == v.shape and not k.startswith("head.")
-    }
-    branch.load_state_dict({**own, **shared})
-    weight, bias = parent.state["head.weight"].float(), parent.state["head.bias"].float()
-    index = {leaf: i for i, leaf in enumerate(parent.leaves)}
-    rows = [index.get(leaf) for leaf in leaves]
-    zero = torch.zeros(weight.shape[1])
-    head = Head(
-        torch.stack([weight[i] if i is not None else zero for i in rows]),
-        torch.stack([bias[i] if i is not None else torch.zeros(()) for i in rows]),
-    )
-    branch.adopt_head(head.weight, head.bias, leaves)
-    return head
+    return whole, logits[torch.from_numpy(folds), torch.arange(len(folds))]
 
 
 @dataclass
@@ -250,6 +288,11 @@ def _unfreeze(
     optimizer = torch.optim.AdamW(
         rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay, fused=True
     )
+    if run.recipe.l2_sp:
+        origin = run.model.new_branch(stage.cut, run.taught.leaves, seed=run.seed)
+        if run.parent:
+            load_parent(origin, parent=run.parent, leaves=run.taught.leaves)
+        forgetting.pull(optimizer, branch, towards=origin.state_dict(), strength=run.recipe.l2_sp)
     at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0)
     if resumed:
         branch.load_state_dict(resumed.branch)
@@ -307,8 +350,8 @@ def _epoch(
     per_step = max(1, run.recipe.batch // run.world.size) * run.world.size
     steps = max(1, math.ceil(len(order) / per_step))
     branch.train()
-    device, compute, total = next(branch.parameters()).device, run.compute(stage.cut), 0.0
-    broken: np.ndarray | None = None
+    answer = _answering(branch, compute=run.compute(stage.cut))
+    total, broken = 0.0, None
     for step in range(steps):
         take = np.arange(step * per_step, (step + 1) * per_step)[run.world.rank :: run.world.size] % len(order)
         ids = order[take]
@@ -322,10 +365,11 @@ def _epoch(
             group["lr"] = group["base"] * factor * scale
         optimizer.zero_grad(set_to_none=True)
         for part in portions(branch, len(ids), accumulate=run.recipe.accumulate):
-            inputs = run.taught.data.fetch(stage.cut, ids=ids[part], views=views[take][part]).to(device)
-            with compute.autocast(device):
-                logits, _ = branch(compute.laid(inputs))
-            loss = run.objective(logits.float().cpu(), torch.from_numpy(ids[part]))
+            logits = answer(run.taught.data.fetch(stage.cut, ids=ids[part], views=views[take][part]))
+            loss = run.objective(logits, torch.from_numpy(ids[part]))
+            if run.replay:
+                seeds = [run.seed, index, epoch, step, int(part[0])]
+                loss = run.replay.mixed(loss, answer, cut=stage.cut, num=len(part), seed=seeds)
             (loss * (len(part) / len(ids))).backward()
             total += float(loss.detach()) * len(part) / len(ids)
         nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
@@ -334,6 +378,18 @@ def _epoch(
             broken = ids
         run.on_part({"stage": index + 1, "epoch": epoch + 1, "part": (step + 1) / steps})
     return _finite(total / steps, run=run, epoch=epoch, batch=broken)
+
+
+def _answering(branch: nn.Module, *, compute: Compute) -> Callable[[Tensor], Tensor]:
+    """Activations -> logits float32 [N, L], both on the CPU, by a branch where it is and as it computes fastest."""
+    device = next(branch.parameters()).device
+
+    def answer(activations: Tensor) -> Tensor:
+        with compute.autocast(device):
+            logits, _ = branch(compute.laid(activations.to(device)))
+        return logits.float().cpu()
+
+    return answer
 
 
 def _seldom(tell: Callable[[dict[str, Any]], None], *, clock: Callable[[], float]) -> Callable[[dict[str, Any]], None]:
@@ -364,9 +420,9 @@ def _finite(loss: float, *, run: _Run, epoch: int, batch: np.ndarray | None) -> 
     return loss
 
 
-def _agreed(score: Score, *, world: World) -> Score:
-    """The first process's score, so that all stop and keep alike where their arithmetic differs."""
-    box = [score]
+def _agreed(found: T, *, world: World) -> T:
+    """What the first process found, so that all stop and keep alike where their arithmetic differs."""
+    box = [found]
     if world.size > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]

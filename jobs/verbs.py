@@ -153,6 +153,7 @@ def train(
     max_gb: float | None = None,
     is_estimate: bool = False,
     is_by_data: bool = False,
+    average: bool = False,
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends, or what it would cost."""
     from jobs.fleet import Caps, train_fleet
@@ -170,6 +171,7 @@ def train(
             recipe=recipe,
             seeds=seeds,
             leave_out=leave_out,
+            average=average,
             retry_failed=retry_failed,
             caps=Caps(max_hours=max_hours, max_gb=max_gb),
             is_estimate=is_estimate,
@@ -181,7 +183,7 @@ def train(
         _show_inputs(document["cost"]["plants"], show=show)
         return document
     table = new_table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
-    for run in sorted(document["runs"], key=lambda r: r["state"] != "failed"):
+    for run in sorted(document["runs"], key=lambda r: {"failed": 0, "refused": 1}.get(r["state"], 2)):
         cause = run["error"] or ""
         table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
     show.print(table)
@@ -251,11 +253,11 @@ class _Progress:
             self._line(f"{run}: its worker ended; it is taken up again")
         elif kind == "regroup":
             self._line(f"the group of {event['workers']} workers did not form, it is formed again: {event['error']}")
-        elif kind in ("done", "failed"):
+        elif kind in ("done", "refused", "failed"):
             self.now.pop(run, None)
             self.bar.advance(self.task)
-            if kind == "failed":
-                self._line(f"{run}: failed: {event['error']}")
+            if kind != "done":
+                self._line(f"{run}: {kind}: {event['error']}")
             else:
                 select = "-" if event["select"] is None else f"{event['select']:.3f}"
                 self._line(f"{run}: select {select} in {event['seconds']:.1f} s")

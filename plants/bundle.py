@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Kind = Literal["frozen", "own", "pooled", "warm", "sister", "ensemble", "normality"]
+Kind = Literal["frozen", "own", "pooled", "warm", "sister", "average", "ensemble", "normality"]
 
 
 class TrunkRef(Config):

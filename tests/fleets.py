@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cluster.catalog import Catalog
 from cluster.imports import import_plant
-from cluster.ledger import RunLedger, RunRecord, begin, finish
+from cluster.ledger import RunLedger, RunRecord, begin, finish, refuse
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, Store, open_store
 from plants.plant import Fleet, load_fleet
@@ -141,11 +141,12 @@ def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
     ledger = RunLedger(material.store, plan.plan_id)
-    for run in sorted(plan.runs, key=lambda r: r.parent is not None):
+    for run in sorted(plan.runs, key=lambda r: len(r.sources)):
         if run.kind in kinds:
             fitted = fit_run(run, material=material, plan=plan)
             record = begin(RunRecord(run_id=run.run_id), lane="0", now=NOW)
-            ledger.put(finish(record, select=fitted.score.value, seconds=1.0, now=NOW))
+            end = refuse(record, why=fitted.notes[-1]) if fitted.is_refused else None
+            ledger.put(end or finish(record, select=fitted.score.value, seconds=1.0, now=NOW))
     return Works(fleet=fleet, settings=settings, plan=plan)
 
 

@@ -8,12 +8,13 @@ from cluster.ledger import RunLedger
 from cluster.storage import open_store
 from jobs.lanes import ALL_LANES, Board, _work
 from jobs.plan import Plan, RunSpec
-from jobs.train import World
+from jobs.selection import Score
+from jobs.train import Fitted, World
 from plants.errors import InputError
 
 
-def spec(run_id: str, *, plants=("north",), parent=None) -> RunSpec:
-    return RunSpec(run_id, "own", tuple(plants), 0, {"stages": [{"cut": 1}]}, parent=parent)
+def spec(run_id: str, *, plants=("north",), parent=None, parents=()) -> RunSpec:
+    return RunSpec(run_id, "own", tuple(plants), 0, {"stages": [{"cut": 1}]}, parent=parent, parents=parents)
 
 
 PLAN = Plan(
@@ -158,6 +159,70 @@ def test_an_error_is_tried_once_more_then_failed_with_its_cause_and_its_children
     assert records["own"].state == "failed"
     assert records["own"].error == "FloatingPointError: the loss is nan"
     assert records["sister"].error == "its parent own failed"
+
+
+AVERAGED = Plan(
+    fleet="toys",
+    data_digest="d",
+    runs=(spec("own"), spec("pooled"), spec("warm", parent="pooled"), spec("mean", parents=("own", "pooled", "warm"))),
+)
+
+
+def test_a_mean_waits_for_all_its_parents_and_does_without_the_refused_ones(store_uri):
+    at = Board(AVERAGED.to_json(), store_uri)
+    assert [at.take(lane)["run_id"] for lane in (0, 1)] == ["own", "pooled"]
+    finish(at, "own")
+    finish(at, "pooled")
+    assert at.take(0) == {"do": "run", "run_id": "warm"}
+    assert at.take(1) == {"do": "wait"}
+    at.refuse("warm", "its start is worse", seconds=1.0)
+    assert at.take(1) == {"do": "run", "run_id": "mean"}
+
+
+def test_a_child_of_a_refused_run_and_a_mean_of_less_than_two_are_refused_and_not_failed(store_uri):
+    plan = Plan("toys", "d", (spec("a"), spec("b", parent="a"), spec("c"), spec("mean", parents=("a", "c"))))
+    at = Board(plan.to_json(), store_uri)
+    at.refuse(at.take(0)["run_id"], "its start is worse", seconds=1.0)
+    finish(at, at.take(0)["run_id"])
+    assert at.take(0) == {"do": "stop"}
+    records = RunLedger(open_store(store_uri), plan.plan_id).load()
+    assert {run_id: (r.state, r.error) for run_id, r in records.items() if run_id != "c"} == {
+        "a": ("refused", "its start is worse"),
+        "b": ("refused", "its parent a was refused"),
+        "mean": ("refused", "its parent a was refused"),
+    }
+    assert Board(plan.to_json(), store_uri).take(0) == {"do": "stop"}
+
+
+def test_a_mean_of_a_failed_run_fails(store_uri):
+    plan = Plan("toys", "d", (spec("a"), spec("b"), spec("c"), spec("mean", parents=("a", "b", "c"))))
+    at = Board(plan.to_json(), store_uri)
+    for _ in range(2):
+        at.strike(at.take(0)["run_id"], "no", seconds=0.0)
+    for _ in ("b", "c"):
+        finish(at, at.take(0)["run_id"])
+    assert at.take(0) == {"do": "stop"}
+    assert at.records["mean"].error == "its parent a failed"
+
+
+def test_a_refused_run_is_told_as_such_and_not_as_done(monkeypatch):
+    fitted = Fitted(0, (), {}, Score(0.5, 1.0, {}), {}, notes=["head", "worse: refused"], donor={"refused": True})
+    monkeypatch.setattr("jobs.material.fit_run", lambda *args, **kwargs: fitted)
+    calls = []
+
+    def call(method, *args, **kwargs):
+        calls.append((method, *args))
+
+    _work(PLAN.run("warm"), material=None, plan=PLAN, call=call, world=World())
+    assert calls == [("refuse", "warm", "worse: refused")]
+
+
+def test_the_plants_that_a_child_may_replay_are_prepared_with_its_own(store_uri):
+    first = board(store_uri)
+    for run_id in ("pooled", "frozen", "own", "sister"):
+        first.start(run_id, lane="0")
+        finish(first, run_id)
+    assert {board(store_uri).unprepared[i] for i in range(2)} == {"north", "south"}
 
 
 def test_events_tell_each_thing_once(store_uri):

@@ -201,3 +201,29 @@ def test_all_stages_are_trained_unless_told_otherwise_and_the_deepest_recipe_is_
     none = plan_of(fleet(), labelled={name: {} for name in LABELLED})
     assert none.deepest == Recipe(stages=())
     assert none.plan_id != plan_of(fleet()).plan_id
+
+
+def test_averages_are_planned_only_when_asked_for_and_change_no_other_run():
+    plain, more = plan_of(fleet(), seeds=(0, 1)), plan_of(fleet(), seeds=(0, 1), average=True)
+    averages = {run.run_id: run.parents for run in more.runs if run.kind == "average"}
+    assert [run for run in more.runs if run.kind != "average"] == list(plain.runs)
+    assert averages["average-neu-s1"] == ("pooled-s1", "own-neu-s1", "warm-neu-s1")
+    assert averages["average-own-neu-s0"] == ("own-neu-s0", "own-neu-s1")
+    assert averages["average-own-tiles-s0"] == ("own-tiles-s0", "own-tiles-s1")
+    assert "average-tiles-s0" not in averages
+    assert Plan.from_json(more.to_json()) == more
+
+
+def test_an_average_has_learned_from_what_its_parents_have_and_trains_no_stage():
+    plan = plan_of(fleet(), average=True)
+    run = plan.run("average-neu-s0")
+    assert plan.learned_from([run.run_id]) == ("neu", "xsdd")
+    assert run.recipe["stages"] == []
+    assert all(plan.is_parent(plan.run(run_id)) for run_id in run.parents)
+
+
+def test_what_may_not_leave_a_plant_is_averaged_with_its_own_alone():
+    runs = plan_of(fleet(neu={"may_leave": False}), seeds=(0, 1), average=True).runs
+    assert {run.parents for run in runs if run.kind == "average" and run.target == "neu"} == {
+        ("own-neu-s0", "own-neu-s1")
+    }

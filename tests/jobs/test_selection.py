@@ -20,6 +20,7 @@ def parts(truth: str, *, plant: str = "north", ok: tuple[str, ...] = ("g",), cos
         frame_groups=np.arange(n),
         part_groups=np.arange(n),
         truth=np.array(list(truth), dtype=object),
+        lots=np.arange(n).astype(str),
         classes=("g", "c"),
         ok_classes=ok,
         matrix=np.eye(2, dtype=np.float32),
