@@ -80,10 +80,6 @@ def mean_of(
         blocks = [(ids[at : at + BLOCK], view) for view in range(views) for at in range(0, len(ids), BLOCK)]
         loader = (data.fetch(cut, ids=rows, views=np.full(len(rows), view)) for rows, view in blocks)
         update_bn(loader, branch, device=next(branch.parameters()).device)
-            (data.fetch(cut, ids=rows, views=np.full(len(rows), view)) for rows, view in blocks),
-            branch,
-            device=next(branch.parameters()).device,
-        )
     name = f"mean of {', '.join(parent.name for parent in parents)}"
     return Parent(cut=cut, leaves=tuple(leaves), state=branch.state_dict(), name=name)
 
