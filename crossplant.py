@@ -161,6 +161,9 @@ def train(
         list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Go on with what was decided for, on old and new rows, for few epochs.")
+    ] = False,
     json_to: JsonFile = None,
 ) -> None:
     """Train the fleet's plan: frozen baseline, own, pooled, warm-started; the same command resumes after a kill.
@@ -168,7 +171,11 @@ def train(
     Example: crossplant train --fleet steel.yaml --seed 0 --seed 1
     """
     from jobs import verbs
+    from plants.errors import InputError
 
+    if refresh and (recipe or seed or leave_out):
+        remedy = "Leave out --recipe, --seed and --leave-out"
+        raise InputError("recipe and seed are those of the plan that is refreshed", field="--refresh", remedy=remedy)
     document = verbs.train(
         _fleet(fleet),
         settings=_settings(),
@@ -176,6 +183,7 @@ def train(
         seeds=tuple(seed or (0,)),
         leave_out=tuple(leave_out or ()),
         retry_failed=retry_failed,
+        refresh=refresh,
         show=console,
     )
     _finish(document, to=json_to)

@@ -22,18 +22,20 @@ from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
+from cluster.storage import Store
 from jobs.leave_out import parse
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe
 from jobs.tracking import Tracker
 from plants import governance
-from plants.errors import CheckFailed, InputError
+from plants.errors import CheckFailed, InputError, NoSpace
 from plants.plant import Fleet
 
 if TYPE_CHECKING:
     from jobs.material import Material
 
 Say = Callable[[Mapping[str, Any]], None]
+COMPARED = "reports/compare.json"
 GROUP_START_TIMEOUT_S = 120
 GROUP_STARTS = 3
 
@@ -73,6 +75,15 @@ class Trained:
         return [run_id for run_id, record in self.records.items() if record.state == "failed"]
 
 
+def latest_plan(store: Store) -> Plan:
+    """The plan that was trained last. Raises InputError before the first."""
+    try:
+        plan_id = store.read_json("runs/latest.json")["plan"]
+        return Plan.from_json(store.read_json(f"runs/{plan_id}/plan.json"))
+    except FileNotFoundError:
+        raise InputError("nothing has been trained", file=store.uri, remedy="Run `crossplant train` first") from None
+
+
 def train_fleet(
     fleet: Fleet,
     *,
@@ -102,6 +113,23 @@ def train_fleet(
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
+
+    def work() -> None:
+        session.start(settings, num_slots=settings.slots)
+        material.export_trunk_once()
+        run_lanes(plan, material=material, settings=settings, say=say)
+
+    records = carried_out(plan, material=material, retry_failed=retry_failed, say=say, work=work)
+    return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
+
+
+def carried_out(
+    plan: Plan, *, material: Material, retry_failed: bool, say: Say, work: Callable[[], None]
+) -> dict[str, RunRecord]:
+    """The records of the plan's runs after the work on those that were not over; the plan is the latest one.
+
+    retry_failed: runs that failed before are tried again.
+    """
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
     ledger = RunLedger(material.store, plan.plan_id)
@@ -111,14 +139,11 @@ def train_fleet(
                 ledger.put(RunRecord(run_id=record.run_id))
     known = ledger.load()
     todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
-    notes = governance.words(fleet.plants)
+    notes = governance.words(material.fleet.plants)
     say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo), "notes": notes})
     if todo:
-        session.start(settings, num_slots=settings.slots)
-        material.export_trunk_once()
-        _run_lanes(plan, material=material, settings=settings, say=say)
-    records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
-    return Trained(plan=plan, records=records, seconds=time.monotonic() - start)
+        work()
+    return {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
 
 
 def _start_at_once(settings: Settings) -> None:
@@ -170,7 +195,7 @@ def planned(
     return plan
 
 
-def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+def run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
     """All runs of the plan are over.
 
     A worker that dies in mid-lane is replaced by Ray Train; one that dies while its group forms ends Ray Train's
@@ -180,7 +205,8 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from jobs.lanes import Blame, Board, lane_loop
+    from jobs.blame import Blame
+    from jobs.lanes import Board, lane_loop
 
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
     order = material.largest_first([plant.name for plant in material.fleet.plants])
@@ -192,7 +218,12 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
     failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)
     folder = _train_folder(material.fleet.store, settings=settings)
-    with _environment(settings), _Watch(board, plan=plan, settings=settings, say=say):
+
+    def events(since: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = ray.get(board.events.remote(since), timeout=30)
+        return found
+
+    with _environment(settings), Watch(events, plan=plan, settings=settings, say=say):
         for start in range(1, GROUP_STARTS + 1):
             trainer = TorchTrainer(
                 lane_loop,
@@ -212,7 +243,10 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
                     again = "The same command goes on where this one was"
                     raise CheckFailed(f"{lanes} workers could not be kept at work: {cause}. {again}") from None
                 say({"kind": "regroup", "workers": lanes, "error": cause})
+    halted = ray.get(board.why_halted.remote())
     ray.kill(board)
+    if halted:
+        raise NoSpace(halted)
 
 
 @contextlib.contextmanager
@@ -240,11 +274,14 @@ def _train_folder(store: str, *, settings: Settings) -> str:
     return f"{store}/ray" if "://" in store else str(settings.home / "ray_train")
 
 
-class _Watch:
-    """Polls the board while the trainer blocks: progress to the terminal, metrics to MLflow."""
+class Watch:
+    """Polls the board while others work: progress to the terminal, metrics to MLflow."""
 
-    def __init__(self, board: Any, *, plan: Plan, settings: Settings, say: Say) -> None:
-        self.board, self.plan, self.settings, self.say = board, plan, settings, say
+    def __init__(
+        self, events: Callable[[int], list[dict[str, Any]]], *, plan: Plan, settings: Settings, say: Say
+    ) -> None:
+        """events: what the board has logged since an event's number."""
+        self.events, self.plan, self.settings, self.say = events, plan, settings, say
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, name="watch", daemon=True)
 
@@ -256,13 +293,11 @@ class _Watch:
         self.thread.join(timeout=60)
 
     def _loop(self) -> None:
-        import ray
-
         tracker, seen, is_last = Tracker(self.settings, plan=self.plan), 0, False
         while not is_last:
             is_last = self.stop.wait(0.5)
             try:
-                events = ray.get(self.board.events.remote(seen), timeout=30)
+                events = self.events(seen)
             except Exception:
                 continue
             seen += len(events)

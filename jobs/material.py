@@ -187,7 +187,8 @@ class Material:
     def save(self, fitted: Fitted, *, spec: RunSpec, plan: Plan) -> None:
         """The run's model is in storage, weights before words."""
         prefix = f"runs/{plan.plan_id}/{spec.run_id}"
-        states = {"model": fitted.state, **({"start": fitted.start} if plan.is_parent(spec) else {})}
+        has_start = bool(fitted.start) and fitted.start is not fitted.state
+        states = {"model": fitted.state, **({"start": fitted.start} if has_start else {})}
         for name, state in states.items():
             weights = save_tensors({k: v.contiguous() for k, v in state.items()})
             self.store.write(f"{prefix}/{name}.safetensors", weights)
@@ -201,6 +202,7 @@ class Material:
             "recipe": spec.recipe,
             "leaves": list(fitted.leaves),
             "cut": fitted.cut,
+            "start": "start" if has_start else "model",
             "trunk": self.trunk.model_dump(mode="json"),
             "weights_digest": self.model.weights_digest,
             "select": fitted.score.value,
@@ -234,7 +236,7 @@ class Material:
         """A run's words from storage, the weights it serves or left for others to start from, and their SHA-256."""
         prefix = f"runs/{plan_id}/{run_id}"
         words: dict[str, Any] = json.loads(self.store.read(f"{prefix}/model.json"))
-        weights = self.store.read(f"{prefix}/{what}.safetensors")
+        weights = self.store.read(f"{prefix}/{words['start'] if what == 'start' else what}.safetensors")
         return words, load_tensors(weights), hashlib.sha256(weights).hexdigest()
 
 
@@ -285,8 +287,9 @@ def fit_run(
         return fitted
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     parent = None
-    if spec.parent:
-        words, start, _ = material.load(spec.parent, plan_id=plan.plan_id, what="start")
+    if spec.start or spec.parent:
+        plan_id, _, run_id = (spec.start or f"{plan.plan_id}/{spec.parent}").partition("/")
+        words, start, _ = material.load(run_id, plan_id=plan_id, what="start")
         parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start)
     fitted = fit(
         material.model,

@@ -33,6 +33,10 @@ class RunSpec:
     parent: str | None = None
     target: str | None = None
     """The plant it is meant for; None for a model of several plants. Of `without`: what was left out."""
+    start: str | None = None
+    """The run of an earlier plan whose weights it starts from, as plan/run, see `jobs.refresh`."""
+    taught_by: tuple[str, ...] = ()
+    """The plants that the run it starts from has learned from."""
 
     @property
     def left_out(self) -> LeftOut | None:
@@ -56,6 +60,10 @@ class Plan:
     """Plant -> its flags when the plan was made. What they forbid is not among the runs."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Plant -> the digest of the snapshot of its rows that may be learned from."""
+    base: str = ""
+    """The plan whose runs these start from, if any."""
+    earlier: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Plant -> the digests of the snapshots that those, and the ones before them, have learned from."""
     plan_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,9 +84,13 @@ class Plan:
             at: str | None = run_id
             while at is not None:
                 run = self.run(at)
-                found.update(run.plants)
+                found.update(run.plants, run.taught_by)
                 at = run.parent
         return tuple(sorted(found))
+
+    def snapshots(self, plant: str) -> tuple[str | None, ...]:
+        """The digests of all that runs of this plan may have learned from a plant; None of a plan that kept none."""
+        return (self.data.get(plant), *self.earlier.get(plant, ()))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, for storage."""
@@ -89,12 +101,10 @@ class Plan:
             "trunk": self.trunk,
             "governance": self.governance,
             "data": self.data,
+            "base": self.base,
+            "earlier": self.earlier,
             "runs": [asdict(run) for run in self.runs],
         }
-
-    def is_parent(self, spec: RunSpec) -> bool:
-        """Whether a run starts from this one."""
-        return any(run.parent == spec.run_id for run in self.runs)
 
     def shared(self, *, lanes: int) -> frozenset[str]:
         """The runs of several plants that all lanes fit together, as one of them has more than its share of the work.
@@ -110,8 +120,13 @@ class Plan:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
-        runs = tuple(RunSpec(**{**run, "plants": tuple(run["plants"])}) for run in raw["runs"])
+        runs = tuple(
+            RunSpec(**{**run, "plants": tuple(run["plants"]), "taught_by": tuple(run.get("taught_by", ()))})
+            for run in raw["runs"]
+        )
         given = {name: raw.get(name, {}) for name in ("governance", "data")}
+        given["earlier"] = {name: tuple(digests) for name, digests in raw.get("earlier", {}).items()}
+        given["base"] = raw.get("base", "")
         return cls(raw["fleet"], raw["data_digest"], runs=runs, trunk=raw["trunk"], **given)
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +21,9 @@ from cluster.settings import Settings
 from cluster.storage import PlantFiles
 from plants.errors import InputError
 from plants.plant import Fleet
+
+if TYPE_CHECKING:
+    from jobs.fleet import Trained
 
 
 def import_fleet(
@@ -148,9 +151,17 @@ def train(
     seeds: Sequence[int],
     leave_out: Sequence[str],
     retry_failed: bool,
+    refresh: bool = False,
     show: Console,
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends."""
+    if refresh:
+        from jobs.refresh import refresh_fleet
+
+        with _Progress(show) as progress:
+            return _trained(
+                refresh_fleet(fleet, settings=settings, retry_failed=retry_failed, say=progress.say), show=show
+            )
     from jobs.fleet import train_fleet
     from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
@@ -168,6 +179,11 @@ def train(
             retry_failed=retry_failed,
             say=progress.say,
         )
+    return _trained(trained, show=show)
+
+
+def _trained(trained: Trained, *, show: Console) -> dict[str, Any]:
+    """The document of a plan's runs, which are shown, the failed ones first."""
     document = trained.to_json()
     table = new_table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
     for run in sorted(document["runs"], key=lambda r: r["state"] != "failed"):
@@ -213,6 +229,8 @@ class _Progress:
             select = f" select {event['select']:.3f} nll {event['select_nll']:.3f}" if is_judged else ""
             self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}{loss}{select}"
             self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+        elif kind == "note":
+            self._line(event["text"])
         elif kind == "strike":
             self._line(f"{run}: {event['error']}; it is tried once more")
         elif kind == "lost":
