@@ -173,6 +173,9 @@ def train(
     max_gb: Annotated[
         float | None, typer.Option(min=0, help="Refuse a plan that may write more, in 10^9 bytes.")
     ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Go on with what was decided for, on old and new rows, for few epochs.")
+    ] = False,
     json_to: JsonFile = None,
 ) -> None:
     """Train the fleet's plan: frozen baseline, own, pooled, warm-started; the same command resumes after a kill.
@@ -180,7 +183,11 @@ def train(
     Example: crossplant train --fleet steel.yaml --seed 0 --seed 1
     """
     from jobs import verbs
+    from plants.errors import InputError
 
+    if refresh and (recipe or seed or leave_out or average or strategy != "all"):
+        remedy = "Leave out --recipe, --seed, --leave-out, --strategy and --average"
+        raise InputError("what is trained is that of the plan that is refreshed", field="--refresh", remedy=remedy)
     document = verbs.train(
         _fleet(fleet),
         settings=_settings(),
@@ -193,6 +200,7 @@ def train(
         max_gb=max_gb,
         is_estimate=estimate,
         is_by_data=strategy == "by-data",
+        refresh=refresh,
         show=console,
     )
     _finish(document, to=json_to)

@@ -8,7 +8,6 @@ the same one. Not for what must not be lost: a damaged block is deleted, and its
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import math
 import os
@@ -19,11 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cluster.storage import replaced
-from plants.errors import InputError, NoSpace
+from cluster.storage import FULL, no_space, replaced
+from plants.errors import InputError
 
 KEY_BYTES = 16
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PIECE = 1 << 22
 
 Keys = npt.NDArray[np.uint8]
@@ -53,15 +51,9 @@ def writing(
             yield writer.add
             writer.end()
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
-        raise no_space(path, reason="the disk is full") from None
-
-
-def no_space(path: Path, *, reason: str) -> NoSpace:
-    """The error of a cache that has no space for a file."""
-    remedy = "Make space there; then the same command goes on where this one was"
-    return NoSpace(reason, file=str(path), remedy=remedy)
+        raise no_space(str(path), reason="the disk is full") from None
 
 
 class _Writer:

@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.blocks import no_space
 from cluster.retention import RECORD
-from cluster.storage import LocalStore
+from cluster.storage import LocalStore, no_space
 from plants.errors import Notice
 
 FOLDERS = ("packs", "activations")
@@ -71,7 +70,7 @@ def make_room(cache: Path, *, num_bytes: int, bound_gb: float) -> None:
         reason = (
             f"the cache may hold {bound_gb:g} GB (CROSSPLANT_CACHE_GB) and {total / 1e9:.2f} GB are in use or needed"
         )
-        raise no_space(cache, reason=reason)
+        raise no_space(str(cache), reason=reason)
 
 
 def entries(cache: Path) -> Iterator[Entry]:

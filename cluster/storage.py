@@ -7,6 +7,7 @@ Not for counters: conditional puts are not safe on every S3 store. One writer at
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,11 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from plants.errors import InputError
+from plants.errors import InputError, NoSpace
 from plants.hashing import sha256 as sha256_of
 from plants.tables import Listed
 
 _PART = ".part"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SETTLED_S = 2.0
 """A file that changed later than this before it was listed may change again without its times saying so (FAT: 2 s)."""
 
@@ -205,6 +207,8 @@ class LocalStore(Store):
         except FileNotFoundError:
             raise MissingFile("there is no such file", file=self.at(key)) from None
         except OSError as error:
+            if error.errno in FULL:
+                raise no_space(self.at(key), reason="the disk is full") from None
             reason = (error.strerror or type(error).__name__).lower()
             raise InputError(reason, file=self.at(key), remedy="Check the path, its rights and the disk") from None
 
@@ -258,6 +262,11 @@ def checked_key(key: str) -> str:
     if not parts or parts[0] == "/" or ".." in parts or "\\" in key or "\0" in key:
         raise InputError("is not a relative path without `..`", file=repr(key))
     return key
+
+
+def no_space(place: str, *, reason: str) -> NoSpace:
+    """The error of a place that has no space for what is to be written."""
+    return NoSpace(reason, file=place, remedy="Make space there; then the same command goes on where this one was")
 
 
 def file_sha256(path: Path | str) -> str:

@@ -139,7 +139,8 @@ def contaminated(rows: pd.DataFrame, *, name: str, members: Sequence[str], expor
     lots: set[str] = set()
     is_own = pd.Series(False, index=rows.index)
     for plant in exports.plan.learned_from(members):
-        learned, now = catalog.learned(plant, digest=exports.plan.data.get(plant)), catalog.rows(plant)
+        now = catalog.rows(plant)
+        learned = pd.concat([catalog.learned(plant, digest=digest) for digest in exports.plan.snapshots(plant)])
         now = now[now["frame"].isin(learned["frame"])]
         images.update(learned["sha256"])
         lots.update(lot for table in (learned, now) for lot in table.loc[table["lot_known"].astype(bool), "lot"])

@@ -30,13 +30,16 @@ from jobs.recipe import Recipe
 from jobs.tracking import Tracker
 from plants import governance
 from plants.balance import labelled_defects
-from plants.errors import CheckFailed, InputError
+from plants.errors import CheckFailed, InputError, NoSpace
 from plants.plant import Fleet
 
 if TYPE_CHECKING:
     from jobs.material import Material
 
 Say = Callable[[Mapping[str, Any]], None]
+Events = Sequence[list[dict[str, Any]]]
+"""What a board has logged, and how far runs are."""
+COMPARED = "reports/compare.json"
 GROUP_START_TIMEOUT_S = 120
 GROUP_STARTS = 3
 MONEY = {"miss", "miss_by_class", "false_alarm", "defect_rate"}
@@ -99,6 +102,15 @@ class Trained:
         return [run_id for run_id, record in self.records.items() if record.state == "failed"]
 
 
+def latest_plan(store: Store) -> Plan:
+    """The plan that was trained last. Raises InputError before the first."""
+    try:
+        plan_id = store.read_json("runs/latest.json")["plan"]
+        return Plan.from_json(store.read_json(f"runs/{plan_id}/plan.json"))
+    except FileNotFoundError:
+        raise InputError("nothing has been trained", file=store.uri, remedy="Run `crossplant train` first") from None
+
+
 def train_fleet(
     fleet: Fleet,
     *,
@@ -132,8 +144,6 @@ def train_fleet(
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
     if settings.is_embedded and not is_estimate:
         _start_at_once(settings)
-    from jobs.budget import check, foreseen, written
-    from jobs.estimate import words
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
@@ -141,13 +151,53 @@ def train_fleet(
     given: dict[str, Any] = {"leave_out": leave_out, "average": average, "labelled": labelled}
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=trunk, **given)
     material.recipe = plan.deepest
+    notes = [*cautions(recipe), *(strategies(plan, labelled=labelled) if labelled is not None else [])]
+
+    def work() -> None:
+        session.start(settings, num_slots=settings.slots)
+        run_lanes(plan, material=material, settings=settings, say=say)
+
+    return carried_out(
+        plan,
+        material=material,
+        settings=settings,
+        work=work,
+        retry_failed=retry_failed,
+        caps=caps,
+        is_estimate=is_estimate,
+        notes=notes,
+        began=start,
+        say=say,
+    )
+
+
+def carried_out(
+    plan: Plan,
+    *,
+    material: Material,
+    settings: Settings,
+    work: Callable[[], None],
+    began: float,
+    retry_failed: bool = False,
+    caps: Caps = Caps(),
+    is_estimate: bool = False,
+    notes: Sequence[str] = (),
+    say: Say = lambda event: None,
+) -> Trained:
+    """The plan after the work on those of its runs that were not over; it is the latest one.
+
+    retry_failed: runs that failed before are tried again. notes: what to say of the plan. began: when the command did.
+    Raises InputError as `train_fleet` does.
+    """
+    from jobs.budget import check, foreseen, written
+    from jobs.estimate import words
+
     ledger = RunLedger(material.store, plan.plan_id)
     known = ledger.load()
     again = [record for record in known.values() if retry_failed and record.state == "failed"]
     known |= {record.run_id: RunRecord(run_id=record.run_id) for record in again}
     todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
-    notes = [*governance.words(fleet.plants), *cautions(recipe)]
-    notes += strategies(plan, labelled=labelled) if labelled is not None else []
+    notes = [*governance.words(material.fleet.plants), *notes]
     say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo), "notes": notes})
     if todo and not settings.is_embedded:
         session.start(settings, num_slots=settings.slots)
@@ -155,20 +205,19 @@ def train_fleet(
     expected = foreseen(plan, todo=todo, material=material, settings=settings, lanes=lanes, gpu=gpu)
     say({"kind": "cost", "words": words(expected)})
     check(expected, **vars(caps), material=material, settings=settings)
-    cost, begun = expected.to_json(), time.monotonic()
+    cost, start = expected.to_json(), time.monotonic()
     if not is_estimate:
         _record(plan, ledger=ledger, again=[known[record.run_id] for record in again])
     if todo and not is_estimate:
         before = written(plan, material=material)
-        session.start(settings, num_slots=settings.slots)
-        _run_lanes(plan, material=material, settings=settings, say=say)
+        work()
         after = {name: size - before[name] for name, size in written(plan, material=material).items()}
-        cost["took"] = {"seconds": round(time.monotonic() - begun, 1), **after}
+        cost["took"] = {"seconds": round(time.monotonic() - start, 1), **after}
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
     over = [run.run_id for run in plan.runs if run.sources and records[run.run_id].state in ("done", "refused")]
     keys = {run_id: f"runs/{plan.plan_id}/{run_id}/model.json" for run_id in over}
     said = {run_id: material.store.read_json(key) for run_id, key in keys.items() if material.store.exists(key)}
-    return Trained(plan=plan, records=records, seconds=time.monotonic() - start, cost=cost, words=said)
+    return Trained(plan=plan, records=records, seconds=time.monotonic() - began, cost=cost, words=said)
 
 
 def _record(plan: Plan, *, ledger: RunLedger, again: Sequence[RunRecord]) -> None:
@@ -250,7 +299,7 @@ def planned(
     return plan
 
 
-def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+def run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
     """All runs of the plan are over.
 
     A worker that dies in mid-lane is replaced by Ray Train; one that dies while its group forms ends Ray Train's
@@ -260,7 +309,8 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from jobs.lanes import Blame, Board, lane_loop
+    from jobs.blame import Blame
+    from jobs.lanes import Board, lane_loop
 
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
     order = material.largest_first([plant.name for plant in material.fleet.plants])
@@ -270,7 +320,12 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
     failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)
     folder = _train_folder(material.fleet.store, settings=settings)
-    with _environment(settings), _Watch(board, plan=plan, settings=settings, store=material.store, say=say):
+
+    def events(since: int) -> Events:
+        found: Events = ray.get([board.events.remote(since), board.within.remote()], timeout=30)
+        return found
+
+    with _environment(settings), Watch(events, plan=plan, settings=settings, store=material.store, say=say):
         for start in range(1, GROUP_STARTS + 1):
             trainer = TorchTrainer(
                 lane_loop,
@@ -290,7 +345,10 @@ def _run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) 
                     again = "The same command goes on where this one was"
                     raise CheckFailed(f"{lanes} workers could not be kept at work: {cause}. {again}") from None
                 say({"kind": "regroup", "workers": lanes, "error": cause})
+    halted = ray.get(board.why_halted.remote())
     ray.kill(board)
+    if halted:
+        raise NoSpace(halted)
 
 
 @contextlib.contextmanager
@@ -318,11 +376,14 @@ def _train_folder(store: str, *, settings: Settings) -> str:
     return f"{store}/ray" if "://" in store else str(settings.home / "ray_train")
 
 
-class _Watch:
-    """Polls the board while the trainer blocks: progress to the terminal, metrics to MLflow."""
+class Watch:
+    """Polls the board while others work: progress to the terminal, metrics to MLflow."""
 
-    def __init__(self, board: Any, *, plan: Plan, settings: Settings, store: Store, say: Say) -> None:
-        self.board, self.plan, self.settings, self.store, self.say = board, plan, settings, store, say
+    def __init__(
+        self, events: Callable[[int], Events], *, plan: Plan, settings: Settings, store: Store, say: Say
+    ) -> None:
+        """events: what the board has logged since an event's number, and how far runs are within their epochs."""
+        self.events, self.plan, self.settings, self.store, self.say = events, plan, settings, store, say
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._loop, name="watch", daemon=True)
 
@@ -339,14 +400,12 @@ class _Watch:
         return found
 
     def _loop(self) -> None:
-        import ray
-
         tracker = Tracker(self.settings, plan=self.plan, words=self.words)
         seen, is_last = 0, False
         while not is_last:
             is_last = self.stop.wait(0.5)
             try:
-                events, parts = ray.get([self.board.events.remote(seen), self.board.within.remote()], timeout=30)
+                events, parts = self.events(seen)
             except Exception:
                 continue
             seen += len(events)

@@ -10,17 +10,16 @@ from __future__ import annotations
 import time
 import traceback
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from ray.train import UserCallback
 
 from cluster import ledger
 from cluster.ledger import RunLedger, RunRecord
 from cluster.storage import open_store
 from jobs.plan import Plan, RunSpec
-from plants.errors import InputError
+from plants.errors import InputError, NoSpace, Notice
 
 PUT_EVERY_S = 5.0
 """How old a run's progress in storage may be: it tells a driver that was killed from a run that never gets on."""
@@ -51,6 +50,7 @@ class Board:
         self.log: list[dict[str, Any]] = []
         self.parts: dict[str, dict[str, Any]] = {}
         """How far each run is within its epoch: the last word only, as a long plan would have too many."""
+        self.halted: str | None = None
 
     def enter(self, lane: int, *, token: str, num_lanes: int) -> None:
         """A worker has started: what its predecessor, or a lane that is no more, was at is free again."""
@@ -93,9 +93,22 @@ class Board:
         event = {"kind": "prepared", "plant": plant, "rows": rows, "seconds": seconds, "error": error}
         self.log.append({**event, "at": time.time()})
 
+    def note(self, text: str) -> None:
+        """A lane has something to say that stops nothing."""
+        self.log.append({"kind": "note", "text": text, "at": time.time()})
+
+    def halt(self, error: str) -> None:
+        """No lane takes anything more: the same command goes on later."""
+        self.halted = self.halted or error
+        self.unprepared, self.preparing = [], {}
+
+    def why_halted(self) -> str | None:
+        """Why the plan was given up for now, None where it was not."""
+        return self.halted
+
     def shared(self) -> list[str]:
         """Shared runs that are not finished, in the order of the plan."""
-        waiting = [run.run_id for run in self.plan.runs if not self.records[run.run_id].is_over]
+        waiting = [run.run_id for run in self.plan.runs if not (self.halted or self.records[run.run_id].is_over)]
         return [run_id for run_id in waiting if run_id in self.together]
 
     def start(self, run_id: str, *, lane: str) -> None:
@@ -106,6 +119,8 @@ class Board:
 
     def take(self, lane: int) -> dict[str, Any]:
         """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent, or "stop"."""
+        if self.halted:
+            return {"do": "stop"}
         self._close_orphans()
         parents = {parent for run in self.plan.runs for parent in run.sources}
         free = [run for run in self.plan.runs if run.run_id not in self.together and self._is_free(run.run_id)]
@@ -172,25 +187,14 @@ class Board:
 
     def _put(self, record: RunRecord) -> RunRecord:
         self.records[record.run_id] = record
-        return self.ledger.put(record)
+        try:
+            self.ledger.put(record)
+        except NoSpace as error:
+            self.halt(str(error))
+        return record
 
     def _say(self, kind: str, run_id: str, **more: Any) -> None:
         self.log.append({"kind": kind, "run_id": run_id, "at": time.time(), **more})
-
-
-class Blame(UserCallback):
-    """Ray Train's controller tells the board whose worker has died, before it starts the group again."""
-
-    def __init__(self, board: str) -> None:
-        self.board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """The first line of each cause goes to the board."""
-        import ray
-
-        causes = {rank: getattr(error, "health_check_failure", error) for rank, error in worker_exceptions.items()}
-        deaths = {rank: (str(cause).strip() or repr(cause)).splitlines()[0] for rank, cause in causes.items()}
-        ray.get(ray.get_actor(self.board).blame.remote(deaths), timeout=120)
 
 
 def lane_loop(config: dict[str, Any]) -> None:
@@ -200,7 +204,6 @@ def lane_loop(config: dict[str, Any]) -> None:
     import torch
 
     from jobs.material import Material
-    from jobs.train import World
 
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
@@ -208,13 +211,29 @@ def lane_loop(config: dict[str, Any]) -> None:
     board = ray.get_actor(config["board"])
     call = _caller(board)
     call("enter", rank, token=uuid.uuid4().hex, num_lanes=size)
-    material = Material.from_config(config)
-    plan = Plan.from_json(config["plan"])
+    warnings.showwarning = lambda message, *place, **more: (
+        call("note", str(message)) if isinstance(message, Notice) else None
+    )
+    lane(call, rank=rank, size=size, material=Material.from_config(config), plan=Plan.from_json(config["plan"]))
+
+
+def prepare(call: Callable[..., Any], *, rank: int, material: Any) -> None:
+    """All plants are prepared, some of them by this lane."""
     while (answer := call("prepare", rank))["do"] != "go":
         if answer["do"] == "wait":
             time.sleep(0.05)
         else:
             _prepare(answer["plant"], material=material, call=call)
+
+
+def lane(call: Callable[..., Any], *, rank: int, size: int, material: Any, plan: Plan) -> None:
+    """Plants are prepared, shared runs fitted with the other lanes, then runs of its own until none is left.
+
+    call: asks the board, wherever it is.
+    """
+    from jobs.train import World
+
+    prepare(call, rank=rank, material=material)
     while shared := _agreed(call("shared") if rank == 0 else None, size=size):
         for run_id in shared:
             if rank == 0:
@@ -254,6 +273,9 @@ def _prepare(name: str, *, material: Any, call: Callable[..., Any]) -> None:
     start, rows, cause = time.monotonic(), 0, None
     try:
         rows = len(material.data(name).rows)
+    except NoSpace as error:
+        cause = str(error)
+        call("halt", cause)
     except Exception as error:
         cause = _cause(error)
     call("prepared", name, rows=rows, seconds=time.monotonic() - start, error=cause)
@@ -278,6 +300,10 @@ def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any],
             on_epoch=(lambda row: call("epoch", spec.run_id, row)) if leads else None,
             on_part=(lambda row: call("part", spec.run_id, row)) if leads else None,
         )
+    except NoSpace as error:  # the run stays `running`: a driver that finds it so takes it up without a strike
+        call("halt", str(error))
+        if world.size > 1:
+            raise
     except Exception as error:
         if world.size > 1 and not isinstance(error, InputError | FloatingPointError):
             raise

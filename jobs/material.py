@@ -242,7 +242,8 @@ class Material:
     def save(self, fitted: Fitted, *, spec: RunSpec, plan: Plan) -> None:
         """The run's model is in storage, weights before words; of a refused run its words alone."""
         prefix = f"runs/{plan.plan_id}/{spec.run_id}"
-        states = {"model": fitted.state, **({"start": fitted.start} if plan.is_parent(spec) else {})}
+        has_start = bool(fitted.start) and fitted.start is not fitted.state
+        states = {"model": fitted.state, **({"start": fitted.start} if has_start else {})}
         if fitted.is_refused:
             states = {}
         for name, state in states.items():
@@ -259,6 +260,7 @@ class Material:
             "recipe": spec.recipe,
             "leaves": list(fitted.leaves),
             "cut": fitted.cut,
+            "start": "start" if has_start else "model",
             "trunk": self.trunk.model_dump(mode="json"),
             "weights_digest": self.model.weights_digest,
             "select": fitted.score.value,
@@ -295,7 +297,7 @@ class Material:
         """A run's words from storage, the weights it serves or left for others to start from, and their SHA-256."""
         prefix = f"runs/{plan_id}/{run_id}"
         words: dict[str, Any] = json.loads(self.store.read(f"{prefix}/model.json"))
-        weights = self.store.read(f"{prefix}/{what}.safetensors")
+        weights = self.store.read(f"{prefix}/{words['start'] if what == 'start' else what}.safetensors")
         return words, load_tensors(weights), hashlib.sha256(weights).hexdigest()
 
 
@@ -415,6 +417,10 @@ def known_plants(spec: RunSpec, *, fleet: Fleet, plan: Plan) -> tuple[str, ...]:
 
 def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
     """What the run starts from: nothing, its parent's branch, or the mean of its parents' that were not refused."""
+    if spec.start:
+        plan_id, _, run_id = spec.start.partition("/")
+        words, start, _ = material.load(run_id, plan_id=plan_id, what="start")
+        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=spec.start)
     found = []
     for run_id in spec.sources:
         words = material.store.read_json(f"runs/{plan.plan_id}/{run_id}/model.json")

@@ -77,7 +77,7 @@ def _publish_run(
         recipe=spec.recipe,
         splits_digest=_splits_digest(exports),
         data={name: plan.data[name] for name in learned_from if name in plan.data},
-        parent=", ".join(spec.sources) or None,
+        parent=spec.start or ", ".join(spec.sources) or None,
         code_version=code_version(),
         created_at=at or "",
     )

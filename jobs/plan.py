@@ -39,6 +39,10 @@ class RunSpec:
     """The runs that it is the mean of; of `average` only."""
     target: str | None = None
     """The plant it is meant for; None for a model of several plants. Of `without`: what was left out."""
+    start: str | None = None
+    """The run of an earlier plan whose weights it starts from, as plan/run, see `jobs.refresh`."""
+    taught_by: tuple[str, ...] = ()
+    """The plants that the run it starts from has learned from."""
 
     @property
     def left_out(self) -> LeftOut | None:
@@ -67,6 +71,10 @@ class Plan:
     """Plant -> its flags when the plan was made. What they forbid is not among the runs."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Plant -> the digest of the snapshot of its rows that may be learned from."""
+    base: str = ""
+    """The plan whose runs these start from, if any."""
+    earlier: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Plant -> the digests of the snapshots that those, and the ones before them, have learned from."""
     plan_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,8 +97,12 @@ class Plan:
         """The plants whose images these runs, their parents and theirs have learned from, sorted."""
         found: set[str] = set()
         for run in map(self.run, run_ids):
-            found.update(run.plants, self.learned_from(run.sources))
+            found.update(run.plants, run.taught_by, self.learned_from(run.sources))
         return tuple(sorted(found))
+
+    def snapshots(self, plant: str) -> tuple[str | None, ...]:
+        """The digests of all that runs of this plan may have learned from a plant; None of a plan that kept none."""
+        return (self.data.get(plant), *self.earlier.get(plant, ()))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, for storage."""
@@ -101,12 +113,10 @@ class Plan:
             "trunk": self.trunk,
             "governance": self.governance,
             "data": self.data,
+            "base": self.base,
+            "earlier": self.earlier,
             "runs": [asdict(run) for run in self.runs],
         }
-
-    def is_parent(self, spec: RunSpec) -> bool:
-        """Whether a run starts from this one."""
-        return any(spec.run_id in run.sources for run in self.runs)
 
     def shared(self, *, lanes: int) -> frozenset[str]:
         """The runs of several plants that all lanes fit together, as one of them has more than its share of the work.
@@ -122,9 +132,11 @@ class Plan:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
-        lists = ("plants", "parents")
+        lists = ("plants", "parents", "taught_by")
         runs = tuple(RunSpec(**{**run, **{k: tuple(run.get(k, ())) for k in lists}}) for run in raw["runs"])
         given = {name: raw.get(name, {}) for name in ("governance", "data")}
+        given["earlier"] = {name: tuple(digests) for name, digests in raw.get("earlier", {}).items()}
+        given["base"] = raw.get("base", "")
         return cls(raw["fleet"], raw["data_digest"], runs=runs, trunk=raw["trunk"], **given)
 
 

@@ -14,6 +14,7 @@ from cluster.registry import Bundles, Journal, Route
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
+from jobs.fleet import COMPARED, latest_plan
 from jobs.material import Material
 from jobs.plan import Plan
 from jobs.verbs import new_table, who
@@ -22,19 +23,9 @@ from plants.costs import Policy
 from plants.errors import InputError
 from plants.plant import Fleet
 
-COMPARED = "reports/compare.json"
 EVALUATED = "reports/evaluate.json"
 BUNDLE_SCORES = "scores/{bundle}/{plant}.parquet"
 """What a bundle says of the plant's `decide` parts."""
-
-
-def latest_plan(store: Store) -> Plan:
-    """The plan that was trained last. Raises InputError before the first."""
-    try:
-        plan_id = store.read_json("runs/latest.json")["plan"]
-        return Plan.from_json(store.read_json(f"runs/{plan_id}/plan.json"))
-    except FileNotFoundError:
-        raise InputError("nothing has been trained", file=store.uri, remedy="Run `crossplant train` first") from None
 
 
 def compared(store: Store) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +21,9 @@ from cluster.settings import Settings
 from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
 from plants.plant import Fleet
+
+if TYPE_CHECKING:
+    pass
 
 
 def import_fleet(
@@ -148,6 +151,7 @@ def train(
     seeds: Sequence[int],
     leave_out: Sequence[str],
     retry_failed: bool,
+    refresh: bool = False,
     show: Console,
     max_hours: float | None = None,
     max_gb: float | None = None,
@@ -160,38 +164,50 @@ def train(
     from jobs.learning import write_page
     from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe
+    from jobs.refresh import refresh_fleet
 
+    terms: dict[str, Any] = {
+        "retry_failed": retry_failed,
+        "caps": Caps(max_hours=max_hours, max_gb=max_gb),
+        "is_estimate": is_estimate,
+    }
     recipe = load_recipe(recipe_file) if recipe_file else default_recipe(fleet.trunks[0].cuts)
     for name in leave_out:
         parse(name, fleet=fleet)
     with _Progress(show) as progress:
-        trained = train_fleet(
-            fleet,
-            settings=settings,
-            recipe=recipe,
-            seeds=seeds,
-            leave_out=leave_out,
-            average=average,
-            retry_failed=retry_failed,
-            caps=Caps(max_hours=max_hours, max_gb=max_gb),
-            is_estimate=is_estimate,
-            is_by_data=is_by_data,
-            say=progress.say,
-        )
+        if refresh:
+            trained = refresh_fleet(fleet, settings=settings, say=progress.say, **terms)
+        else:
+            trained = train_fleet(
+                fleet,
+                settings=settings,
+                recipe=recipe,
+                seeds=seeds,
+                leave_out=leave_out,
+                average=average,
+                is_by_data=is_by_data,
+                say=progress.say,
+                **terms,
+            )
     document = trained.to_json()
     if is_estimate:
         _show_inputs(document["cost"]["plants"], show=show)
         return document
-    table = new_table(f"Runs of {trained.plan.plan_id}", "run", "state", "select", "seconds", "cause")
-    for run in sorted(document["runs"], key=lambda r: {"failed": 0, "refused": 1}.get(r["state"], 2)):
-        cause = run["error"] or ""
-        table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
-    show.print(table)
+    _show_runs(document, show=show)
     if "took" in document["cost"]:
         records, store = trained.records, open_store(fleet.store)
         if found := write_page(trained.plan, records=records, store=store, home=settings.home):
             show.print(f"learning curves: {found}", markup=False, soft_wrap=True)
     return document
+
+
+def _show_runs(document: Mapping[str, Any], *, show: Console) -> None:
+    """The plan's runs, the failed ones first."""
+    table = new_table(f"Runs of {document['plan']}", "run", "state", "select", "seconds", "cause")
+    for run in sorted(document["runs"], key=lambda r: {"failed": 0, "refused": 1}.get(r["state"], 2)):
+        cause = run["error"] or ""
+        table.add_row(run["name"], run["state"], _number(run["select"], 3), _number(run["seconds"], 1), cause)
+    show.print(table)
 
 
 def _show_inputs(plants: Sequence[Mapping[str, Any]], *, show: Console) -> None:
@@ -247,6 +263,8 @@ class _Progress:
         elif kind == "part":
             self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}, {event['part']:.0%}"
             self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+        elif kind == "note":
+            self._line(event["text"])
         elif kind == "strike":
             self._line(f"{run}: {event['error']}; it is tried once more")
         elif kind == "lost":

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -79,21 +79,24 @@ def make_fleet(
     *,
     seed: int = 0,
     scale: float = 1.0,
+    only: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     processes: int | None = None,
 ) -> Path:
     """Frames, one `labels.csv` a plant and `fleet.yaml` lie in `folder`; the path of `fleet.yaml` is returned.
 
-    `scale` multiplies the number of parts of every plant. `progress` is called with (frames done, frames in all).
+    `scale` multiplies the number of parts of every plant. `only` names the plants wanted, each as in the whole fleet.
+    `progress` is called with (frames done, frames in all).
     `processes` is 2 where that pays: then call this from a module that guards its entry by `__name__ == "__main__"`.
     """
     folder = Path(folder)
-    plans = [plan_parts(factory, seed=seed, scale=scale) for factory in FACTORIES]
+    wanted = [factory for factory in FACTORIES if not only or factory.name in only]
+    plans = [plan_parts(factory, seed=seed, scale=scale) if factory in wanted else [] for factory in FACTORIES]
     total = sum(len(parts) * len(factory.poses) for factory, parts in zip(FACTORIES, plans, strict=True))
     if processes is None:
         processes = 2 if total >= 400 else 1
-    rows: dict[str, list[dict[str, Any]]] = {factory.name: [] for factory in FACTORIES}
-    for factory in FACTORIES:
+    rows: dict[str, list[dict[str, Any]]] = {factory.name: [] for factory in wanted}
+    for factory in wanted:
         (folder / factory.name / "frames").mkdir(parents=True, exist_ok=True)
     done = 0
     for name, made in _results(_chunks(folder, plans=plans, seed=seed, pieces=2 * processes - 1), processes=processes):
@@ -101,10 +104,10 @@ def make_fleet(
         done += len(made)
         if progress is not None:
             progress(done, total)
-    for factory in FACTORIES:
+    for factory in wanted:
         _write_labels(folder / factory.name / "labels.csv", rows=rows[factory.name])
     path = folder / "fleet.yaml"
-    path.write_text(yaml.safe_dump(_fleet_yaml(seed), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump(_fleet_yaml(seed, wanted), sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
 
 
@@ -117,7 +120,7 @@ def _chunks(folder: Path, *, plans: list[list[Part]], seed: int, pieces: int) ->
     order = sorted(
         range(len(FACTORIES)), key=lambda n: -max(s.shape[0] * s.shape[1] for s in FACTORIES[n].stations.values())
     )
-    return [(folder, n, plans[n][start::pieces], seed) for n in order for start in range(pieces)]
+    return [(folder, n, plans[n][start::pieces], seed) for n in order for start in range(pieces) if plans[n]]
 
 
 def _results(chunks: list[Chunk], *, processes: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -276,7 +279,7 @@ def _write_labels(path: Path, *, rows: list[dict[str, Any]]) -> None:
         writer.writerows(sorted(rows, key=lambda row: row["frame"]))
 
 
-def _fleet_yaml(seed: int) -> dict[str, Any]:
+def _fleet_yaml(seed: int, factories: Sequence[Factory]) -> dict[str, Any]:
     """What `fleet.yaml` says."""
     return {
         "fleet": "embedded",
@@ -285,7 +288,7 @@ def _fleet_yaml(seed: int) -> dict[str, Any]:
         "seed": seed,
         "trunks": [TRUNK],
         "shares": {"train": 0.5, "select": 0.1, "decide": 0.2, "test": 0.2},
-        "plants": [_plant_yaml(factory) for factory in FACTORIES],
+        "plants": [_plant_yaml(factory) for factory in factories],
     }
 
 

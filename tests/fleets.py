@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -49,6 +50,23 @@ def textured(rng: np.random.Generator, *, blot: bool = False) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def held_back(path: Path, *, share: float = 0.15) -> Callable[[], None]:
+    """This share of every plant's lots, the last ones, is not labelled yet; what is returned labels them."""
+    whole = {}
+    for plant in yaml.safe_load(path.read_text(encoding="utf-8"))["plants"]:
+        file = path.parent / plant["labels"]
+        whole[file] = table = pd.read_csv(file)
+        lots = table["lot"].drop_duplicates()
+        early = lots.iloc[: round(len(lots) * (1 - share))]
+        table[table["lot"].isin(early)].to_csv(file, index=False)
+
+    def arrive() -> None:
+        for file, table in whole.items():
+            table.to_csv(file, index=False)
+
+    return arrive
 
 
 def with_new_plant(path: Path, name: str, *, num_lots: int = 20) -> Path:

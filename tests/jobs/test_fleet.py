@@ -12,7 +12,7 @@ import pytest
 
 from cluster.settings import Settings
 from cluster.storage import open_store
-from jobs.fleet import Caps, _run_lanes, planned, train_fleet
+from jobs.fleet import Caps, planned, run_lanes, train_fleet
 from jobs.lanes import ALL_LANES
 from jobs.material import Material
 from jobs.recipe import Recipe, Stage
@@ -137,7 +137,7 @@ def test_a_run_that_is_too_long_for_one_lane_is_fitted_by_all_of_them(fleet: Fle
     material.export_trunk_once()
     events: list[dict[str, Any]] = []
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
-    _run_lanes(plan, material=material, settings=ray_local, say=lambda event: events.append(dict(event)))
+    run_lanes(plan, material=material, settings=ray_local, say=lambda event: events.append(dict(event)))
     assert {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")} == before
     started = {e["run_id"]: e["lane"] for e in events if e["kind"] == "started"}
     assert started["pooled-s0"] == ALL_LANES

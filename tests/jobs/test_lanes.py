@@ -10,7 +10,7 @@ from jobs.lanes import ALL_LANES, Board, _work
 from jobs.plan import Plan, RunSpec
 from jobs.selection import Score
 from jobs.train import Fitted, World
-from plants.errors import InputError
+from plants.errors import InputError, NoSpace
 
 
 def spec(run_id: str, *, plants=("north",), parent=None, parents=()) -> RunSpec:
@@ -297,6 +297,42 @@ def test_the_plants_of_a_finished_plan_are_not_prepared_again(store_uri):
         first.start(run.run_id, lane="0")
         finish(first, run.run_id)
     assert board(store_uri).prepare(0) == {"do": "go"}
+
+
+def test_where_a_disk_is_full_nothing_more_is_taken_and_no_run_is_blamed(store_uri, monkeypatch):
+    at = board(store_uri)
+    at.prepared("north", rows=5, seconds=1.0)
+    assert at.take(0)["run_id"] == "own"
+
+    def failing(*args, **kwargs):
+        raise NoSpace("the disk is full", file="cache")
+
+    monkeypatch.setattr("jobs.material.fit_run", failing)
+    call = lambda method, *a, **k: getattr(at, method)(*a, **k)  # noqa: E731
+    _work(PLAN.run("own"), material=None, plan=PLAN, call=call, world=World())
+    assert (at.take(0), at.take(1), at.prepare(0), at.shared()) == ({"do": "stop"}, {"do": "stop"}, {"do": "go"}, [])
+    assert at.why_halted() == "file cache: the disk is full"
+    assert {record.strikes for record in at.records.values()} == {0}
+    later = board(store_uri)
+    assert later.why_halted() is None
+    assert later.take(0) == {"do": "run", "run_id": "own"}
+
+
+def test_a_full_disk_under_the_store_halts_the_plan_and_not_the_board(store_uri, monkeypatch):
+    at = board(store_uri)
+
+    def full(record):
+        raise NoSpace("the disk is full")
+
+    monkeypatch.setattr(at.ledger, "put", full)
+    assert at.take(0)["do"] == "run"
+    assert at.take(1) == {"do": "stop"}
+
+
+def test_what_a_lane_has_to_say_is_an_event(store_uri):
+    at = board(store_uri)
+    at.note("evicted from the cache: x")
+    assert [(event["kind"], event["text"]) for event in at.events(0)] == [("note", "evicted from the cache: x")]
 
 
 @pytest.mark.parametrize(

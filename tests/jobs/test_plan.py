@@ -52,13 +52,6 @@ def test_every_parent_comes_with_the_plan():
     assert len(names) == len(plan.runs)
 
 
-def test_parents_are_the_runs_that_others_start_from():
-    plan = plan_of(fleet())
-    found = {run.run_id for run in plan.runs if plan.is_parent(run)}
-    assert found > {"pooled-s0", "own-neu-s0"}
-    assert found == {run.parent for run in plan.runs if run.parent}
-
-
 def test_a_pooled_run_is_fitted_by_all_lanes_where_it_is_more_than_one_lanes_share():
     plan = plan_of(fleet())
     work = sum(len(run.plants) for run in plan.runs if run.kind in ("pooled", "own", "warm", "sister"))

@@ -51,6 +51,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_frames(made: 
     assert not any(other[name] == digest for name, digest in digests(made.parent).items() if name in frames)
 
 
+def test_a_plant_made_alone_is_the_one_of_the_whole_fleet(made: Path, tmp_path: Path) -> None:
+    alone = make_fleet(tmp_path, seed=3, scale=SMALL, only=("essen",), processes=1)
+    assert [plant.name for plant in load_fleet(alone).plants] == ["essen"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["essen", "fleet.yaml"]
+    assert digests(tmp_path / "essen") == digests(made.parent / "essen")
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_one(made: Path, tmp_path: Path) -> None:
     assert digests(make_fleet(tmp_path, seed=3, scale=SMALL, processes=2).parent) == digests(made.parent)

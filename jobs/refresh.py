@@ -1,0 +1,179 @@
+"""Refreshes what serves when rows came: every plant's chosen models go on from their weights, on old and new rows.
+
+A refresh is a plan of its own. Its runs are those that the last comparison decided for, by name, with every plant's
+frozen baseline beside them, fitted anew as the floor; where nothing was compared, all of them. A run starts where the
+run of that name in the latest plan left off: its head is fitted again, from the one it had, and the stages that had won
+are trained on for a few epochs, kept only when they win on `select` as always. What cannot go on (a new plant, another
+trunk, other plants in a pool) is trained in full. Small work: on one machine it is done in this process, without Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cluster import session
+from cluster.catalog import Catalog
+from cluster.ledger import RunLedger
+from cluster.retention import enforce
+from cluster.settings import Settings
+from cluster.storage import Store, open_store
+from jobs.fleet import COMPARED, Events, Say, Trained, Watch, carried_out, latest_plan, planned, run_lanes
+from jobs.plan import Plan, RunSpec
+from jobs.recipe import Recipe
+from plants.errors import InputError, NoSpace
+from plants.plant import Fleet
+
+if TYPE_CHECKING:
+    from jobs.material import Material
+
+EPOCHS = 5
+"""Of a stage that goes on from where it was."""
+FLOORS = ("frozen", "normality")
+ANEW = (*FLOORS, "average")
+"""Kinds that take one go, from the trunk's features or their parents' weights, as in every plan."""
+
+
+def refresh_fleet(
+    fleet: Fleet, *, settings: Settings, retry_failed: bool = False, say: Say = lambda event: None, **terms: Any
+) -> Trained:
+    """Every run of the refresh is done or failed; the same call after a kill goes on where it was.
+
+    terms: caps and estimate, as `carried_out` takes them.
+
+    Where no row to learn from is new the latest plan stands. Raises InputError where that is not finished, or none is.
+    """
+    start = time.monotonic()
+    enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
+    Catalog.of(fleet).require([plant.name for plant in fleet.plants])
+    store = open_store(fleet.store)
+    latest = latest_plan(store)
+    recipe = whole_recipe(latest, store=store)
+    from jobs.material import Material
+
+    material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=latest.trunk)
+    seeds = (min(run.seed for run in latest.runs),)
+    has_averages = any(run.kind == "average" for run in latest.runs)
+    full = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=latest.trunk, average=has_averages)
+    plan = refreshed(latest, full=full, store=store, weights_digest=material.model.weights_digest)
+    cuts = {stage["cut"] for run in plan.runs for stage in run.recipe["stages"]}
+    material.recipe = recipe.model_copy(update={"stages": tuple(s for s in recipe.stages if s.cut in cuts)})
+
+    def work() -> None:
+        material.export_trunk_once()
+        if settings.is_embedded:
+            _run_here(plan, material=material, settings=settings, say=say)
+        else:
+            session.start(settings)
+            run_lanes(plan, material=material, settings=settings, say=say)
+
+    return carried_out(
+        plan, material=material, settings=settings, work=work, retry_failed=retry_failed, began=start, say=say, **terms
+    )
+
+
+def whole_recipe(plan: Plan, *, store: Store) -> Recipe:
+    """The recipe of the plan that this one, through others or not, is a refresh of."""
+    while plan.base:
+        plan = Plan.from_json(store.read_json(f"runs/{plan.base}/plan.json"))
+    return Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda recipe: len(recipe["stages"])))
+
+
+def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str) -> Plan:
+    """The refresh of the latest plan on the data of `full`, which is what would be trained on them from nothing.
+
+    The latest plan itself where it is on these data.
+    """
+    records = RunLedger(store, latest.plan_id).load()
+    is_over = all(run.run_id in records and records[run.run_id].is_over for run in latest.runs)
+    if full.data_digest == latest.data_digest and (is_over or latest.base):
+        return latest
+    if not is_over:
+        remedy = "Run the command again that was training it, then --refresh"
+        raise InputError("the latest plan is not finished", file=store.at(f"runs/{latest.plan_id}"), remedy=remedy)
+    wanted = _wanted(latest, full=full, store=store)
+
+    def going_on(run: RunSpec) -> RunSpec:
+        done = run.run_id in records and records[run.run_id].state == "done"
+        if run.kind in ANEW or not done or latest.run(run.run_id).kind != run.kind:
+            return run
+        words = store.read_json(f"runs/{latest.plan_id}/{run.run_id}/model.json")
+        lineage = latest.learned_from([run.run_id])
+        if words["weights_digest"] != weights_digest or lineage != full.learned_from([run.run_id]):
+            return run
+        recipe = shortened(Recipe.model_validate(run.recipe), cut=words["cut"])
+        begun = f"{latest.plan_id}/{run.run_id}"
+        return replace(run, recipe=recipe.model_dump(mode="json"), parent=None, start=begun, taught_by=lineage)
+
+    chosen: dict[str, RunSpec] = {}
+    waiting = [run.run_id for run in full.runs if run.run_id in wanted]
+    while waiting:
+        run = going_on(full.run(waiting.pop()))
+        chosen[run.run_id] = run
+        waiting += [parent for parent in run.sources if parent not in chosen]
+    runs = tuple(chosen[run.run_id] for run in full.runs if run.run_id in chosen)
+    earlier = {name: tuple(d for d in latest.snapshots(name) if d) for name in latest.data}
+    return replace(full, runs=runs, base=latest.plan_id, earlier=earlier)
+
+
+def shortened(recipe: Recipe, *, cut: int) -> Recipe:
+    """The same recipe for a run that goes on: only the stages that had been unfrozen, for few epochs."""
+    stages = []
+    for stage in recipe.stages:
+        epochs = min(stage.epochs, EPOCHS)
+        warmup = min(stage.warmup_epochs, epochs - 1)
+        stages += [stage.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})] if stage.cut == cut else []
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def _wanted(latest: Plan, *, full: Plan, store: Store) -> set[str]:
+    """The runs that were decided for when the latest plan was compared, and the floors; all where it was not.
+
+    Of a plant for which nothing was decided, e.g. a new one, its own.
+    """
+    document = store.read_json(COMPARED) if store.exists(COMPARED) else {}
+    if document.get("plan") != latest.plan_id:
+        return {run.run_id for run in full.runs}
+    decisions = document["decisions"]
+    members = {run_id for decision in decisions.values() for run_id in decision["members"]}
+    new = {run.run_id for run in full.runs if run.kind == "own" and run.target not in decisions}
+    return {run.run_id for run in full.runs if run.kind in FLOORS or run.run_id in members | new}
+
+
+def _run_here(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+    """All runs of the plan are over, one after another in this process; plants are prepared side by side before.
+
+    Starting Ray's workers takes longer than such runs. Raises NoSpace where a disk is full.
+    """
+    import torch
+
+    from jobs.lanes import Board, lane, prepare
+
+    torch.set_num_threads(settings.slots * settings.threads)
+    order = material.largest_first([plant.name for plant in material.fleet.plants])
+    board = Board(plan.to_json(), material.fleet.store, order)
+
+    def call(method: str, *args: Any, **more: Any) -> Any:
+        return getattr(board, method)(*args, **more)
+
+    def events(since: int) -> Events:
+        return board.events(since), board.within()
+
+    board.enter(0, token="here", num_lanes=1)
+    with Watch(events, plan=plan, settings=settings, store=material.store, say=say):
+        _ = material.runner
+        _side_by_side(lambda rank: prepare(call, rank=rank, material=material), slots=settings.slots)
+        lane(call, rank=0, size=1, material=material, plan=plan)
+    if why := board.why_halted():
+        raise NoSpace(why)
+
+
+def _side_by_side(work: Callable[[int], None], *, slots: int) -> None:
+    with ThreadPoolExecutor(slots, thread_name_prefix="prepare") as pool:
+        ranks: Sequence[int] = range(slots)
+        for done in [pool.submit(work, rank) for rank in ranks]:
+            done.result()
