@@ -161,6 +161,12 @@ def train(
         list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines", help="Also from random weights, and hand-made features with a linear model: to compare with."
+        ),
+    ] = False,
     json_to: JsonFile = None,
 ) -> None:
     """Train the fleet's plan: frozen baseline, own, pooled, warm-started; the same command resumes after a kill.
@@ -176,6 +182,7 @@ def train(
         seeds=tuple(seed or (0,)),
         leave_out=tuple(leave_out or ()),
         retry_failed=retry_failed,
+        baselines=baselines,
         show=console,
     )
     _finish(document, to=json_to)

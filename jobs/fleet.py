@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
@@ -81,14 +82,18 @@ def train_fleet(
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     retry_failed: bool = False,
+    baselines: bool = False,
     trunk: int = 0,
     say: Say = lambda event: None,
 ) -> Trained:
     """Every run of the plan is done or failed. The same call after a kill goes on where it was.
 
-    Raises InputError when a plant has not been imported or the recipe asks for a cut that the trunk does not allow.
+    baselines: every plant has a run from scratch for every seed, and a classical model, beside the others.
+    Raises InputError when a plant has not been imported or a recipe asks for a cut that the trunk does not allow.
     """
     start = time.monotonic()
+    if recipe.init == "random":
+        raise InputError("the recipe starts from random weights", field="init", remedy="Use --baselines for such runs")
     allowed = fleet.trunks[trunk].cuts
     for stage in recipe.stages:
         if stage.cut not in allowed:
@@ -101,7 +106,8 @@ def train_fleet(
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk)
-    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
+    more = {"leave_out": leave_out, "baselines": baselines, "trunk": trunk}
+    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, **more)
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
     ledger = RunLedger(material.store, plan.plan_id)
@@ -136,6 +142,7 @@ def planned(
     recipe: Recipe,
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
+    baselines: bool = False,
     trunk: int = 0,
 ) -> Plan:
     """The plan for the fleet's data, and all else that a model is made from, as they are now."""
@@ -154,6 +161,11 @@ def planned(
     for text in leave_out:
         out = parse(text, fleet=fleet)
         out.check(material.rows(out.plant))
+    from_scratch = None
+    if baselines:
+        from jobs.scratch import deepest_cut, scratch_recipe
+
+        from_scratch = functools.partial(scratch_recipe, recipe, cut=deepest_cut(material.model))
     plan = make_plan(
         fleet,
         recipe=recipe,
@@ -164,6 +176,7 @@ def planned(
         leave_out=leave_out,
         trunk=trunk,
         data={name: material.catalog.snapshot(name) for name in names},
+        from_scratch=from_scratch,
     )
     if not plan.runs:
         raise InputError("no plant has training parts", remedy="Import labelled images and see `crossplant audit`")

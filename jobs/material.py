@@ -26,12 +26,14 @@ from cluster.catalog import Catalog
 from cluster.retention import cache_of, pack_store, sweep
 from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs.activations import PlantData, RunData, prepare, training_rows
+from jobs.classical import fit_classical
 from jobs.compress import Evaluator, export_trunk
 from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
 from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
+from jobs.scratch import pixels, scratch_model
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
 from plants.copies import QUARANTINE
 from plants.errors import InputError
@@ -148,29 +150,34 @@ class Material:
         """The plant's learning rows, without what is left out of them, with their activations in the cache."""
         left_out = left_out if left_out and left_out.plant == name else None
         if (name, left_out) not in self._data:
-            plant = self.fleet.plant(name)
-            labels = self.rows(name)
-            labels = labels[labels["role"].isin(LEARNING_ROLES)]
-            cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
-            sweep(LocalStore(cache), "activations", plants=[plant], now=now)
-            pack = self.pack(plant, rows=labels)
-            labels = labels if left_out is None else labels[~left_out.holds(labels)]
-            rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
             self._data[name, left_out] = prepare(
-                plant,
-                rows=rows,
-                pack=pack,
-                pack_digest=pack.digest,
+                **self.source(name, left_out=left_out),
                 trunk=self.runner,
                 cuts=self.cuts,
-                policy=self.recipe.augment,
                 views=self.recipe.views,
-                cache=cache,
-                since=oldest(labels, now=now),
-                seed=self.fleet.seed,
                 progress=progress,
             )
         return self._data[name, left_out]
+
+    def source(self, name: str, *, left_out: LeftOut | None = None) -> dict[str, Any]:
+        """What `jobs.activations.prepare` takes of a plant, whatever computes its activations."""
+        plant = self.fleet.plant(name)
+        labels = self.rows(name)
+        labels = labels[labels["role"].isin(LEARNING_ROLES)]
+        cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
+        sweep(LocalStore(cache), "activations", plants=[plant], now=now)
+        pack = self.pack(plant, rows=labels)
+        labels = labels if left_out is None else labels[~left_out.holds(labels)]
+        return {
+            "plant": plant,
+            "rows": training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed),
+            "pack": pack,
+            "pack_digest": pack.digest,
+            "policy": self.recipe.augment,
+            "cache": cache,
+            "since": oldest(labels, now=now),
+            "seed": self.fleet.seed,
+        }
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -276,17 +283,27 @@ def fit_run(
         material.save_normality(normality, spec=spec, plan=plan)
         material.save(fitted, spec=spec, plan=plan)
         return fitted
+    if spec.kind == "classical":
+        fitted = fit_classical(spec, material=material, on_epoch=on_epoch)
+        material.save(fitted, spec=spec, plan=plan)
+        return fitted
+    recipe = Recipe.model_validate(spec.recipe)
+    if recipe.init == "random":
+        model = scratch_model(material, seed=spec.seed)
+        data = tuple(pixels(name, material=material, recipe=recipe) for name in spec.plants)
+    else:
+        model, data = material.model, tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     parent = None
     if spec.parent:
         words, start, _ = material.load(spec.parent, plan_id=plan.plan_id, what="start")
         parent = Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start)
     fitted = fit(
-        material.model,
-        data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
+        model,
+        data=RunData(data),
         leaf_sets=material.leaf_sets(spec.plants),
         leaves=material.leaves(spec.plants),
-        recipe=Recipe.model_validate(spec.recipe),
+        recipe=recipe,
         seed=spec.seed,
         parent=parent,
         world=world,

@@ -190,6 +190,11 @@ class CutModel:
         )
         return branch.to(self.trunk.scale.device)
 
+    @property
+    def max_cut(self) -> int:
+        """The deepest cut of the backbone, allowed or not: the whole net lies above. Raises InputError without one."""
+        return (self._cutter or self._cut()).max_cut
+
     @torch.inference_mode()
     def whole(self, images: Tensor) -> Tensor:
         """Features [N, F] of uint8 images [N, S, S, 3] from the backbone as timm made it, not cut."""

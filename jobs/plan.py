@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,11 @@ WAY = 3
 """Raised when the same data, recipe and seed come to give other models, or runs to leave other files to their children:
 a plan that was begun before is then another plan."""
 
-Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "normality"]
+Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "normality", "scratch", "classical"]
+BASELINES = ("classical", "scratch")
+"""Kinds that say what transfer is worth: judged beside the others at their own plant, chosen and served nowhere."""
+HEADLESS = ("normality", "classical")
+"""Kinds that have no branch, so that nothing of theirs is exported as one."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,15 @@ class Plan:
 
     def learned_from(self, run_ids: Iterable[str]) -> tuple[str, ...]:
         """The plants whose images these runs, their parents and theirs have learned from, sorted."""
-        found: set[str] = set()
-        for run_id in run_ids:
-            at: str | None = run_id
-            while at is not None:
-                run = self.run(at)
-                found.update(run.plants)
-                at = run.parent
-        return tuple(sorted(found))
+        return tuple(sorted({name for first in run_ids for at in self.line(first) for name in self.run(at).plants}))
+
+    def line(self, run_id: str) -> list[str]:
+        """The run, its parent, and theirs."""
+        found, at = [], self.run(run_id)
+        while at.parent is not None:
+            found.append(at.run_id)
+            at = self.run(at.parent)
+        return [*found, at.run_id]
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, for storage."""
@@ -92,6 +97,12 @@ class Plan:
             "runs": [asdict(run) for run in self.runs],
         }
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the runs that are fine-tuned; without any, of frozen ones."""
+        recipes = [run.recipe for run in self.runs if run.kind not in BASELINES]
+        return max(recipes, key=lambda recipe: len(recipe["stages"]))
+
     def is_parent(self, spec: RunSpec) -> bool:
         """Whether a run starts from this one."""
         return any(run.parent == spec.run_id for run in self.runs)
@@ -99,11 +110,12 @@ class Plan:
     def shared(self, *, lanes: int) -> frozenset[str]:
         """The runs of several plants that all lanes fit together, as one of them has more than its share of the work.
 
-        Work is counted in plants whose branches are trained, over the whole plan, finished or not: so a second driver
-        with as many lanes does as the first. Measured on two lanes: together an epoch took longer than on one, and the
-        models were worse (README, Decisions).
+        Work is counted in plants whose branches are trained, over the whole plan but its baselines, finished or not: so
+        a second driver with as many lanes does as the first, and a run is the same with baselines beside it. Measured
+        on two lanes: together an epoch took longer than on one, and the models were worse (README, Decisions).
         """
-        work = {run.run_id: len(run.plants) for run in self.runs if run.recipe["stages"]}
+        able = [run for run in self.runs if run.recipe["stages"] and run.kind not in BASELINES]
+        work = {run.run_id: len(run.plants) for run in able}
         share = sum(work.values()) / lanes
         return frozenset(run_id for run_id, plants in work.items() if lanes > 1 and 1 < plants > share)
 
@@ -126,6 +138,7 @@ def make_plan(
     leave_out: Sequence[str] = (),
     trunk: int = 0,
     data: Mapping[str, str] | None = None,
+    from_scratch: Callable[..., Recipe] | None = None,
 ) -> Plan:
     """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed; one normality a plant.
 
@@ -134,6 +147,8 @@ def make_plan(
     leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
     environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
     data: the snapshot of each plant's rows that may be learned from.
+    from_scratch: `num_parts` to learn from -> the recipe from random weights. With it every plant has a run from
+    scratch for every seed, and one classical model, which draws nothing at random.
     Raises InputError when a model without what is named cannot be fitted.
     """
     outs = [parse(text, fleet=fleet) for text in dict.fromkeys(leave_out)]
@@ -163,6 +178,11 @@ def make_plan(
             for kind, parent in parents.items():
                 run_id = f"{kind}-{plant.name}{tail}"
                 runs.append(RunSpec(run_id, kind, (plant.name,), seed, full, parent=parent, target=plant.name))
+    for plant in taught if from_scratch else ():
+        given = {"plants": (plant.name,), "target": plant.name}
+        random = from_scratch(num_parts=train_parts[plant.name]).model_dump(mode="json")
+        runs.append(RunSpec(f"classical-{plant.name}-s{seeds[0]}", "classical", seed=seeds[0], recipe=frozen, **given))
+        runs += [RunSpec(f"scratch-{plant.name}-s{s}", "scratch", seed=s, recipe=random, **given) for s in seeds]
     for plant in able:
         normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
         if normal > 1:

@@ -36,13 +36,11 @@ class Stage(Config):
     cut: int = Field(ge=1)
     epochs: int = Field(default=8, ge=1, le=500)
     lr_head: float = Field(default=3e-3, gt=0, le=0.1)
-    lr_backbone: float = Field(default=1e-3, gt=0)
+    lr_backbone: float = Field(default=1e-3, gt=0, le=0.1)
     warmup_epochs: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
-    def _spares_the_pretraining(self) -> Self:
-        if self.lr_backbone > MAX_BACKBONE_RATE:
-            raise ValueError(f"lr_backbone {self.lr_backbone:g} is above {MAX_BACKBONE_RATE:g} on pretrained layers")
+    def _is_not_all_warm_up(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError("warmup_epochs must be smaller than epochs: the run would be all warm-up")
         return self
@@ -51,6 +49,8 @@ class Stage(Config):
 class Recipe(Config):
     """How a branch is fine-tuned. The head is first fitted on frozen features (L-BFGS), then each stage in turn."""
 
+    init: Literal["pretrained", "random"] = "pretrained"
+    """random: nothing is transferred. One stage trains the whole net, see `jobs.scratch`."""
     stages: tuple[Stage, ...] = (Stage(cut=1),)
     views: int = Field(default=4, ge=1, le=16)
     """Augmented copies of a training image in the cache, the plain one included."""
@@ -75,8 +75,18 @@ class Recipe(Config):
             raise ValueError("stages must unfreeze deeper and deeper: cuts strictly increasing")
         if not 8 <= self.batch <= 256:
             warnings.warn(f"batch {self.batch} is outside 8..256: expect noisy or slow learning", stacklevel=2)
-        if self.patience > 10:
+        if self.patience > 10 and self.init == "pretrained":
             warnings.warn(f"patience {self.patience} is above 10: expect wasted epochs", stacklevel=2)
+        return self
+
+    @model_validator(mode="after")
+    def _spares_what_is_pretrained_and_nothing_else(self) -> Self:
+        if self.init == "random" and (len(self.stages) != 1 or self.freeze_norm):
+            raise ValueError("init: random needs one stage and freeze_norm: false, as no layer knows anything yet")
+        for stage in self.stages if self.init == "pretrained" else ():
+            if stage.lr_backbone > MAX_BACKBONE_RATE:
+                most = f"{MAX_BACKBONE_RATE:g} on pretrained layers"
+                raise ValueError(f"lr_backbone {stage.lr_backbone:g} at cut {stage.cut} is above {most}")
         return self
 
     @property

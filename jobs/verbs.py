@@ -148,6 +148,7 @@ def train(
     seeds: Sequence[int],
     leave_out: Sequence[str],
     retry_failed: bool,
+    baselines: bool = False,
     show: Console,
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends."""
@@ -166,6 +167,7 @@ def train(
             seeds=seeds,
             leave_out=leave_out,
             retry_failed=retry_failed,
+            baselines=baselines,
             say=progress.say,
         )
     document = trained.to_json()

@@ -123,12 +123,14 @@ class Works:
         from jobs.scoring import Exports
 
         plan: Plan = self.plan
-        recipe = Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda r: len(r["stages"])))
+        recipe = Recipe.model_validate(plan.recipe)
         return Exports(Material(self.fleet, cache=self.settings.cache, recipe=recipe), plan=plan)
 
 
-def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:
-    """The fleet imported, and its runs of these kinds done, two epochs each."""
+def trained(
+    path: Path, *, home: Path, kinds: Sequence[str] = KINDS, seeds: Sequence[int] = (0,), baselines: bool = False
+) -> Works:
+    """The fleet imported, and its runs of these kinds done, two epochs each but those from scratch."""
     import torch
 
     from jobs.fleet import planned
@@ -139,7 +141,7 @@ def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:
     fleet, settings = imported(path), Settings(home=home, slots=2)
     recipe = Recipe(stages=(Stage(cut=1, epochs=2),), views=2)
     material = Material(fleet, cache=settings.cache, recipe=recipe)
-    plan = planned(fleet, material=material, recipe=recipe)
+    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, baselines=baselines)
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
     ledger = RunLedger(material.store, plan.plan_id)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.recipe import Recipe, load_recipe, save_recipe
+from jobs.recipe import Recipe, Stage, load_recipe, save_recipe
 from plants.errors import InputError
 
 
@@ -14,6 +14,9 @@ from plants.errors import InputError
         ("stages: [{cut: 1, epochs: 2, warmup_epochs: 2}]", "warm-up"),
         ("augment: {rotate_deg: 45}", "augment.rotate_deg"),
         ("dropuot: 0.3", "dropuot"),
+        ("init: random", "needs one stage and freeze_norm: false"),
+        ("{init: random, freeze_norm: false, stages: []}", "needs one stage"),
+        ("stages: [{cut: 1, lr_backbone: 0.2}]", "stages.0.lr_backbone"),
         ("[1, 2", "cannot be read"),
     ],
 )
@@ -39,6 +42,14 @@ def test_a_recipe_survives_its_file(tmp_path):
     save_recipe(recipe, tmp_path / "r.yaml", header="found by a search\nof 12 trials")
     assert load_recipe(tmp_path / "r.yaml") == recipe
     assert load_recipe(tmp_path / "r.yaml").digest == recipe.digest
+
+
+def test_what_knows_nothing_yet_may_learn_fast_and_long_without_a_warning():
+    stage = Stage(cut=5, epochs=60, lr_backbone=0.01)
+    recipe = Recipe(init="random", freeze_norm=False, patience=60, stages=(stage,))
+    assert recipe.stages[0].lr_backbone == 0.01
+    with pytest.raises(ValueError, match=r"0\.01 at cut 5 is above 0\.001 on pretrained layers"):
+        Recipe(stages=(stage,))
 
 
 def test_an_odd_batch_is_warned_about():
