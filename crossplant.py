@@ -176,6 +176,12 @@ def train(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Go on with what was decided for, on old and new rows, for few epochs.")
     ] = False,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines", help="Also from random weights, and hand-made features with a linear model: to compare with."
+        ),
+    ] = False,
     json_to: JsonFile = None,
 ) -> None:
     """Train the fleet's plan: frozen baseline, own, pooled, warm-started; the same command resumes after a kill.
@@ -201,6 +207,7 @@ def train(
         is_estimate=estimate,
         is_by_data=strategy == "by-data",
         refresh=refresh,
+        baselines=baselines,
         show=console,
     )
     _finish(document, to=json_to)

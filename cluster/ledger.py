@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -142,6 +143,17 @@ class RunLedger:
         """Afterwards the record stands in storage, whole. Returns it."""
         self.store.write_json(self._key(record.run_id), record.model_dump(mode="json"))
         return record
+
+    def add_preparation(self, plant: str, *, seconds: float) -> None:
+        """Afterwards it is on record that so much more time went into what the plan's runs learn of a plant."""
+        key = f"runs/{self.plan_id}/prepared/{plant}.json"
+        before = self.store.read_json(key)["seconds"] if self.store.exists(key) else 0.0
+        self.store.write_json(key, {"seconds": before + seconds})
+
+    def preparations(self) -> dict[str, float]:
+        """Plant -> seconds that went into its preparation under this plan."""
+        entries = self.store.list(f"runs/{self.plan_id}/prepared")
+        return {Path(entry.key).stem: float(self.store.read_json(entry.key)["seconds"]) for entry in entries}
 
     def _key(self, run_id: str) -> str:
         return f"runs/{self.plan_id}/{run_id}.json"

@@ -59,7 +59,8 @@ def foreseen(
     material.export_trunk_once()
     names = sorted({name for run in todo for name in run.plants})
     inputs = {name: inputs_of(name, material=material) for name in names}
-    rates = _rates(material, settings=settings, gpu=gpu)
+    cuts = sorted({stage["cut"] for run in todo for stage in run.recipe["stages"]})
+    rates = _rates(material, settings=settings, gpu=gpu, cuts=cuts)
     if unpacked := [name for name in names if inputs[name].pack_inputs]:
         rates = replace(rates, decode=decode_rate(unpacked, material=material))
     shared = plan.shared(lanes=lanes)
@@ -69,7 +70,7 @@ def foreseen(
         works,
         inputs=list(inputs.values()),
         rates=rates,
-        sizes=probe.sizes(material),
+        sizes=probe.sizes(material, cuts=cuts),
         lanes=lanes,
         trunk_lanes=trunk_lanes,
     )
@@ -191,19 +192,19 @@ def written(plan: Plan, *, material: Material) -> dict[str, int]:
     return {"cache_bytes": taken["activations"], "pack_bytes": taken["packs"], "store_bytes": store}
 
 
-def _rates(material: Material, *, settings: Settings, gpu: float) -> Rates:
+def _rates(material: Material, *, settings: Settings, gpu: float, cuts: Sequence[int]) -> Rates:
     """Measured here where Ray is embedded, else by a worker of the cluster."""
     if settings.is_embedded:
-        return probe.rates(material, threads=settings.threads)
+        return probe.rates(material, threads=settings.threads, cuts=cuts)
     import ray
 
     task = ray.remote(num_cpus=1, num_gpus=gpu)(_rates_there)
-    found: Rates = session.result(task.remote(material.to_config(), settings.threads))
+    found: Rates = session.result(task.remote(material.to_config(), settings.threads, cuts))
     return found
 
 
-def _rates_there(config: dict[str, object], threads: int) -> Rates:
-    return probe.rates(Material.from_config(config), threads=threads)
+def _rates_there(config: dict[str, object], threads: int, cuts: Sequence[int]) -> Rates:
+    return probe.rates(Material.from_config(config), threads=threads, cuts=cuts)
 
 
 def _store(plant: Plant, *, material: Material) -> Store:

@@ -21,9 +21,10 @@ from cluster.packs import MapTasks
 from jobs.learning import ids_of, learning
 from jobs.material import Material
 from jobs.outside import cells, outside
-from jobs.plan import Plan
+from jobs.plan import BASELINES, HEADLESS, Plan
 from jobs.remarks import remarks
 from jobs.scoring import Exports, Member, RoleInputs, role_inputs
+from jobs.transfer import transfer
 from plants.costs import OutOfFold, Policy, out_of_fold, solve, solve_by_novelty
 from plants.curves import cost_curve
 from plants.governance import may_hold
@@ -158,20 +159,31 @@ def idle_cost(plant: Plant) -> float | None:
     return min(rate * plant.costs.miss, (1 - rate) * plant.costs.false_alarm) if plant.ok else None
 
 
+def candidate_of(
+    name: str,
+    kind: str,
+    runs: tuple[str, ...],
+    *,
+    plant: Plant,
+    inputs: RoleInputs,
+    exports: Exports,
+    members: Mapping[str, Member] = {},
+) -> Candidate:
+    """A model at a plant with its policy. members: what runs say of the inputs, as far as it is known already."""
+    said = [members.get(run) or inputs.probabilities(run) for run in runs]
+    scores = inputs.scores(said, leaf_sets=exports.material.fleet.leaf_sets(plant))
+    solver = solve_by_novelty if kind == "normality" else solve
+    policy = solver(scores, costs=plant.costs, plant=plant.name)
+    price = sum(exports.words(run)["cut"] for run in runs)
+    judged_by = out_of_fold(scores, costs=plant.costs, plant=plant.name, solver=solver) if plant.ok else policy
+    return Candidate(name, kind, runs, price, scores, policy, judged_by)
+
+
 def candidates_at(plant: Plant, *, inputs: RoleInputs, exports: Exports, run_ids: Sequence[str]) -> list[Candidate]:
     """The runs, and the plain average of own, pooled and warm-started, at a plant; each with its policy."""
-    leaf_sets = exports.material.fleet.leaf_sets(plant)
     members: dict[str, Member] = {run_id: inputs.probabilities(run_id) for run_id in run_ids}
     words = {run_id: exports.words(run_id) for run_id in run_ids}
-
-    def candidate(name: str, kind: str, runs: tuple[str, ...]) -> Candidate:
-        scores = inputs.scores([members[run] for run in runs], leaf_sets=leaf_sets)
-        solver = solve_by_novelty if kind == "normality" else solve
-        policy = solver(scores, costs=plant.costs, plant=plant.name)
-        price = sum(words[run]["cut"] for run in runs)
-        judged_by = out_of_fold(scores, costs=plant.costs, plant=plant.name, solver=solver) if plant.ok else policy
-        return Candidate(name, kind, runs, price, scores, policy, judged_by)
-
+    candidate = functools.partial(candidate_of, plant=plant, inputs=inputs, exports=exports, members=members)
     found = [candidate(run_id, words[run_id]["kind"], (run_id,)) for run_id in run_ids]
     mixed = tuple(
         run_id
@@ -230,6 +242,7 @@ def runs_for(plan: Plan, *, fleet: Fleet, plant: Plant, done: Sequence[str], see
     """The finished runs that can say something of a plant: theirs is the plant, or shares defect classes with it."""
     near = {plant.name, *(sister.name for sister in fleet.sisters(plant))}
     found = [run for run in plan.runs if run.run_id in done and run.seed == seed and run.kind != "normality"]
+    found = [run for run in found if run.kind not in BASELINES or run.target == plant.name]
     runs = [run for run in found if near & set(run.plants)]
     return [run.run_id for run in runs if not _is_part(plan, run.run_id) or run.plants == (plant.name,)]
 
@@ -287,8 +300,18 @@ def compare_plant(
     leaf_sets = fleet.leaf_sets(plant)
     beyond = outside(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, leaf_sets=leaf_sets, cell=cell, seed=seed)
     column |= cells(beyond)
+    bought = transfer(
+        plant.name,
+        chosen=chosen,
+        candidates=candidates,
+        plan=plan,
+        done=done,
+        judge=functools.partial(candidate_of, plant=plant, inputs=inputs, exports=exports),
+        seed=seed,
+    )
     details = {
         "outside": beyond,
+        "transfer": bought,
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
@@ -306,12 +329,12 @@ def _is_part(plan: Plan, run_id: str) -> bool:
 
 
 def _may_serve(candidate: Candidate, *, plant: Plant, plan: Plan, fleet: Fleet) -> bool:
-    """A model that was fitted without the plant is in the matrix, but no candidate for serving it.
+    """A model that was fitted without the plant, or is a baseline, is in the matrix, but no candidate for serving it.
 
     A plant that may not train has no other; a model with a plant that may not leave it serves that plant alone.
     """
     runs = [plan.run(run_id) for run_id in candidate.members]
-    if candidate.kind == "without":
+    if candidate.kind in ("without", *BASELINES):
         return False
     for run in runs:
         taught_by = map(fleet.plant, plan.learned_from([run.run_id]))
@@ -367,7 +390,8 @@ def compare_fleet(
         say(f"not judged, {why}: {', '.join(run_id for run_id, reason in left_out.items() if reason == why)}")
     trained = [run for run in plan.runs if run.run_id in done and run.kind != "normality"]
     for run in trained:
-        exports.branch(run.run_id)
+        if run.kind not in HEADLESS:
+            exports.branch(run.run_id)
     matrix: dict[str, dict[str, Any]] = {run.run_id: {} for run in trained if run.seed == seed}
     decisions: dict[str, Any] = {}
     details: dict[str, Any] = {}
@@ -390,18 +414,21 @@ def compare_fleet(
         else:
             words = exports.words(name)
             kind, plants, cut = words["kind"], words["plants"], words["cut"]
-        tier = "ensemble" if cut is None else exports.material.model.tier(cut)
+        has_tier = kind not in BASELINES and cut is not None
+        tier = "ensemble" if kind == "ensemble" else exports.material.model.tier(cut) if has_tier else None
         models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": tier, "seed": seed}
+    ranked = worst_first(decisions, matrix)
     return {
         "fleet": fleet.fleet,
         "synthetic": fleet.synthetic,
         "plan": plan.plan_id,
         "seed": seed,
-        "plants": worst_first(decisions, matrix),
+        "plants": ranked,
         "models": models,
         "matrix": matrix,
         "not_judged": left_out,
         "decisions": decisions,
+        "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
         "details": details,
     }
 

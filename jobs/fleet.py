@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
@@ -120,6 +121,7 @@ def train_fleet(
     leave_out: Sequence[str] = (),
     average: bool = False,
     retry_failed: bool = False,
+    baselines: bool = False,
     trunk: int = 0,
     caps: Caps = Caps(),
     is_estimate: bool = False,
@@ -128,12 +130,15 @@ def train_fleet(
 ) -> Trained:
     """Every run of the plan is done or failed. The same call after a kill goes on where it was.
 
+    baselines: every plant has a run from scratch for every seed, and a classical model, beside the others.
     is_by_data: runs whose plants have too few labels train no stages, instead of training them and keeping what wins.
     is_estimate: nothing is trained, and nothing recorded; what it would cost is said.
     Raises InputError when a plant has not been imported, the recipe asks for a cut that the trunk does not allow or for
     a loss in money where there is none, or the plan would cost more than a cap or than the disk has room for.
     """
     start = time.monotonic()
+    if recipe.init == "random":
+        raise InputError("the recipe starts from random weights", field="init", remedy="Use --baselines for such runs")
     check_money(recipe, plants=[plant for plant in fleet.plants if plant.may_train])
     allowed = fleet.trunks[trunk].cuts
     for stage in recipe.stages:
@@ -148,7 +153,7 @@ def train_fleet(
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
     labelled = {p.name: labelled_defects(p, material.rows(p.name)) for p in fleet.plants} if is_by_data else None
-    given: dict[str, Any] = {"leave_out": leave_out, "average": average, "labelled": labelled}
+    given: dict[str, Any] = {"leave_out": leave_out, "average": average, "baselines": baselines, "labelled": labelled}
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=trunk, **given)
     material.recipe = plan.deepest
     notes = [*cautions(recipe), *(strategies(plan, labelled=labelled) if labelled is not None else [])]
@@ -255,6 +260,7 @@ def planned(
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     average: bool = False,
+    baselines: bool = False,
     trunk: int = 0,
     labelled: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
@@ -281,6 +287,11 @@ def planned(
     for text in leave_out:
         out = parse(text, fleet=fleet)
         out.check(material.rows(out.plant))
+    from_scratch = None
+    if baselines:
+        from jobs.scratch import deepest_cut, scratch_recipe
+
+        from_scratch = functools.partial(scratch_recipe, recipe, cut=deepest_cut(material.model))
     plan = make_plan(
         fleet,
         recipe=recipe,
@@ -293,6 +304,7 @@ def planned(
         trunk=trunk,
         data={name: material.catalog.snapshot(name) for name in names},
         labelled=labelled,
+        from_scratch=from_scratch,
     )
     if not plan.runs:
         raise InputError("no plant has training parts", remedy="Import labelled images and see `crossplant audit`")

@@ -86,8 +86,13 @@ class Board:
             return {"do": "prepare", "plant": name}
         return {"do": "wait" if self.preparing else "go"}
 
-    def prepared(self, plant: str, *, rows: int, seconds: float, error: str | None = None) -> None:
-        """A plant's inputs are in the cache, or cannot be had: then its runs will fail one by one with the cause."""
+    def prepared(self, plant: str, *, rows: int, seconds: float, num_made: int = 0, error: str | None = None) -> None:
+        """A plant's inputs are in the cache, or cannot be had: then its runs will fail one by one with the cause.
+
+        num_made: views whose activations were not there before. What they took is on record, for `jobs.transfer`.
+        """
+        if num_made:
+            self.ledger.add_preparation(plant, seconds=seconds)
         self.preparing.pop(plant, None)
         self.sizes[plant] = rows
         event = {"kind": "prepared", "plant": plant, "rows": rows, "seconds": seconds, "error": error}
@@ -125,7 +130,11 @@ class Board:
         parents = {parent for run in self.plan.runs for parent in run.sources}
         free = [run for run in self.plan.runs if run.run_id not in self.together and self._is_free(run.run_id)]
         ready = [run for run in free if all(self.records[parent].is_over for parent in run.sources)]
-        for run in sorted(ready, key=lambda r: (r.run_id not in parents, -sum(self.sizes.get(p, 0) for p in r.plants))):
+
+        def rank(run: RunSpec) -> tuple[bool, bool, int]:
+            return run.run_id not in parents, run.kind != "scratch", -sum(self.sizes.get(p, 0) for p in run.plants)
+
+        for run in sorted(ready, key=rank):
             self.start(run.run_id, lane=str(lane))
             return {"do": "run", "run_id": run.run_id}
         return {"do": "wait" if free else "stop"}
@@ -271,14 +280,15 @@ def _caller(board: Any) -> Callable[..., Any]:
 
 def _prepare(name: str, *, material: Any, call: Callable[..., Any]) -> None:
     start, rows, cause = time.monotonic(), 0, None
+    made: list[int] = []
     try:
-        rows = len(material.data(name).rows)
+        rows = len(material.data(name, progress=lambda view, of: made.append(view)).rows)
     except NoSpace as error:
         cause = str(error)
         call("halt", cause)
     except Exception as error:
         cause = _cause(error)
-    call("prepared", name, rows=rows, seconds=time.monotonic() - start, error=cause)
+    call("prepared", name, rows=rows, seconds=time.monotonic() - start, num_made=len(made), error=cause)
 
 
 def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any], world: Any) -> None:

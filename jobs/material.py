@@ -33,6 +33,7 @@ from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs.activations import PackLike, PlantData, RunData, training_rows
 from jobs.adapt import Parent, mean_of
 from jobs.caching import absent, prepare
+from jobs.classical import fit_classical
 from jobs.compress import Evaluator, export_trunk
 from jobs.compute import PLAIN, Compute, Computes
 from jobs.forgetting import MOST_PLANTS
@@ -41,6 +42,7 @@ from jobs.model import CutModel, load_model
 from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
+from jobs.scratch import pixels, scratch_model
 from jobs.stream import Stream, streamed_cuts
 from jobs.train import Checkpoints, Fitted, World, fit
 from plants.copies import QUARANTINE
@@ -132,7 +134,7 @@ class Material:
             cuts=self.cuts,
             inputs=inputs,
             views=self.recipe.views,
-            deepest=self.model.max_cut,
+            deepest=self.model.max_cut if self.cuts[-1] else -1,
             budget_bytes=self.cache_gb * 1e9,
             source=self.recipe.source,
         )
@@ -191,24 +193,23 @@ class Material:
         """The plant's learning rows, without what is left out of them, with their activations in the cache."""
         left_out = left_out if left_out and left_out.plant == name else None
         if (name, left_out) not in self._data:
-            plant, labels = self.fleet.plant(name), self.learning_rows(name)
-            cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
-            sweep(LocalStore(cache), "activations", plants=[plant], now=now)
-            pack = self.pack(plant, rows=labels)
-            labels = labels if left_out is None else labels[~left_out.holds(labels)]
-            rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
+            source = self.source(name, left_out=left_out)
             found = prepare(
-                plant,
-                rows=rows,
-                pack=pack,
+                **source,
                 trunk=self.runner,
-                **self._named(plant),
-                since=oldest(labels, now=now),
-                cache_gb=self.cache_gb,
+                cuts=self.cached_cuts,
+                views=self.recipe.views,
                 progress=progress,
             )
             if self.streamed:
-                stream = Stream(plant, rows, pack, self.runner, self.recipe.augment, cuts=frozenset(self.streamed))
+                stream = Stream(
+                    found.plant,
+                    found.rows,
+                    source["pack"],
+                    self.runner,
+                    self.recipe.augment,
+                    cuts=frozenset(self.streamed),
+                )
                 found = replace(found, stream=stream)
             self._data[name, left_out] = found
         return self._data[name, left_out]
@@ -222,15 +223,26 @@ class Material:
         """What `data` would learn from of these label rows and that pack, and by view how many are not in the cache."""
         plant = self.fleet.plant(name)
         rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)
-        return rows, absent(plant, rows=rows, pack=pack, trunk=self.runner, **self._named(plant))
+        named = {"policy": self.recipe.augment, "views": self.recipe.views, "seed": self.fleet.seed}
+        cache = cache_of(plant, cache=self.cache)
+        found = absent(plant, rows=rows, pack=pack, trunk=self.runner, cuts=self.cached_cuts, cache=cache, **named)
+        return rows, found
 
-    def _named(self, plant: Plant) -> dict[str, Any]:
-        """All that names the activations of a plant's rows, beside the trunk."""
+    def source(self, name: str, *, left_out: LeftOut | None = None) -> dict[str, Any]:
+        """What `jobs.caching.prepare` takes of a plant, whatever computes its activations."""
+        plant, labels = self.fleet.plant(name), self.learning_rows(name)
+        cache, now = cache_of(plant, cache=self.cache), datetime.now(UTC)
+        sweep(LocalStore(cache), "activations", plants=[plant], now=now)
+        pack = self.pack(plant, rows=labels)
+        labels = labels if left_out is None else labels[~left_out.holds(labels)]
         return {
-            "cuts": [cut for cut in self.cuts if cut not in self.streamed],
+            "plant": plant,
+            "rows": training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed),
+            "pack": pack,
             "policy": self.recipe.augment,
-            "views": self.recipe.views,
-            "cache": cache_of(plant, cache=self.cache),
+            "cache": cache,
+            "cache_gb": self.cache_gb,
+            "since": oldest(labels, now=now),
             "seed": self.fleet.seed,
         }
 
@@ -238,6 +250,11 @@ class Material:
     def cuts(self) -> tuple[int, ...]:
         """The cuts that the recipe needs."""
         return tuple(sorted({0, *(stage.cut for stage in self.recipe.stages)}))
+
+    @property
+    def cached_cuts(self) -> list[int]:
+        """Those of them whose activations are cached."""
+        return [cut for cut in self.cuts if cut not in self.streamed]
 
     def save(self, fitted: Fitted, *, spec: RunSpec, plan: Plan) -> None:
         """The run's model is in storage, weights before words; of a refused run its words alone."""
@@ -327,7 +344,7 @@ class TrunkRunner:
 
     def activations(self, images: np.ndarray, *, cut: int | None = None) -> Mapping[int, np.ndarray]:
         """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]: at all cuts, or at the one asked for."""
-        if cut == self._model.max_cut:
+        if cut and cut == self._model.max_cut:
             return {cut: self._normalised(images)}
         if not self._in_torch:
             return self._exported(images, cut=cut)
@@ -377,13 +394,22 @@ def fit_run(
         material.save_normality(normality, spec=spec, plan=plan)
         material.save(fitted, spec=spec, plan=plan)
         return fitted
-    store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
+    if spec.kind == "classical":
+        fitted = fit_classical(spec, material=material, on_epoch=on_epoch)
+        material.save(fitted, spec=spec, plan=plan)
+        return fitted
     recipe = Recipe.model_validate(spec.recipe)
+    if recipe.init == "random":
+        model = scratch_model(material, seed=spec.seed)
+        data = tuple(pixels(name, material=material, recipe=recipe) for name in spec.plants)
+    else:
+        model, data = material.learner, tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)
+    store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     known = known_plants(spec, fleet=material.fleet, plan=plan)
     taught_by = (*spec.plants, *known)
     fitted = fit(
-        material.learner,
-        data=RunData(tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)),
+        model,
+        data=RunData(data),
         leaf_sets=material.leaf_sets(taught_by),
         leaves=material.leaves(taught_by if recipe.replay else spec.plants),
         recipe=recipe,

@@ -185,16 +185,16 @@ class CutModel:
         )
         return branch.to(self.trunk.scale.device)
 
+    @property
+    def max_cut(self) -> int:
+        """The deepest cut of the backbone, allowed or not: the whole net lies above. Raises InputError without one."""
+        return (self._cutter or self._cut()).max_cut
+
     @torch.inference_mode()
     def whole(self, images: Tensor) -> Tensor:
         """Features [N, F] of uint8 images [N, S, S, 3] from the backbone as timm made it, not cut."""
         features: Tensor = self.backbone(self.trunk.normalise(images))
         return features
-
-    @property
-    def max_cut(self) -> int:
-        """The deepest cut: the normalised image itself crosses, and the whole net is trained."""
-        return self._cutter.max_cut if self._cutter else -1
 
     def tier(self, cut: int) -> Literal["head", "branch", "whole"]:
         """What a model at this cut costs to serve: a linear head, stages beside the others', or a net of its own."""

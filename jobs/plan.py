@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,9 +19,13 @@ WAY = 4
 """Raised when the same data, recipe and seed come to give other models, or runs to leave other files to their children:
 a plan that was begun before is then another plan."""
 
-Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "average", "normality"]
+Kind = Literal["frozen", "own", "pooled", "without", "warm", "sister", "average", "normality", "scratch", "classical"]
 AVERAGED = ("own", "warm", "pooled")
 """The kinds whose weights an average takes, of one seed."""
+BASELINES = ("classical", "scratch")
+"""Kinds that say what transfer is worth: judged beside the others at their own plant, chosen and served nowhere."""
+HEADLESS = ("normality", "classical")
+"""Kinds that have no branch, so that nothing of theirs is exported as one."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ class Plan:
 
     @property
     def deepest(self) -> Recipe:
-        """The recipe of the run that trains most stages: it needs the activations of all others."""
-        return Recipe.model_validate(max((run.recipe for run in self.runs), key=lambda recipe: len(recipe["stages"])))
+        """The recipe of the fine-tuned run that trains most stages: it needs the activations of all others."""
+        recipes = [run.recipe for run in self.runs if run.kind not in BASELINES]
+        return Recipe.model_validate(max(recipes, key=lambda recipe: len(recipe["stages"])))
 
     def run(self, run_id: str) -> RunSpec:
         """The run of that id. Raises KeyError."""
@@ -99,6 +104,13 @@ class Plan:
         for run in map(self.run, run_ids):
             found.update(run.plants, run.taught_by, self.learned_from(run.sources))
         return tuple(sorted(found))
+
+    def line(self, run_id: str) -> list[str]:
+        """The run, what it began with, and theirs; each once."""
+        found = [run_id]
+        for source in self.run(run_id).sources:
+            found += [one for one in self.line(source) if one not in found]
+        return found
 
     def snapshots(self, plant: str) -> tuple[str | None, ...]:
         """The digests of all that runs of this plan may have learned from a plant; None of a plan that kept none."""
@@ -121,11 +133,12 @@ class Plan:
     def shared(self, *, lanes: int) -> frozenset[str]:
         """The runs of several plants that all lanes fit together, as one of them has more than its share of the work.
 
-        Work is counted in plants whose branches are trained, over the whole plan, finished or not: so a second driver
-        with as many lanes does as the first. Measured on two lanes: together an epoch took longer than on one, and the
-        models were worse (README, Decisions).
+        Work is counted in plants whose branches are trained, over the whole plan but its baselines, finished or not: so
+        a second driver with as many lanes does as the first, and a run is the same with baselines beside it. Measured
+        on two lanes: together an epoch took longer than on one, and the models were worse (README, Decisions).
         """
-        work = {run.run_id: len(run.plants) for run in self.runs if run.recipe["stages"]}
+        able = [run for run in self.runs if run.recipe["stages"] and run.kind not in BASELINES]
+        work = {run.run_id: len(run.plants) for run in able}
         share = sum(work.values()) / lanes
         return frozenset(run_id for run_id, plants in work.items() if lanes > 1 and 1 < plants > share)
 
@@ -153,6 +166,7 @@ def make_plan(
     trunk: int = 0,
     data: Mapping[str, str] | None = None,
     labelled: Mapping[str, Mapping[str, int]] | None = None,
+    from_scratch: Callable[..., Recipe] | None = None,
 ) -> Plan:
     """Frozen, own, pooled, warm-started from pooled and from a sister, for every plant and seed; one normality a plant.
 
@@ -163,6 +177,8 @@ def make_plan(
     labelled: plant -> labelled images by fleet defect class, by which runs train stages or not; None trains them all.
     average: also the mean of the weights of each plant's own, warm-started and pooled model, and of its own over seeds.
     data: the snapshot of each plant's rows that may be learned from.
+    from_scratch: `num_parts` to learn from -> the recipe from random weights. With it every plant has a run from
+    scratch for every seed, and one classical model, which draws nothing at random.
     Raises InputError when a model without what is named cannot be fitted.
     """
     outs = [parse(text, fleet=fleet) for text in dict.fromkeys(leave_out)]
@@ -193,6 +209,11 @@ def make_plan(
                 run_id = f"{kind}-{plant.name}{tail}"
                 runs.append(RunSpec(run_id, kind, (plant.name,), seed, full, parent=parent, target=plant.name))
     runs += _averages(runs, plants=[p.name for p in taught], frozen=frozen) if average else []
+    for plant in taught if from_scratch else ():
+        given = {"plants": (plant.name,), "target": plant.name}
+        random = from_scratch(num_parts=train_parts[plant.name]).model_dump(mode="json")
+        runs.append(RunSpec(f"classical-{plant.name}-s{seeds[0]}", "classical", seed=seeds[0], recipe=frozen, **given))
+        runs += [RunSpec(f"scratch-{plant.name}-s{s}", "scratch", seed=s, recipe=random, **given) for s in seeds]
     for plant in able:
         normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
         if normal > 1:

@@ -10,7 +10,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def per_second(
     return num / max(clock() - begun, 1e-9)
 
 
-def rates(material: Material, *, threads: int) -> Rates:
+def rates(material: Material, *, threads: int, cuts: Collection[int] = ()) -> Rates:
     """The rates of one lane with so many threads on this machine, from the cache where they were measured before."""
     model, recipe, known = material.model, material.recipe, _Known(material.cache / "rates")
     about = {"weights": model.weights_digest, "cuts": list(model.cuts), "device": device_name(), "threads": threads}
@@ -73,9 +73,9 @@ def rates(material: Material, *, threads: int) -> Rates:
                 {**about, "what": "branch", "cut": cut, "batch": recipe.batch, "freeze_norm": recipe.freeze_norm},
                 lambda cut=cut: branch_rate(material, cut=cut),  # type: ignore[misc]
             )
-            for cut in sorted({stage.cut for stage in recipe.stages})
+            for cut in sorted({*cuts, *(stage.cut for stage in recipe.stages)})
         }
-        for cut in set(material.streamed) & set(steps):
+        for cut in {*material.streamed, model.max_cut} & set(steps) if steps else ():
             passes = 0 if cut == model.max_cut else 1 / trunk
             steps[cut] = 1 / (1 / steps[cut] + 1 / augmented + passes)
         head = known({**about, "what": "head"}, lambda: head_rate(model.feature_dim))
@@ -119,13 +119,13 @@ def head_rate(num_features: int) -> float:
     return NUM_ROWS * len(LEAVES) / (time.perf_counter() - begun)
 
 
-def sizes(material: Material) -> Sizes:
+def sizes(material: Material, *, cuts: Collection[int] = ()) -> Sizes:
     """Bytes of one input's activations and pixels, and of one branch."""
     model = material.model
     half, single = np.dtype(np.float16).itemsize, np.dtype(np.float32).itemsize
-    branches = {cut: model.new_branch(cut, LEAVES[:1]) for cut in material.cuts}
+    branches = {cut: model.new_branch(cut, LEAVES[:1]) for cut in {*cuts, *material.cuts}}
     return Sizes(
-        activations={cut: half * math.prod(model.shapes[cut]) for cut in material.cuts if cut not in material.streamed},
+        activations={cut: half * math.prod(model.shapes[cut]) for cut in material.cached_cuts},
         input=3 * model.spec.size_px**2,
         branches={
             cut: sum(value.nbytes for name, value in branch.state_dict().items() if not name.startswith("head."))

@@ -35,17 +35,12 @@ class Stage(Config):
     cut: int = Field(ge=1)
     epochs: int = Field(default=8, ge=1, le=500)
     lr_head: float = Field(default=3e-3, gt=0, le=0.1)
-    lr_backbone: float = Field(default=1e-3, gt=0)
+    lr_backbone: float = Field(default=1e-3, gt=0, le=0.1)
     warmup_epochs: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
-    def _spares_the_pretraining(self) -> Self:
+    def _is_not_all_warm_up(self) -> Self:
         faults = []
-        if self.lr_backbone > MAX_BACKBONE_RATE:
-            faults.append(
-                f"lr_backbone {self.lr_backbone:g} is above {MAX_BACKBONE_RATE:g} on pretrained layers, which forget "
-                f"more than they learn: write {MAX_BACKBONE_RATE:g} or less"
-            )
         if self.warmup_epochs >= self.epochs:
             faults.append(
                 f"warmup_epochs {self.warmup_epochs} is all of the run's epochs ({self.epochs}), so it would be all "
@@ -59,6 +54,8 @@ class Stage(Config):
 class Recipe(Config):
     """How a branch is fine-tuned. The head is first fitted on frozen features (L-BFGS), then each stage in turn."""
 
+    init: Literal["pretrained", "random"] = "pretrained"
+    """random: nothing is transferred. One stage trains the whole net, see `jobs.scratch`."""
     stages: tuple[Stage, ...] = (Stage(cut=1),)
     views: int = Field(default=4, ge=1, le=16)
     """Augmented copies of a training image in the cache, the plain one included."""
@@ -103,6 +100,18 @@ class Recipe(Config):
             faults.append("stages must unfreeze deeper and deeper: cuts strictly increasing")
         if self.accumulate > self.batch:
             faults.append(f"accumulate {self.accumulate} is more than the batch ({self.batch}) has images: lower it")
+        if self.init == "random" and (len(self.stages) != 1 or self.freeze_norm):
+            faults.append("init: random needs one stage and freeze_norm: false, as no layer knows anything yet")
+        if self.init == "random" and (self.l2_sp or self.replay):
+            faults.append(
+                "init: random goes without l2_sp and replay, as there is nothing to stay near to: leave them out"
+            )
+        for stage in self.stages if self.init == "pretrained" else ():
+            if stage.lr_backbone > MAX_BACKBONE_RATE:
+                faults.append(
+                    f"lr_backbone {stage.lr_backbone:g} at cut {stage.cut} is above {MAX_BACKBONE_RATE:g} on "
+                    f"pretrained layers, which forget more than they learn: write {MAX_BACKBONE_RATE:g} or less"
+                )
         if faults:
             raise ValueError("; ".join(faults))
         return self

@@ -56,6 +56,7 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
     from jobs.compare import SCORES, compare_fleet
     from jobs.package import publish_decision
     from jobs.report import write_report
+    from jobs.transfer import with_seconds
 
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     store = open_store(fleet.store)
@@ -79,6 +80,8 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
         say=lambda text: show.print(text, markup=False),
         map_tasks=session.map_tasks,
     )
+    prepared = RunLedger(store, plan.plan_id).preparations()
+    document["transfer"] = with_seconds(document["transfer"], plan=plan, records=records, prepared=prepared)
     finished = {run_id: record.finished_at for run_id, record in records.items()}
     for name, decision in document["decisions"].items():
         decision["bundle"], decision["policy_digest"] = publish_decision(
@@ -123,8 +126,26 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
             decision["why"],
         )
     show.print(table)
+    if document.get("transfer"):
+        _show_transfer(document["transfer"], show=show)
     if document["synthetic"]:
         show.print("These data are synthetic: the figures say nothing about a real plant.", style="bold")
+
+
+def _show_transfer(rows: Sequence[Mapping[str, Any]], *, show: Console) -> None:
+    """Macro-F1 and seconds of every method, worst plant first, and what the chosen model has over the baselines."""
+    methods = list(rows[0]["methods"])
+    table = new_table("What transfer bought here", "plant", *methods, "over scratch", "over classical")
+    for row in rows:
+        cells = []
+        for found in row["methods"].values():
+            f1, seconds = (found or {}).get("macro_f1"), (found or {}).get("seconds", 0.0)
+            cells.append("-" if f1 is None else f"{100 * f1['value']:.1f} in {seconds:,.0f} s")
+        for found in row["against"].values():
+            gap = found and found["macro_f1"]
+            cells.append("-" if not gap else f"{100 * gap['value']:+.1f}, {gap['words']}")
+        table.add_row(row["plant"], *cells)
+    show.print(table)
 
 
 def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jobs.remarks import remarks_html
 
 Document = Mapping[str, Any]
 
-KINDS = ("normality", "frozen", "own", "sister", "warm", "pooled", "average", "without")
+KINDS = ("normality", "classical", "scratch", "frozen", "own", "sister", "warm", "pooled", "average", "without")
 """The order of models in the picture; any other kind follows."""
 SYNTHETIC = "These data are synthetic"
 NONE = '<span class="none">–</span>'
@@ -45,7 +45,8 @@ def report_html(document: Document) -> str:
         "Ranges are 95 % intervals over lots. Rates are in percent.</p>"
     )
     plants = "\n".join(_plant(name, document) for name in document["plants"])
-    return page(title, "\n".join([words, banner, _glance(document), _picture(document), plants]))
+    parts = [words, banner, _glance(document), _bought(document), _picture(document), plants]
+    return page(title, "\n".join(parts))
 
 
 # --- the fleet -------------------------------------------------------------------------------------------------------
@@ -69,6 +70,43 @@ def _glance(document: Document) -> str:
         )
     columns = ["plant", "model", "why", "macro-F1", "frozen: macro-F1", "cost a part", "frozen: cost a part"]
     return "<h2>The fleet at a glance, worst plant first</h2>" + table(columns, rows, num_words=3)
+
+
+METHODS = {"classical": "hand-made features", "scratch": "random weights", "frozen": "frozen", "chosen": "chosen"}
+
+
+def _bought(document: Document) -> str:
+    """What transfer bought: nothing where no baseline was trained."""
+    rows = []
+    for row in document.get("transfer", ()):
+        for method, found in row["methods"].items():
+            figures = found or {}
+            gaps = [row["against"][kind] or {} for kind in ("scratch", "classical")] if method == "chosen" else [{}, {}]
+            name = f"{METHODS[method]}: {row['model']}" if method == "chosen" else METHODS[method]
+            rows.append(
+                [f'<a href="#plant-{_text(row["plant"])}">{_text(row["plant"])}</a>', _text(name)]
+                + [_figure(figures.get("macro_f1")), _figure(figures.get("cost"), show=_money)]
+                + [_gap(gap.get(metric), show=show) for gap in gaps for metric, show in _METRICS]
+                + [_number(figures.get("seconds"), show=_seconds), _number(figures.get("num_seeds"), show=_count)]
+            )
+    if not rows:
+        return ""
+    gaps = [f"{metric} over {kind}" for kind in ("random weights", "hand-made") for metric in ("macro-F1", "cost")]
+    columns = ["plant", "method", "macro-F1", "cost a part", *gaps, "seconds", "seeds"]
+    words = (
+        "Models from random weights and of hand-made features with a linear model are judged on the same parts, and "
+        "chosen nowhere. Over several seeds means stand here; their intervals are over lots. Seconds are of all runs "
+        "that a model is made of and of those it started from, with a share of the activations they learned from, "
+        "where these were computed for this plan. "
+        "A classical model draws nothing at random, so that one seed is all of them."
+    )
+    return f'<h2>What transfer bought here</h2>{table(columns, rows, num_words=2)}<p class="small">{words}</p>'
+
+
+def _gap(figure: Mapping[str, Any] | None, *, show: Any) -> str:
+    """A difference with its range, and what it says."""
+    words = figure.get("words") if figure and figure.get("low") is not None else None
+    return _figure(figure, show=show) + (f' <span class="range">{_text(words)}</span>' if words else "")
 
 
 def _picture(document: Document) -> str:
@@ -297,6 +335,10 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def _number(value: float | None, *, show: Any = _percent) -> str:
     """The number for the eye, and as the document has it in `value`."""
     return NONE if value is None else f'<data value="{value!r}">{show(value)}</data>'
@@ -312,6 +354,9 @@ def _figure(figure: Mapping[str, Any] | None, *, show: Any = _percent) -> str:
         return _number(figure["value"], show=show) + (f' <span class="range">{_text(words)}</span>' if words else "")
     ends = f"{_number(low, show=show)} to {_number(high, show=show)}"
     return f'{_number(figure["value"], show=show)} <span class="range">{ends}</span>'
+
+
+_METRICS = (("macro_f1", _percent), ("cost", _money))
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------

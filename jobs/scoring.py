@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cluster import packs
 from jobs.activations import ok_mask
+from jobs.classical import features
 from jobs.compress import BranchExporter, Evaluator, agrees, parity
+from jobs.head import Head
 from jobs.material import Material
 from jobs.model import Branch
-from jobs.plan import Plan
+from jobs.plan import HEADLESS, Plan
 from plants.errors import CheckFailed
 from plants.governance import kept
 from plants.labels import truth_of_parts
@@ -50,9 +53,14 @@ class Exports:
 
     def words(self, run_id: str) -> dict[str, Any]:
         """What a run says of itself."""
-        if self.plan.run(run_id).kind == "normality":
+        if self.plan.run(run_id).kind in HEADLESS:
             return self.material.load(run_id, plan_id=self.plan.plan_id)[0]
         return self.branch(run_id)[0]
+
+    def classical(self, run_id: str) -> tuple[tuple[str, ...], Head]:
+        """The leaves of a classical run and its linear model."""
+        words, weights, _ = self.material.load(run_id, plan_id=self.plan.plan_id)
+        return tuple(words["leaves"]), Head(weights["head.weight"], weights["head.bias"])
 
     def normality(self, name: str) -> Normalities:
         """What is normal at a plant; knows nothing where the plan has no such run, or it is not done."""
@@ -115,7 +123,12 @@ class RoleInputs:
 
     def probabilities(self, run_id: str) -> Member:
         """Leaf probabilities [N, L] of the inputs by one run's exported branch; by a normality, their goodness."""
-        if self.exports.plan.run(run_id).kind == "normality":
+        kind = self.exports.plan.run(run_id).kind
+        if kind == "classical":
+            leaves, head = self.exports.classical(run_id)
+            found = torch.from_numpy(features(self.pixels[self.inputs], num=head.weight.shape[1]))
+            return np.asarray(softmax(head.logits(found).numpy()), dtype=np.float32), leaves
+        if kind == "normality":
             assert self.novelty is not None
             return evenly(goodness(self.novelty), leaves := tuple(self.exports.words(run_id)["leaves"])), leaves
         words, _, path = self.exports.branch(run_id)

@@ -1,9 +1,10 @@
 """The only epoch loop. Runs without Ray: data, time and storage come in as arguments.
 
-A run first fits its head on frozen (or its parent's) features, to `select` too, where it is judged out of fold. Then it
-unfreezes stage after stage from a head that has not seen `select`, as do runs that start from this one; a stage that
-does not win there is not kept. State is written every few seconds at the end of an epoch, and a run that is taken up
-again gives the same numbers as one that was never disturbed: all randomness is drawn from (seed, stage, epoch).
+A run first fits its head on frozen (or its parent's) features, to `select` too, where it is judged out of fold; one
+from random weights begins with those. Then it unfreezes stage after stage from a head that has not seen `select`, as do
+runs that start from this one; a stage that does not win there is not kept. State is written every few seconds at the
+end of an epoch, and a run that is taken up again gives the same numbers as one that was never disturbed: all randomness
+is drawn from (seed, stage, epoch).
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ def fit(
         model, taught, objective, recipe, seed, world=world, compute=compute, on_part=tell, parent=parent, replay=replay
     )
     state = _restored(checkpoints.load())
-    best = state.best if state else _with_head_fitted(run, parent=parent)
+    begin = _at_random if recipe.init == "random" else _with_head_fitted
+    best = state.best if state else begin(run, parent=parent)
     best.score = _agreed(best.score, world=run.world)
     best.donor = _agreed(best.donor, world=run.world)
     if best.is_refused:
@@ -170,6 +172,15 @@ def fit(
         best.forgetting = forgetting.forgotten(model, parent=parent, child=child, known=known, leaf_sets=leaf_sets)
         best.notes.extend(forgetting.words(best.forgetting))
     return best
+
+
+def _at_random(run: _Run, *, parent: Parent | None) -> Fitted:
+    """The whole net as it was made, which knows nothing, and what that is worth on select."""
+    assert parent is None, "a run that starts from another one starts from what that has learned"
+    cut, taught = run.recipe.stages[0].cut, run.taught
+    branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
+    state, found = _copy(branch), taught.judge_branch(branch, cut=cut)
+    return Fitted(cut=cut, leaves=taught.leaves, state=state, score=found, start=state, notes=["from random weights"])
 
 
 def _replay(

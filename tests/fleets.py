@@ -143,8 +143,10 @@ class Works:
         return Exports(Material(self.fleet, cache=self.settings.cache, recipe=plan.deepest), plan=plan)
 
 
-def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:
-    """The fleet imported, and its runs of these kinds done, two epochs each."""
+def trained(
+    path: Path, *, home: Path, kinds: Sequence[str] = KINDS, seeds: Sequence[int] = (0,), baselines: bool = False
+) -> Works:
+    """The fleet imported, and its runs of these kinds done, two epochs each but those from scratch."""
     import torch
 
     from jobs.fleet import planned
@@ -155,7 +157,7 @@ def trained(path: Path, *, home: Path, kinds: Sequence[str] = KINDS) -> Works:
     fleet, settings = imported(path), Settings(home=home, slots=2)
     recipe = Recipe(stages=(Stage(cut=1, epochs=2),), views=2)
     material = Material(fleet, cache=settings.cache, recipe=recipe)
-    plan = planned(fleet, material=material, recipe=recipe)
+    plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, baselines=baselines)
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})
     ledger = RunLedger(material.store, plan.plan_id)

@@ -1,8 +1,8 @@
 """What the embedded fleet is there to show, over seeds: one fleet and one training a seed, judged per part on `decide`.
 
 Warm-started against own at the plant with few labels, own against every sister's model at home, a pooled model against
-the mean single-source model at a plant left out, tiles against `whole` at the plant with 2048-pixel frames, and the
-classical baseline and random weights beside it. Prints one JSON object last.
+the mean single-source model at a plant left out, tiles against `whole` at the plant with 2048-pixel frames, and beside
+it hand-made features with a linear model and the net trained from random weights. Prints one JSON object last.
 
     python tests/benchmarks/bench_embedded.py --seed 0 --seed 1 --seed 2
 """
@@ -14,11 +14,14 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+
+from jobs.plan import BASELINES
 
 FEW, LARGE, LEFT_OUT = "brno", "fargo", "arden"
 
@@ -61,7 +64,7 @@ def seed_figures(seed: int, *, folder: Path, show: Console) -> dict[str, Any]:
         "auc_tiles": matrix[document["decisions"][LARGE]["model"]][LARGE]["auc"],
         "auc_whole": _whole(fleet, settings=settings),
         "audit_of_whole": _errors(fleet, plant=_squeezed(fleet.plant(LARGE))),
-        "baselines": {name: _baselines(fleet, settings=settings, name=name) for name in names if name != LARGE},
+        "baselines": _baselines(fleet, settings=settings, names=[n for n in names if n != LARGE], seed=seed),
         "chosen": {
             n: {"model": d["model"], "macro_f1": matrix[d["model"]][n]["macro_f1"]}
             for n, d in document["decisions"].items()
@@ -102,14 +105,31 @@ def _errors(fleet: Any, *, plant: Any) -> list[str]:
     return sorted({finding.kind for finding in found if finding.level == "error"})
 
 
-def _baselines(fleet: Any, *, settings: Any, name: str) -> dict[str, Any]:
-    """Macro-F1 of HOG with a linear SVM and of a random backbone's frozen features, same splits, per frame's part."""
-    random = fleet.trunks[0].model_copy(update={"weights": "none"})
-    at = fleet.model_copy(update={"trunks": (random,)})
-    return {
-        "hog_svm": _hog(fleet, settings=settings, name=name),
-        "random_weights": _frozen(at, settings=settings, plant=fleet.plant(name)),
-    }
+def _baselines(fleet: Any, *, settings: Any, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Macro-F1 on decide of hand-made features with a linear model and of the net from random weights."""
+    from jobs.fleet import planned
+    from jobs.material import Material, fit_run
+    from jobs.model import load_model
+    from jobs.recipe import Recipe
+    from jobs.scoring import Exports, role_inputs
+    from plants.metrics import report
+
+    trunk = fleet.trunks[0]
+    deep = trunk.model_copy(update={"cuts": (*trunk.cuts, load_model(trunk).max_cut)})
+    recipe = Recipe(stages=(), views=1)
+    material = Material(fleet.model_copy(update={"trunks": (deep,)}), cache=settings.cache, recipe=recipe)
+    plan = planned(material.fleet, material=material, recipe=recipe, seeds=(seed,), baselines=True)
+    exports, found = Exports(material, plan=plan), {}
+    for name in names:
+        inputs = role_inputs(name, role="decide", exports=exports)
+        leaf_sets = fleet.leaf_sets(fleet.plant(name))
+        found[name] = {}
+        for kind in BASELINES:
+            run = plan.run(f"{kind}-{name}-s{seed}")
+            fit_run(run, material=material, plan=plan)
+            scores = inputs.scores([inputs.probabilities(run.run_id)], leaf_sets=leaf_sets)
+            found[name][kind] = float(report(scores, n_boot=1)["macro_f1"]["value"])
+    return found
 
 
 def _whole(fleet: Any, *, settings: Any) -> dict[str, Any]:
@@ -123,13 +143,6 @@ def _whole(fleet: Any, *, settings: Any) -> dict[str, Any]:
     raw = cross_val_predict(_model(), x, words, groups=lots, cv=folds, method="predict_proba")
     auc = _judged(raw, sorted(set(words)), frames=frames, plant=plant, n_boot=500)["auc"]
     return {key: auc[key] for key in ("value", "low", "high")}
-
-
-def _frozen(fleet: Any, *, settings: Any, plant: Any) -> float:
-    """Macro-F1 of a frozen head fitted on train and judged per part on decide."""
-    train = _features(fleet, settings=settings, plant=plant, roles=("train",))
-    decide = _features(fleet, settings=settings, plant=plant, roles=("decide",))
-    return _linear(*train, *decide, plant=plant)
 
 
 def _features(fleet: Any, *, settings: Any, plant: Any, roles: tuple[str, ...]) -> tuple[np.ndarray, Any]:
@@ -151,35 +164,12 @@ def _pixels(material: Any, *, plant: Any, roles: tuple[str, ...]) -> tuple[np.nd
     return np.ascontiguousarray(pack.pixels), frames
 
 
-def _hog(fleet: Any, *, settings: Any, name: str) -> float:
-    from skimage.feature import hog
-
-    from jobs.material import Material
-    from jobs.recipe import Recipe
-
-    plant = fleet.plant(name)
-    material = Material(fleet, cache=settings.cache, recipe=Recipe(stages=(), views=1))
-    features: list[Any] = []
-    for role in ("train", "decide"):
-        pixels, frames = _pixels(material, plant=plant, roles=(role,))
-        cells = [hog(image.mean(2), pixels_per_cell=(16, 16), cells_per_block=(2, 2)) for image in pixels]
-        features += [np.array(cells), frames]
-    return _linear(*features, plant=plant)
-
-
 def _model() -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500, class_weight="balanced"))
-
-
-def _linear(x: np.ndarray, frames: Any, test_x: np.ndarray, test: Any, *, plant: Any) -> float:
-    """Macro-F1 of logistic regression on features."""
-    model = _model().fit(x, frames["class"].astype(str).to_numpy(dtype=object))
-    found = _judged(model.predict_proba(test_x), list(model.classes_), frames=test, plant=plant, n_boot=1)
-    return float(found["macro_f1"]["value"])
 
 
 def _judged(raw: np.ndarray, known: list[str], *, frames: Any, plant: Any, n_boot: int) -> dict[str, Any]:

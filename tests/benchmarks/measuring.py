@@ -11,9 +11,11 @@ import contextlib
 import ctypes
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -162,6 +164,17 @@ def note(text: str) -> None:
 def mean(values: Sequence[float]) -> float | None:
     """The mean, None of nothing."""
     return sum(values) / len(values) if values else None
+
+
+def student_over_seeds(values: Sequence[float], *, level: float = 0.95) -> dict[str, float | None]:
+    """Mean, and where there are two seeds and more the interval of it by Student's t: seeds are drawn, lots are not."""
+    from scipy.special import stdtrit
+
+    if len(values) < 2:
+        return {"mean": mean(values), "low": None, "high": None, "n": len(values)}
+    half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    middle = statistics.fmean(values)
+    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(values)}
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:

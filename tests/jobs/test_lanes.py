@@ -266,6 +266,14 @@ def test_of_runs_that_nobody_waits_for_the_longest_starts_first(store_uri):
     assert [at.take(lane)["run_id"] for lane in (0, 1)] == ["long", "short"]
 
 
+def test_the_time_that_activations_took_is_on_record_and_what_lay_in_the_cache_is_not(store_uri):
+    at = board(store_uri)
+    at.prepared("north", rows=5, seconds=2.0, num_made=4)
+    at.prepared("south", rows=5, seconds=0.1, num_made=0)
+    at.prepared("north", rows=5, seconds=0.1, num_made=0)
+    assert at.ledger.preparations() == {"north": 2.0}
+
+
 def test_plants_are_prepared_one_a_lane_and_all_lanes_wait_for_the_last(store_uri):
     at = board(store_uri)
     for lane in (0, 1):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from jobs.plan import Plan, make_plan, nearest_sister, pooling_groups, strategies
+from jobs.plan import BASELINES, Plan, make_plan, nearest_sister, pooling_groups, strategies
 from jobs.recipe import Recipe
+from jobs.scratch import scratch_recipe
 from plants.errors import InputError
 from plants.plant import Fleet
 
@@ -67,6 +70,27 @@ def test_heads_alone_are_no_work_for_all_lanes():
     )
     assert "pooled-s0" in {run.run_id for run in heads.runs}
     assert not heads.shared(lanes=2)
+
+
+def with_baselines(f: Fleet, **more) -> Plan:
+    return plan_of(f, from_scratch=partial(scratch_recipe, Recipe(), cut=5), **more)
+
+
+def test_baselines_come_beside_the_default_plan_and_change_no_run_of_it():
+    default, more = plan_of(fleet(), seeds=(3, 1)), with_baselines(fleet(), seeds=(3, 1))
+    assert [run for run in more.runs if run.kind not in BASELINES] == list(default.runs)
+    added = [run.run_id for run in more.runs if run.kind in BASELINES and run.target == "neu"]
+    assert added == ["classical-neu-s3", "scratch-neu-s3", "scratch-neu-s1"]
+    assert {run.target for run in more.runs if run.kind == "scratch"} == {"neu", "xsdd", "tiles"}
+    assert not [run for run in with_baselines(fleet(neu={"may_train": False})).runs if run.target == "neu"]
+    assert [more.shared(lanes=n) for n in range(1, 20)] == [default.shared(lanes=n) for n in range(1, 20)]
+    assert more.recipe == default.recipe == Recipe().model_dump(mode="json")
+
+
+def test_a_run_from_scratch_has_no_parent_and_learns_from_its_plant_alone():
+    for run in with_baselines(fleet()).runs:
+        if run.kind in BASELINES:
+            assert (run.parent, run.plants) == (None, (run.target,))
 
 
 def test_a_plant_that_may_not_leave_is_trained_alone():
@@ -144,6 +168,7 @@ def test_a_run_has_learned_from_what_its_parents_have_learned_from():
     assert plan.learned_from(["warm-neu-s0"]) == ("neu", "xsdd")
     assert plan.learned_from(["sister-xsdd-s0"]) == ("neu", "xsdd")
     assert plan.learned_from(["own-neu-s0", "own-xsdd-s0"]) == ("neu", "xsdd")
+    assert plan.line("warm-neu-s0") == ["warm-neu-s0", "pooled-s0"]
 
 
 LABELLED = {

@@ -211,6 +211,27 @@ def test_a_plant_without_good_parts_says_that_there_is_no_money(page):
     assert page.text.count("there is no money to count") == 1
 
 
+def test_what_transfer_bought_stands_beside_what_it_is_better_than_and_nowhere_without_baselines(page, document):
+    assert "What transfer bought here" not in page.text
+    f1 = {"value": 0.8125, "low": 0.7, "high": 0.9, "words": None, "by_seed": [0.8, 0.825]}
+    method = {"num_seeds": 2, "runs": {}, "macro_f1": f1, "cost": None, "seconds": 1234.5, "activation_seconds": 0.0}
+    gap = {"value": 0.25, "low": 0.125, "high": 0.375, "words": "transfer is better", "by_seed": [0.25]}
+    level = {"value": 12.5, "low": -3.0, "high": 28.0, "words": "no difference shown", "by_seed": [12.5]}
+    row = {
+        "plant": "panel",
+        "model": "own-<panel>-s0",
+        "methods": {"classical": None, "scratch": method, "frozen": method, "chosen": method},
+        "against": {"scratch": {"num_seeds": 2, "macro_f1": gap, "cost": level}, "classical": None},
+    }
+    found = Page(report_html({**document, "transfer": [row]}))
+    assert "What transfer bought here" in found.text
+    assert "chosen: own-<panel>-s0" in found.text
+    assert "81.2 70.0 to 90.0" in found.text
+    assert "25.0 12.5 to 37.5 transfer is better" in found.text
+    assert "12.50 -3.00 to 28.00 no difference shown" in found.text
+    assert "1,234" in found.text
+
+
 def test_without_an_interval_the_reason_stands_in_its_place(page):
     assert "1.2 not enough lots" in page.text
 
