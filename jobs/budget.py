@@ -152,7 +152,6 @@ def work_of(run: RunSpec, *, plan: Plan, material: Material, inputs: dict[str, I
         select=sum(item.select for item in learned),
         num_leaves=len(material.leaves(run.plants)),
         parent=run.parent,
-        is_parent=plan.is_parent(run),
         is_shared=is_shared,
         is_normality=run.kind == "normality",
     )

@@ -55,7 +55,6 @@ class Work:
     select: int
     num_leaves: int
     parent: str | None = None
-    is_parent: bool = False
     is_shared: bool = False
     """All lanes fit it together."""
     is_normality: bool = False
@@ -220,11 +219,11 @@ def wall_seconds(works: Sequence[Work], *, seconds: Mapping[str, float], lanes: 
 
 
 def model_bytes(work: Work, *, rates: Rates, sizes: Sizes) -> int:
-    """A run's files in the store at most: its model, what others start from, and its state where it takes long."""
+    """A run's files in the store at most: its model, what others start from, and its kept state where it takes long."""
     cut = work.recipe.stages[-1].cut if work.recipe.stages else 0
     one = 0 if work.is_normality else sizes.branches.get(cut, 0) + sizes.head * work.num_leaves
     is_kept = bool(work.recipe.stages) and run_seconds(work, rates=rates, is_low=False) > Checkpoints().every_s
-    return one * (1 + work.is_parent + CHECKPOINT_COPIES * is_kept)
+    return one * (2 + CHECKPOINT_COPIES * is_kept)
 
 
 def check_caps(found: Cost, *, max_hours: float | None = None, max_gb: float | None = None) -> None:

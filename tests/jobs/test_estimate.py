@@ -118,9 +118,8 @@ def test_a_run_waits_for_its_parent_and_a_shared_one_has_all_lanes(works, lanes,
 @pytest.mark.parametrize(
     ("run", "copies"),
     [
-        (work(train=10), 1),
-        (work(train=10, is_parent=True), 2),
-        (work(train=1000, is_parent=True), 8),
+        (work(train=10), 2),
+        (work(train=1000), 8),
         (work(is_normality=True), 0),
     ],
 )

@@ -84,7 +84,7 @@ def test_baselines_come_beside_the_default_plan_and_change_no_run_of_it():
     assert {run.target for run in more.runs if run.kind == "scratch"} == {"neu", "xsdd", "tiles"}
     assert not [run for run in with_baselines(fleet(neu={"may_train": False})).runs if run.target == "neu"]
     assert [more.shared(lanes=n) for n in range(1, 20)] == [default.shared(lanes=n) for n in range(1, 20)]
-    assert more.recipe == default.recipe == Recipe().model_dump(mode="json")
+    assert more.deepest == default.deepest == Recipe()
 
 
 def test_a_run_from_scratch_has_no_parent_and_learns_from_its_plant_alone():
@@ -237,7 +237,6 @@ def test_an_average_has_learned_from_what_its_parents_have_and_trains_no_stage()
     run = plan.run("average-neu-s0")
     assert plan.learned_from([run.run_id]) == ("neu", "xsdd")
     assert run.recipe["stages"] == []
-    assert all(plan.is_parent(plan.run(run_id)) for run_id in run.parents)
 
 
 def test_what_may_not_leave_a_plant_is_averaged_with_its_own_alone():

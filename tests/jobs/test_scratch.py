@@ -127,7 +127,7 @@ def test_the_plain_view_is_what_serving_sees_and_every_other_view_one_of_its_own
     data = pixels("mill", material=at, recipe=BARE)
     ids = np.array([3, 0, 3])
     plain = data.fetch(5, ids=ids, views=np.zeros(3, dtype=np.int64))
-    served = at.model.trunk(torch.from_numpy(np.ascontiguousarray(data.pack.pixels[data.rows["input"].iloc[ids]])))
+    served = at.model.trunk(torch.from_numpy(data.stream.pixels.take(data.rows["input"].to_numpy()[ids])))
     assert np.array_equal(plain, served[5].numpy())
     seen = data.fetch(5, ids=ids, views=np.array([7, 7, 8]))
     again = data.fetch(5, ids=ids[::-1], views=np.array([8, 7, 7]))
