@@ -67,7 +67,8 @@ class Recipe(Config):
     batch: int = Field(default=16, ge=1, le=4096)
     """Images a step, of all processes together where they fit a run together."""
     accumulate: int = Field(default=1, ge=1, le=256)
-    """Portions that a batch is computed in, one after the other, where it does not fit; the step is the same."""
+    """Portions that a batch is computed in, one after the other, where it does not fit. The step is the same but for
+    dropout's draws and statistics that are learned."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     layer_decay: float = Field(default=0.5, gt=0, le=1)

@@ -225,6 +225,7 @@ def test_two_processes_learn_what_one_learns_alone(tmp_path):
             torch.testing.assert_close(together["state"][key], value, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [2, 3, 16])
 @pytest.mark.parametrize("loss", ["weighted", "focal", "cost"])
 def test_a_batch_in_portions_takes_the_step_of_the_whole_batch(tmp_path, accumulate, loss):
