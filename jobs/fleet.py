@@ -86,7 +86,8 @@ def train_fleet(
 ) -> Trained:
     """Every run of the plan is done or failed. The same call after a kill goes on where it was.
 
-    Raises InputError when a plant has not been imported or the recipe asks for a cut that the trunk does not allow.
+    Raises InputError when a plant has not been imported, or the recipe asks for a cut or for adapters that the trunk
+    does not allow.
     """
     start = time.monotonic()
     allowed = fleet.trunks[trunk].cuts
@@ -98,9 +99,11 @@ def train_fleet(
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
     if settings.is_embedded:
         _start_at_once(settings)
+    from jobs.lora import check_adapters
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, recipe=recipe, trunk=trunk)
+    check_adapters(material.model, recipe=recipe)
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, leave_out=leave_out, trunk=trunk)
     material.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
     material.store.write_json("runs/latest.json", {"plan": plan.plan_id})

@@ -25,6 +25,7 @@ from cluster import packs
 from cluster.catalog import Catalog
 from cluster.retention import cache_of, pack_store, sweep
 from cluster.storage import LocalStore, PlantFiles, open_store
+from jobs import lora
 from jobs.activations import PlantData, RunData, prepare, training_rows
 from jobs.compress import Evaluator, export_trunk
 from jobs.leave_out import LeftOut
@@ -33,6 +34,7 @@ from jobs.normality import FILE, fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.train import Checkpoints, Fitted, Parent, World, fit
+from plants.bundle import ADAPTER
 from plants.copies import QUARANTINE
 from plants.errors import InputError
 from plants.governance import kept, oldest
@@ -184,6 +186,10 @@ class Material:
         for name, state in states.items():
             weights = save_tensors({k: v.contiguous() for k, v in state.items()})
             self.store.write(f"{prefix}/{name}.safetensors", weights)
+        base = spec.parent or lora.PRETRAINED
+        adapter = {"rank": spec.recipe.get("lora_rank"), "cut": fitted.cut, "base": base} if fitted.adapter else None
+        if adapter:
+            self.store.write(f"{prefix}/{ADAPTER}", lora.pack(fitted.adapter, words=adapter))
         words = {
             "run_id": spec.run_id,
             "kind": spec.kind,
@@ -196,6 +202,7 @@ class Material:
             "cut": fitted.cut,
             "trunk": self.trunk.model_dump(mode="json"),
             "weights_digest": self.model.weights_digest,
+            "adapter": adapter,
             "select": fitted.score.value,
             "select_nll": fitted.score.nll,
             "history": fitted.history,

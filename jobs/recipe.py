@@ -16,7 +16,10 @@ from plants.config import Config
 from plants.errors import ManyInputErrors
 
 MAX_BACKBONE_RATE = 1e-3
-"""Above this, pretrained layers forget more than they learn (PRACTICE F3)."""
+"""Above this, pretrained layers forget more than they learn (PRACTICE F3); adapters forget nothing."""
+
+LORA_RANKS = (4, 32)
+"""Below, adapters hardly bend a layer; above, they are no longer small (PRACTICE F7)."""
 
 
 class Augment(Config):
@@ -36,13 +39,11 @@ class Stage(Config):
     cut: int = Field(ge=1)
     epochs: int = Field(default=8, ge=1, le=500)
     lr_head: float = Field(default=3e-3, gt=0, le=0.1)
-    lr_backbone: float = Field(default=1e-3, gt=0)
+    lr_backbone: float = Field(default=1e-3, gt=0, le=0.1)
     warmup_epochs: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
-    def _spares_the_pretraining(self) -> Self:
-        if self.lr_backbone > MAX_BACKBONE_RATE:
-            raise ValueError(f"lr_backbone {self.lr_backbone:g} is above {MAX_BACKBONE_RATE:g} on pretrained layers")
+    def _leaves_the_warmup(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError("warmup_epochs must be smaller than epochs: the run would be all warm-up")
         return self
@@ -67,6 +68,8 @@ class Recipe(Config):
     patience: int = Field(default=5, ge=1)
     freeze_norm: bool = True
     """Keep the pretrained statistics of BatchNorm: an unfrozen stage then starts exactly where the frozen one stood."""
+    lora_rank: int | None = None
+    """Rank of adapters that learn in place of the stages' own layers, all at `lr_backbone`; None: the layers learn."""
 
     @model_validator(mode="after")
     def _stages_descend(self) -> Self:
@@ -77,6 +80,21 @@ class Recipe(Config):
             warnings.warn(f"batch {self.batch} is outside 8..256: expect noisy or slow learning", stacklevel=2)
         if self.patience > 10:
             warnings.warn(f"patience {self.patience} is above 10: expect wasted epochs", stacklevel=2)
+        return self
+
+    @model_validator(mode="after")
+    def _spares_the_pretraining(self) -> Self:
+        if self.lora_rank is None:
+            for number, stage in enumerate(self.stages, start=1):
+                if stage.lr_backbone > MAX_BACKBONE_RATE:
+                    rate = f"stage {number}: lr_backbone {stage.lr_backbone:g}"
+                    raise ValueError(f"{rate} is above {MAX_BACKBONE_RATE:g} on pretrained layers")
+            return self
+        low, high = LORA_RANKS
+        if not low <= self.lora_rank <= high:
+            raise ValueError(f"lora_rank {self.lora_rank} is outside {low}..{high}: take 8, or leave it out")
+        if not self.freeze_norm:
+            raise ValueError("lora_rank leaves all that is pretrained as it is: freeze_norm must be true")
         return self
 
     @property

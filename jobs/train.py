@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from jobs import lora
 from jobs.activations import RunData
 from jobs.head import Head, HeadFit, Lesson
 from jobs.losses import partial_cross_entropy
@@ -70,6 +71,8 @@ class Fitted:
     """The same branch with a softer head that has not seen `select`: stages and other runs go on from it."""
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    adapter: dict[str, Tensor] = field(default_factory=dict)
+    """Where the branch was adapted (`Recipe.lora_rank`): the factors, and the head, without what they were laid on."""
 
 
 @dataclass
@@ -88,6 +91,7 @@ class _Run:
     recipe: Recipe
     seed: int
     world: World
+    parent: Parent | None
 
 
 def fit(
@@ -111,9 +115,9 @@ def fit(
     checkpoints = checkpoints or Checkpoints()
     on_epoch = on_epoch or (lambda metrics: None)
     taught = Supervision(data, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
-    run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World())
+    run = _Run(model=model, taught=taught, recipe=recipe, seed=seed, world=world or World(), parent=parent)
     state = _restored(checkpoints.load())
-    best = state.best if state else _with_head_fitted(run, parent=parent)
+    best = state.best if state else _with_head_fitted(run)
     best.score = _agreed(best.score, world=run.world)
     if state is None:
         on_epoch({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
@@ -129,10 +133,10 @@ def fit(
     return best
 
 
-def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
+def _with_head_fitted(run: _Run) -> Fitted:
     """The parent's branch, or the whole frozen backbone, with a head fitted to these rows."""
+    taught, parent = run.taught, run.parent
     cut = parent.cut if parent else 0
-    taught = run.taught
     branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
     prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
     views = min(d.views for d in taught.data.plants)
@@ -216,10 +220,7 @@ def _unfreeze(
     clock: Callable[[], float],
 ) -> bool:
     """Train one stage from the best so far; `best` becomes its best epoch when that wins. Returns whether it won."""
-    branch = run.model.new_branch(
-        stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
-    )
-    load_parent(branch, parent=Parent(cut=best.cut, leaves=best.leaves, state=best.start), leaves=run.taught.leaves)
+    branch = _to_be_trained(run, stage=stage, best=best)
     optimizer = torch.optim.AdamW(
         rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay
     )
@@ -256,7 +257,29 @@ def _unfreeze(
         return False
     best.cut, best.score = stage.cut, at.stage_best
     best.state = best.start = at.stage_best_state
+    if run.recipe.lora_rank:
+        branch.load_state_dict(at.stage_best_state)
+        best.adapter, best.state = lora.taken(branch)
+        best.start = best.state
     return True
+
+
+def _to_be_trained(run: _Run, *, stage: Stage, best: Fitted) -> Any:
+    """The best so far as a branch at the stage's cut; with adapters, those it has go on learning where it has some."""
+    branch = run.model.new_branch(
+        stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
+    )
+    start = Parent(cut=best.cut, leaves=best.leaves, state=best.start)
+    if below := run.parent if best.adapter else start:
+        load_parent(branch, parent=below, leaves=run.taught.leaves)
+    if rank := run.recipe.lora_rank:
+        sample = run.taught.data.fetch(stage.cut, ids=run.taught.train_ids[:1])
+        chosen = lora.choose(branch, rank=rank, sample=sample)
+        lora.attach(branch, rank=rank, layers=chosen.layers, seed=run.seed)
+        lora.load(branch, best.adapter)
+        words = f"cut {stage.cut}: {chosen.words}"
+        best.notes.extend([words] if words not in best.notes else [])
+    return branch
 
 
 def _epoch(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.recipe import Recipe, load_recipe, save_recipe
+from jobs.recipe import Recipe, Stage, load_recipe, save_recipe
 from plants.errors import InputError
 
 
@@ -13,6 +13,11 @@ from plants.errors import InputError
         ("stages: [{cut: 2}, {cut: 1}]", "deeper"),
         ("stages: [{cut: 1, epochs: 2, warmup_epochs: 2}]", "warm-up"),
         ("augment: {rotate_deg: 45}", "augment.rotate_deg"),
+        ("stages: [{cut: 1}, {cut: 2, lr_backbone: 0.01}]", "stage 2: lr_backbone 0.01 is above 0.001"),
+        ("{lora_rank: 8, stages: [{cut: 1, lr_backbone: 0.2}]}", "stages.0.lr_backbone"),
+        ("lora_rank: 3", "lora_rank 3 is outside 4..32: take 8, or leave it out"),
+        ("lora_rank: 33", "lora_rank 33 is outside 4..32: take 8, or leave it out"),
+        ("{lora_rank: 8, freeze_norm: false}", "freeze_norm must be true"),
         ("dropuot: 0.3", "dropuot"),
         ("[1, 2", "cannot be read"),
     ],
@@ -39,6 +44,11 @@ def test_a_recipe_survives_its_file(tmp_path):
     save_recipe(recipe, tmp_path / "r.yaml", header="found by a search\nof 12 trials")
     assert load_recipe(tmp_path / "r.yaml") == recipe
     assert load_recipe(tmp_path / "r.yaml").digest == recipe.digest
+
+
+@pytest.mark.parametrize("rank", [4, 32])
+def test_adapters_may_learn_faster_than_pretrained_layers(rank):
+    assert Recipe(lora_rank=rank, stages=(Stage(cut=1, lr_backbone=0.01),)).lora_rank == rank
 
 
 def test_an_odd_batch_is_warned_about():
