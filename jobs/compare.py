@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.packs import MapTasks
+from jobs.lora import tier
 from jobs.material import Material
 from jobs.outside import cells, outside
 from jobs.plan import Plan
@@ -379,12 +380,11 @@ def compare_fleet(
     models = {}
     for name in matrix:
         if name.startswith("ensemble-"):
-            kind, plants, cut = "ensemble", [name.removeprefix("ensemble-")], None
+            kind, plants, cut, own = "ensemble", [name.removeprefix("ensemble-")], None, "ensemble"
         else:
             words = exports.words(name)
-            kind, plants, cut = words["kind"], words["plants"], words["cut"]
-        tier = "ensemble" if kind == "ensemble" else "branch" if cut else "head"
-        models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": tier, "seed": seed}
+            kind, plants, cut, own = words["kind"], words["plants"], words["cut"], tier(words)
+        models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": own, "seed": seed}
     return {
         "fleet": fleet.fleet,
         "synthetic": fleet.synthetic,
