@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster.packs import MapTasks
 from jobs.learning import ids_of, learning
+from jobs.lora import tier
 from jobs.material import Material
 from jobs.outside import cells, outside
 from jobs.plan import BASELINES, HEADLESS, Plan
@@ -410,13 +411,12 @@ def compare_fleet(
     models = {}
     for name in matrix:
         if name.startswith("ensemble-"):
-            kind, plants, cut = "ensemble", [name.removeprefix("ensemble-")], None
+            kind, plants, cut, own = "ensemble", [name.removeprefix("ensemble-")], None, "ensemble"
         else:
             words = exports.words(name)
             kind, plants, cut = words["kind"], words["plants"], words["cut"]
-        has_tier = kind not in BASELINES and cut is not None
-        tier = "ensemble" if kind == "ensemble" else exports.material.model.tier(cut) if has_tier else None
-        models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": tier, "seed": seed}
+            own = None if kind in BASELINES else tier(words, model=exports.material.model)
+        models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": own, "seed": seed}
     ranked = worst_first(decisions, matrix)
     return {
         "fleet": fleet.fleet,

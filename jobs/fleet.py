@@ -133,8 +133,8 @@ def train_fleet(
     baselines: every plant has a run from scratch for every seed, and a classical model, beside the others.
     is_by_data: runs whose plants have too few labels train no stages, instead of training them and keeping what wins.
     is_estimate: nothing is trained, and nothing recorded; what it would cost is said.
-    Raises InputError when a plant has not been imported, the recipe asks for a cut that the trunk does not allow or for
-    a loss in money where there is none, or the plan would cost more than a cap or than the disk has room for.
+    Raises InputError when a plant has not been imported, the recipe asks for a cut or adapters that the trunk does not
+    allow or for a loss in money where there is none, or the plan would cost more than a cap or than the disk has room for.
     """
     start = time.monotonic()
     if recipe.init == "random":
@@ -149,9 +149,11 @@ def train_fleet(
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
     if settings.is_embedded and not is_estimate:
         _start_at_once(settings)
+    from jobs.lora import check_adapters
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=trunk)
+    check_adapters(material.model, recipe=recipe)
     labelled = {p.name: labelled_defects(p, material.rows(p.name)) for p in fleet.plants} if is_by_data else None
     given: dict[str, Any] = {"leave_out": leave_out, "average": average, "baselines": baselines, "labelled": labelled}
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=trunk, **given)

@@ -30,6 +30,7 @@ from cluster.catalog import Catalog
 from cluster.retention import cache_of, pack_store, sweep
 from cluster.settings import CACHE_GB
 from cluster.storage import LocalStore, PlantFiles, open_store
+from jobs import lora
 from jobs.activations import PackLike, PlantData, RunData, training_rows
 from jobs.adapt import Parent, mean_of
 from jobs.caching import absent, prepare
@@ -45,6 +46,7 @@ from jobs.recipe import Recipe
 from jobs.scratch import pixels, scratch_model
 from jobs.stream import Stream, streamed_cuts
 from jobs.train import Checkpoints, Fitted, World, fit
+from plants.bundle import ADAPTER
 from plants.copies import QUARANTINE
 from plants.errors import InputError
 from plants.governance import kept, may_hold, oldest
@@ -266,6 +268,10 @@ class Material:
         for name, state in states.items():
             weights = save_tensors({k: v.contiguous() for k, v in state.items()})
             self.store.write(f"{prefix}/{name}.safetensors", weights)
+        base = spec.start or spec.parent or lora.PRETRAINED
+        adapter = {"rank": spec.recipe.get("lora_rank"), "cut": fitted.cut, "base": base} if fitted.adapter else None
+        if adapter:
+            self.store.write(f"{prefix}/{ADAPTER}", lora.pack(fitted.adapter, words=adapter))
         words = {
             "run_id": spec.run_id,
             "kind": spec.kind,
@@ -280,6 +286,7 @@ class Material:
             "start": "start" if has_start else "model",
             "trunk": self.trunk.model_dump(mode="json"),
             "weights_digest": self.model.weights_digest,
+            "adapter": adapter,
             "select": fitted.score.value,
             "select_nll": fitted.score.nll,
             "history": fitted.history,

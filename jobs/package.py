@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from cluster.registry import Bundles
+from jobs.lora import tier
 from jobs.plan import Plan
 from jobs.scoring import Exports
 from plants import bundle, splits
@@ -69,7 +70,7 @@ def _publish_run(
         leaves=tuple(words["leaves"]),
         trunk=trunk_ref(exports, sha256=trunk),
         cut=words["cut"],
-        tier=exports.material.model.tier(words["cut"]),
+        tier=tier(words, model=exports.material.model),
         branch_inputs="map" if words["cut"] else "features",
         serves=_views(fleet, serves),
         governance=flags(map(fleet.plant, sorted({*learned_from, *serves}))),
@@ -86,6 +87,9 @@ def _publish_run(
         if spec.kind != "normality":
             _, branch, path = exports.branch(run_id)
             (folder / "branch.onnx").write_bytes(path.read_bytes())
+            if words.get("adapter"):
+                adapter = exports.material.store.read(f"runs/{plan.plan_id}/{run_id}/{bundle.ADAPTER}")
+                (folder / bundle.ADAPTER).write_bytes(adapter)
             save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
         np.savez(folder / "probe.npz", **probe(run_id, exports=exports))
         figures = dict(document["matrix"].get(run_id, {}))

@@ -15,7 +15,10 @@ from plants.config import Config
 from plants.errors import ManyInputErrors
 
 MAX_BACKBONE_RATE = 1e-3
-"""Above this, pretrained layers forget more than they learn (PRACTICE F3)."""
+"""Above this, pretrained layers forget more than they learn (PRACTICE F3); adapters forget nothing."""
+
+LORA_RANKS = (4, 32)
+"""Below, adapters hardly bend a layer; above, they are no longer small (PRACTICE F7)."""
 
 
 class Augment(Config):
@@ -87,6 +90,8 @@ class Recipe(Config):
     patience: int = Field(default=5, ge=1)
     freeze_norm: bool = True
     """Keep the pretrained statistics of BatchNorm: an unfrozen stage then starts exactly where the frozen one stood."""
+    lora_rank: int | None = None
+    """Rank of adapters that learn in place of the stages' own layers, all at `lr_backbone`; None: the layers learn."""
 
     l2_sp: float = Field(default=0, ge=0, le=10)
     """Pull of the stages towards where they started, the parent's weights or the pretrained ones; 0 is none."""
@@ -107,7 +112,8 @@ class Recipe(Config):
             faults.append(
                 "init: random goes without l2_sp and replay, as there is nothing to stay near to: leave them out"
             )
-        for stage in self.stages if self.init == "pretrained" else ():
+        faults += self._faults_of_adapters() if self.lora_rank is not None else []
+        for stage in self.stages if self.init == "pretrained" and self.lora_rank is None else ():
             if stage.lr_backbone > MAX_BACKBONE_RATE:
                 faults.append(
                     f"lr_backbone {stage.lr_backbone:g} at cut {stage.cut} is above {MAX_BACKBONE_RATE:g} on "
@@ -116,6 +122,17 @@ class Recipe(Config):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _faults_of_adapters(self) -> list[str]:
+        low, high = LORA_RANKS
+        faults = []
+        if self.lora_rank is not None and not low <= self.lora_rank <= high:
+            faults.append(f"lora_rank {self.lora_rank} is outside {low}..{high}: take 8, or leave it out")
+        if not self.freeze_norm or self.init == "random":
+            faults.append("lora_rank leaves all that is pretrained as it is: freeze_norm must be true, init pretrained")
+        if self.l2_sp:
+            faults.append("l2_sp has nothing to hold where lora_rank leaves the stages as they are: leave one out")
+        return faults
 
     @property
     def digest(self) -> str:

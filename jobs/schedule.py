@@ -16,8 +16,17 @@ JUMPS, JUMP = 4, 0.1
 
 
 def rate_groups(branch: Any, *, stage: Stage, recipe: Recipe) -> list[dict[str, Any]]:
-    """Optimizer groups: the head at its own rate, each stage below it `layer_decay` slower than the one above."""
-    *stages, head = branch.stages()
+    """Optimizer groups: the head at its own rate, each stage below it `layer_decay` slower than the one above.
+
+    Adapters, beside which the stages stand still, all have one rate (README, Decisions).
+    """
+    if recipe.lora_rank:
+        stages, head = (
+            [[value for value in branch.body.parameters() if value.requires_grad]],
+            list(branch.head.parameters()),
+        )
+    else:
+        *stages, head = branch.stages()
     groups: list[dict[str, Any]] = [{"params": head, "lr": stage.lr_head, "base": stage.lr_head}]
     for depth, params in enumerate(reversed(stages)):
         rate = stage.lr_backbone * recipe.layer_decay**depth

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jobs import adapt, forgetting
+from jobs import adapt, forgetting, lora
 from jobs.activations import RunData
 from jobs.adapt import Parent, load_parent
 from jobs.compute import PLAIN, Compute
@@ -69,6 +69,8 @@ class Fitted:
     notes: list[str] = field(default_factory=list)
     reweighting: list[dict[str, Any]] = field(default_factory=list)
     """What weighting by class did to the recall of each class, see `jobs.reweighting`."""
+    adapter: dict[str, Tensor] = field(default_factory=dict)
+    """Where the branch was adapted (`Recipe.lora_rank`): the factors, and the head, without what they were laid on."""
     donor: dict[str, Any] | None = None
     """What the start of its parent was worth, see `jobs.adapt.judged`; None without a parent."""
     forgetting: dict[str, dict[str, float | None]] | None = None
@@ -150,7 +152,7 @@ def fit(
     )
     state = _restored(checkpoints.load())
     begin = _at_random if recipe.init == "random" else _with_head_fitted
-    best = state.best if state else begin(run, parent=parent)
+    best = state.best if state else begin(run)
     best.score = _agreed(best.score, world=run.world)
     best.donor = _agreed(best.donor, world=run.world)
     if best.is_refused:
@@ -174,9 +176,9 @@ def fit(
     return best
 
 
-def _at_random(run: _Run, *, parent: Parent | None) -> Fitted:
+def _at_random(run: _Run) -> Fitted:
     """The whole net as it was made, which knows nothing, and what that is worth on select."""
-    assert parent is None, "a run that starts from another one starts from what that has learned"
+    assert run.parent is None, "a run that starts from another one starts from what that has learned"
     cut, taught = run.recipe.stages[0].cut, run.taught
     branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
     state, found = _copy(branch), taught.judge_branch(branch, cut=cut)
@@ -200,10 +202,10 @@ def _replay(
     return forgetting.Replay(taught, recipe.replay)
 
 
-def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
+def _with_head_fitted(run: _Run) -> Fitted:
     """The parent's branch, or the whole frozen backbone, with a head fitted to these rows."""
+    taught, parent = run.taught, run.parent
     cut = parent.cut if parent else 0
-    taught = run.taught
     branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
     prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
     fitted, losses = _on_features(run, branch, cut=cut, prior=prior)
@@ -291,10 +293,7 @@ def _unfreeze(
     clock: Callable[[], float],
 ) -> bool:
     """Train one stage from the best so far; `best` becomes its best epoch when that wins. Returns whether it won."""
-    branch = run.model.new_branch(
-        stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
-    )
-    load_parent(branch, parent=Parent(cut=best.cut, leaves=best.leaves, state=best.start), leaves=run.taught.leaves)
+    branch = _to_be_trained(run, stage=stage, best=best)
     run.compute(stage.cut).place(branch)
     optimizer = torch.optim.AdamW(
         rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay, fused=True
@@ -339,7 +338,29 @@ def _unfreeze(
         return False
     best.cut, best.score = stage.cut, at.stage_best
     best.state = best.start = at.stage_best_state
+    if run.recipe.lora_rank:
+        branch.load_state_dict(at.stage_best_state)
+        best.adapter, best.state = lora.taken(branch)
+        best.start = best.state
     return True
+
+
+def _to_be_trained(run: _Run, *, stage: Stage, best: Fitted) -> Any:
+    """The best so far as a branch at the stage's cut; with adapters, those it has go on learning where it has some."""
+    branch = run.model.new_branch(
+        stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
+    )
+    start = Parent(cut=best.cut, leaves=best.leaves, state=best.start)
+    if below := run.parent if best.adapter else start:
+        load_parent(branch, parent=below, leaves=run.taught.leaves)
+    if rank := run.recipe.lora_rank:
+        sample = run.taught.data.fetch(stage.cut, ids=run.taught.train_ids[:1]).to(next(branch.parameters()).device)
+        chosen = lora.choose(branch, rank=rank, sample=sample)
+        lora.attach(branch, rank=rank, layers=chosen.layers, seed=run.seed)
+        lora.load(branch, best.adapter)
+        words = f"cut {stage.cut}: {chosen.words}"
+        best.notes.extend([words] if words not in best.notes else [])
+    return branch
 
 
 def _epoch(

@@ -20,6 +20,7 @@ from plants.hashing import sha256
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+ADAPTER = "adapter.safetensors"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["frozen", "own", "pooled", "warm", "sister", "average", "ensemble", "normality"]
@@ -70,7 +71,11 @@ class Manifest(Config):
     trunk: TrunkRef
     """Of an ensemble: the trunk that all members share."""
     cut: int = Field(default=0, ge=0)
-    tier: Literal["head", "branch", "whole"] = "head"
+    tier: Literal["head", "adapter", "branch", "whole"] = "head"
+    """What it has of its own: a head, and with it an `adapter.safetensors` for the pretrained stages, or stages, or all of them.
+
+    `branch.onnx` holds all of it at every tier; so far that is what serves.
+    """
     branch_inputs: Literal["features", "map"] = "features"
     serves: dict[str, PlantView] = Field(min_length=1)
     governance: dict[str, Governance] = Field(default_factory=dict)
@@ -133,6 +138,8 @@ def write(folder: str | Path, manifest: Manifest) -> Bundle:
     needed = {"ensemble": None, "normality": "normality.npz"}.get(manifest.kind, "branch.onnx")
     if needed and needed not in files:
         raise InputError(f"a bundle of kind {manifest.kind} needs {needed}", file=str(root))
+    if manifest.tier == "adapter" and ADAPTER not in files:
+        raise InputError(f"a bundle of tier adapter needs {ADAPTER}", file=str(root))
     complete = Manifest.model_validate({**manifest.model_dump(), "files": files})
     data = canonical(complete)
     part.write_bytes(data)

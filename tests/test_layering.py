@@ -24,7 +24,8 @@ GROUND = frozenset({"numpy", "pyarrow", "pandas", "PIL", "pydantic", "scipy", "s
 RIM = frozenset({"ray", "fsspec", "s3fs", "botocore", "aiohttp", "requests", "sqlalchemy", "mlflow"})
 """botocore, aiohttp and requests for the exceptions that s3fs and Ray's clients let through."""
 LEARNING = frozenset(
-    {"torch", "torchvision", "timm", "safetensors", "huggingface_hub", "onnx", "onnxscript", "onnxruntime", "optuna"}
+    {"torch", "torchvision", "timm", "peft", "safetensors", "huggingface_hub"}
+    | {"onnx", "onnxscript", "onnxruntime", "optuna"}
     | {"ray.train", "ray.tune", "skimage", "cleanlab", "matplotlib", "rich", "typer"}
 )
 ANSWERING = frozenset(

@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from cluster.registry import Bundles
+from jobs import lora
 from jobs.compare import compare_fleet
 from jobs.package import PROBE_INPUTS, probe, publish_decision
 from jobs.parity import Evaluator
 from jobs.scoring import role_inputs
+from jobs.selection import Score
+from jobs.train import Fitted
 from plants import bundle
 from plants.costs import Policy
 from plants.errors import InputError
@@ -82,6 +88,35 @@ def test_a_model_of_one_plant_serves_that_plant_alone(works, tmp_path):
     digest, _ = published(works, model="own-essen-s0", members=["own-essen-s0"])
     manifest, _ = bundle.read(Bundles(works.store).fetch(digest, tmp_path))
     assert set(manifest.serves) == {"essen"}
+
+
+@pytest.mark.parametrize(("run_id", "tier"), [("own-essen-s0", "adapter"), ("warm-essen-s0", "branch")])
+def test_an_adapter_goes_with_its_bundle_and_makes_the_branch_where_it_lies_on_what_is_pretrained(
+    works, tmp_path, run_id, tier
+):
+    exports = works.exports()
+    material, spec = exports.material, works.plan.run(run_id)
+    branch = material.model.new_branch(1, material.leaves(spec.plants))
+    chosen = lora.choose(branch, rank=4, sample=torch.zeros(1, *material.model.shapes[1]))
+    lora.attach(branch, rank=4, layers=chosen.layers)
+    with torch.no_grad():
+        for name, value in branch.named_parameters():
+            value += 0.1 * (".lora_B." in name)
+    adapter, state = lora.taken(branch)
+    fitted = Fitted(1, branch.leaves, state, score=Score(0.5, 0.5, {}), start=state, adapter=adapter)
+    material.save(fitted, spec=replace(spec, recipe={**spec.recipe, "lora_rank": 4}), plan=works.plan)
+    digest, _ = published(works, model=run_id, members=[run_id], exports=exports)
+    folder = Bundles(works.store).fetch(digest, tmp_path)
+    manifest, _ = bundle.read(folder)
+    assert manifest.tier == tier
+    assert set(manifest.files) == {*PROOF, "branch.onnx", "weights.safetensors", "adapter.safetensors"}
+    with safe_open(folder / "adapter.safetensors", "pt") as file:
+        words = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert words == {"rank": 4, "cut": 1, "base": spec.parent or "pretrained"}
+    grown = material.model.new_branch(1, manifest.leaves)
+    lora.apply(grown, (folder / "adapter.safetensors").read_bytes())
+    for key, value in load_file(folder / "weights.safetensors").items():
+        torch.testing.assert_close(grown.state_dict()[key], value, atol=1e-6, rtol=1e-6)
 
 
 def test_the_probe_in_a_bundle_is_answered_by_the_bundles_own_files(works, tmp_path):

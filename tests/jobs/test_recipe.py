@@ -13,6 +13,11 @@ from plants.errors import InputError
         ("stages: [{cut: 2}, {cut: 1}]", "deeper"),
         ("stages: [{cut: 1, epochs: 2, warmup_epochs: 2}]", "warm-up"),
         ("augment: {rotate_deg: 45}", "augment.rotate_deg"),
+        ("stages: [{cut: 1}, {cut: 2, lr_backbone: 0.01}]", "stage 2: lr_backbone 0.01 is above 0.001"),
+        ("{lora_rank: 8, stages: [{cut: 1, lr_backbone: 0.2}]}", "stages.0.lr_backbone"),
+        ("lora_rank: 3", "lora_rank 3 is outside 4..32: take 8, or leave it out"),
+        ("lora_rank: 33", "lora_rank 33 is outside 4..32: take 8, or leave it out"),
+        ("{lora_rank: 8, freeze_norm: false}", "freeze_norm must be true"),
         ("dropuot: 0.3", "dropuot"),
         ("loss: hinge", "loss"),
         ("balance: oversampling", "balance"),
@@ -68,3 +73,8 @@ def test_what_knows_nothing_yet_may_learn_fast_and_long_without_a_warning():
     assert recipe.stages[0].lr_backbone == 0.01
     with pytest.raises(ValueError, match=r"0\.01 at cut 5 is above 0\.001 on pretrained layers"):
         Recipe(stages=(stage,))
+
+
+@pytest.mark.parametrize("rank", [4, 32])
+def test_adapters_may_learn_faster_than_pretrained_layers(rank):
+    assert Recipe(lora_rank=rank, stages=(Stage(cut=1, lr_backbone=0.01),)).lora_rank == rank

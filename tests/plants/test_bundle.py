@@ -68,6 +68,13 @@ def test_a_manifest_from_before_resizing_was_recorded_means_bilinear(folder):
         bundle.read(folder)
 
 
+def test_a_bundle_of_tier_adapter_holds_one(folder):
+    with pytest.raises(InputError, match=r"a bundle of tier adapter needs adapter\.safetensors"):
+        bundle.write(folder, manifest(tier="adapter"))
+    (folder / "adapter.safetensors").write_bytes(b"factors")
+    assert "adapter.safetensors" in bundle.write(folder, manifest(tier="adapter")).manifest.files
+
+
 def test_equal_bundles_have_equal_digests_and_a_changed_file_another(folder):
     first = bundle.write(folder, manifest())
     assert bundle.write(folder, first.manifest).digest == first.digest
