@@ -134,7 +134,7 @@ def train_fleet(
     is_by_data: runs whose plants have too few labels train no stages, instead of training them and keeping what wins.
     is_estimate: nothing is trained, and nothing recorded; what it would cost is said.
     Raises InputError when a plant has not been imported, the recipe asks for a cut or adapters that the trunk does not
-    allow or for a loss in money where there is none, or the plan would cost more than a cap or than the disk has room for.
+    allow or for a loss in money where there is none, or the plan would cost more than a cap or the disk has room for.
     """
     start = time.monotonic()
     if recipe.init == "random":

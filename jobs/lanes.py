@@ -297,7 +297,7 @@ def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any],
     In a shared run only errors that every worker meets may pass so. Another ends this worker, and with it the group,
     which would wait for its gradients.
     """
-    from jobs.material import fit_run
+    from jobs.fit import fit_run
 
     leads = world.rank == 0
     start = time.monotonic()

@@ -5,11 +5,9 @@ Every process opens its own; what one has written to the cache the others map in
 
 from __future__ import annotations
 
-import bisect
 import copy
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import onnx.utils
 import pandas as pd
 import torch
 from safetensors.torch import load as load_tensors
@@ -31,25 +27,22 @@ from cluster.retention import cache_of, pack_store, sweep
 from cluster.settings import CACHE_GB
 from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs import lora
-from jobs.activations import PackLike, PlantData, RunData, training_rows
-from jobs.adapt import Parent, mean_of
+from jobs.activations import PackLike, PlantData, training_rows
 from jobs.caching import absent, prepare
-from jobs.classical import fit_classical
-from jobs.compress import Evaluator, export_trunk
+from jobs.compress import export_trunk
 from jobs.compute import PLAIN, Compute, Computes
-from jobs.forgetting import MOST_PLANTS
 from jobs.leave_out import LeftOut
 from jobs.model import CutModel, load_model
-from jobs.normality import FILE, fit_normality
+from jobs.normality import FILE
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
-from jobs.scratch import pixels, scratch_model
 from jobs.stream import Stream, streamed_cuts
-from jobs.train import Checkpoints, Fitted, World, fit
+from jobs.train import Fitted
+from jobs.trunk import TrunkRunner
 from plants.bundle import ADAPTER
 from plants.copies import QUARANTINE
 from plants.errors import InputError
-from plants.governance import kept, may_hold, oldest
+from plants.governance import kept, oldest
 from plants.normality import Normalities
 from plants.plant import Fleet, Plant
 from plants.views import view_boxes
@@ -325,150 +318,7 @@ class Material:
         return words, load_tensors(weights), hashlib.sha256(weights).hexdigest()
 
 
-class TrunkRunner:
-    """The frozen trunk on this machine, on its GPU where it has one.
-
-    Without a GPU it is the exported file in ONNX Runtime, the very trunk that serves, unless torch is faster in
-    bfloat16, as it can be for large convolutions. Measured, one thread, images/s, exported file / torch in bfloat16:
-    `mobilenetv2_035` at 224 px 647 / 239, the embedded backbone 1,392 / 1,074, ResNet-18 59 / 82.
-    """
-
-    BLOCK = 8
-
-    def __init__(self, material: Material) -> None:
-        self._model = material.learner
-        self._path = material.trunk_path
-        self._onnx = Evaluator(self._path)
-        self._parts: dict[int, Evaluator] = {}
-        is_plain = material.recipe.compute == "float32"
-        compute = None if is_plain else material.computes.of_trunk(self._exported)
-        if compute is None and torch.cuda.is_available():
-            compute = PLAIN
-        if compute:
-            self._model.trunk.compute_in(compute)
-        self._in_torch = compute is not None
-        self.weights_digest = self._model.weights_digest + (f"|{compute}" if compute else "")
-
-    def activations(self, images: np.ndarray, *, cut: int | None = None) -> Mapping[int, np.ndarray]:
-        """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]: at all cuts, or at the one asked for."""
-        if cut and cut == self._model.max_cut:
-            return {cut: self._normalised(images)}
-        if not self._in_torch:
-            return self._exported(images, cut=cut)
-        trunk, found = self._model.trunk, []
-        with torch.inference_mode():
-            for start in range(0, max(len(images), 1), 2 * self.BLOCK):
-                found.append(trunk(torch.from_numpy(images[start : start + 2 * self.BLOCK]).to(trunk.scale.device)))
-        wanted = found[0] if cut is None else (cut,)
-        return {at: torch.cat([block[at] for block in found]).cpu().numpy() for at in wanted}
-
-    def _exported(self, images: np.ndarray, *, cut: int | None = None) -> Mapping[int, np.ndarray]:
-        """By the exported file, or by the part of it below a cut: the runtime computes all that a file holds."""
-        if cut and cut not in self._parts:
-            path = self._path.with_name(f"trunk.cut{cut}.onnx")
-            if not path.exists():
-                part = path.with_name(f".{path.name}.{os.getpid()}")
-                onnx.utils.extract_model(str(self._path), str(part), ["images"], [f"cut{cut}"])
-                os.replace(part, path)
-            self._parts[cut] = Evaluator(path)
-        return (self._parts[cut] if cut else self._onnx).activations(images, batch=self.BLOCK)
-
-    @torch.inference_mode()
-    def _normalised(self, images: np.ndarray) -> np.ndarray:
-        trunk = self._model.trunk
-        return trunk.normalise(torch.from_numpy(images).to(trunk.scale.device)).cpu().numpy()
-
-
 def read_uri(uri: str) -> bytes:
     """The bytes at a path or s3:// address, e.g. of a weights file."""
     folder, _, name = uri.rpartition("/")
     return open_store(folder).read(name)
-
-
-def fit_run(
-    spec: RunSpec,
-    *,
-    material: Material,
-    plan: Plan,
-    world: World | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    on_part: Callable[[dict[str, Any]], None] | None = None,
-) -> Fitted:
-    """The run is fitted, resumed from its last epoch when there is one, and its model saved."""
-    world = world or World()
-    if spec.kind == "normality":
-        fitted, normality = fit_normality(spec, material=material)
-        material.save_normality(normality, spec=spec, plan=plan)
-        material.save(fitted, spec=spec, plan=plan)
-        return fitted
-    if spec.kind == "classical":
-        fitted = fit_classical(spec, material=material, on_epoch=on_epoch)
-        material.save(fitted, spec=spec, plan=plan)
-        return fitted
-    recipe = Recipe.model_validate(spec.recipe)
-    if recipe.init == "random":
-        model = scratch_model(material, seed=spec.seed)
-        data = tuple(pixels(name, material=material, recipe=recipe) for name in spec.plants)
-    else:
-        model, data = material.learner, tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)
-    store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
-    known = known_plants(spec, fleet=material.fleet, plan=plan)
-    taught_by = (*spec.plants, *known)
-    fitted = fit(
-        model,
-        data=RunData(data),
-        leaf_sets=material.leaf_sets(taught_by),
-        leaves=material.leaves(taught_by if recipe.replay else spec.plants),
-        recipe=recipe,
-        seed=spec.seed,
-        known=RunData(tuple(material.data(name) for name in known)) if known else None,
-        parent=_start(spec, material=material, plan=plan),
-        world=world,
-        checkpoints=Checkpoints(
-            load=lambda: store.read(state) if store.exists(state) else None,
-            save=lambda data: _write(store, state, data),
-        ),
-        compute=material.compute,
-        on_epoch=on_epoch,
-        on_part=on_part,
-    )
-    if world.rank == 0:
-        material.save(fitted, spec=spec, plan=plan)
-    return fitted
-
-
-def known_plants(spec: RunSpec, *, fleet: Fleet, plan: Plan) -> tuple[str, ...]:
-    """The plants that the run's parent learned from beside the run's own, and whose images the run may learn from.
-
-    Of more than `MOST_PLANTS` those that follow its own in the order of names, round and round.
-    """
-    names = set(plan.run(spec.parent).plants if spec.parent else ()) - set(spec.plants)
-    able = sorted(name for name in names if may_hold(fleet.plant(name), serves=spec.plants))
-    first = bisect.bisect(able, spec.plants[0])
-    return tuple([*able[first:], *able[:first]][:MOST_PLANTS])
-
-
-def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
-    """What the run starts from: nothing, its parent's branch, or the mean of its parents' that were not refused."""
-    if spec.start:
-        plan_id, _, run_id = spec.start.partition("/")
-        words, start, _ = material.load(run_id, plan_id=plan_id, what="start")
-        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=spec.start)
-    found = []
-    for run_id in spec.sources:
-        words = material.store.read_json(f"runs/{plan.plan_id}/{run_id}/model.json")
-        if words["donor"] and words["donor"]["refused"]:
-            continue
-        words, start, _ = material.load(run_id, plan_id=plan.plan_id, what="start")
-        found.append(Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=run_id))
-    if not spec.parents:
-        return found[0] if found else None
-    data = RunData(tuple(material.data(name) for name in spec.plants))
-    recipe = Recipe.model_validate(spec.recipe)
-    return mean_of(
-        found, model=material.model, leaves=material.leaves(spec.plants), data=data, freeze_norm=recipe.freeze_norm
-    )
-
-
-def _write(store: Any, key: str, data: bytes) -> None:
-    store.write(key, data)

@@ -10,103 +10,27 @@ is drawn from (seed, stage, epoch).
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jobs import adapt, forgetting, lora
+from jobs import forgetting, lora
 from jobs.activations import RunData
 from jobs.adapt import Parent, load_parent
+from jobs.begin import at_random, with_head_fitted
 from jobs.compute import PLAIN, Compute
-from jobs.head import Head, HeadFit, Lesson
-from jobs.objective import Objective, portions
+from jobs.epoch import epoch_of, seldom
+from jobs.objective import Objective
 from jobs.recipe import Recipe, Stage
-from jobs.reweighting import measure, sentences
-from jobs.schedule import halving, jumping, overfitting, rate_factor, rate_groups
+from jobs.run import BranchFactory, Checkpoints, Fitted, Run, World, agreed, copied
+from jobs.schedule import halving, jumping, overfitting, rate_groups
 from jobs.selection import Score
-from jobs.supervision import Supervision, forward
-
-T = TypeVar("T")
-FOLDS = 3
-"""Parts of `select`: a head fitted to it is judged on each by one that was fitted to the other parts."""
-
-
-class BranchFactory(Protocol):
-    """What is needed of `jobs.model.CutModel`: branches at a cut, with pretrained stages."""
-
-    def new_branch(
-        self, cut: int, leaves: Sequence[str], *, seed: int = 0, dropout: float = 0.3, freeze_norm: bool = False
-    ) -> Any:
-        """A branch: forward(activation) -> (logits [N, L], features [N, F])."""
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that fit one run together by DDP."""
-
-    rank: int = 0
-    size: int = 1
-
-
-@dataclass
-class Fitted:
-    """What a run learned: the branch at the cut that won, and how it got there."""
-
-    cut: int
-    leaves: tuple[str, ...]
-    state: dict[str, Tensor]
-    score: Score
-    start: dict[str, Tensor]
-    """The same branch with a softer head that has not seen `select`: stages and other runs go on from it."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    reweighting: list[dict[str, Any]] = field(default_factory=list)
-    """What weighting by class did to the recall of each class, see `jobs.reweighting`."""
-    adapter: dict[str, Tensor] = field(default_factory=dict)
-    """Where the branch was adapted (`Recipe.lora_rank`): the factors, and the head, without what they were laid on."""
-    donor: dict[str, Any] | None = None
-    """What the start of its parent was worth, see `jobs.adapt.judged`; None without a parent."""
-    forgetting: dict[str, dict[str, float | None]] | None = None
-    """What it lost at the plants that its parent knew, see `jobs.forgetting.forgotten`; None where not measured."""
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the parent's start was shown to be worse than the pretrained one, so that nothing was built on it."""
-        return self.donor is not None and bool(self.donor["refused"])
-
-
-@dataclass
-class Checkpoints:
-    """Where a run keeps its state; the defaults keep none."""
-
-    load: Callable[[], bytes | None] = lambda: None
-    save: Callable[[bytes], None] = lambda data: None
-    every_s: float = 15.0
-
-
-@dataclass(frozen=True)
-class _Run:
-    model: BranchFactory
-    taught: Supervision
-    objective: Objective
-    recipe: Recipe
-    seed: int
-    world: World
-    compute: Callable[[int], Compute]
-    on_part: Callable[[dict[str, Any]], None] = lambda row: None
-    parent: Parent | None = None
-    replay: forgetting.Replay | None = None
-
-
-PART_S = 2.0
-"""How often, at most, a run says how much of an epoch is done."""
+from jobs.supervision import Supervision
 
 
 def fit(
@@ -144,17 +68,17 @@ def fit(
         is_balanced=recipe.balance != "none",
     )
     objective = Objective(taught, recipe=recipe)
-    tell = _seldom(on_part, clock=clock) if on_part else lambda row: None
+    tell = seldom(on_part, clock=clock) if on_part else lambda row: None
     world = world or World()
     replay = _replay(known, leaf_sets=leaf_sets, leaves=leaves, recipe=recipe, world=world)
-    run = _Run(
+    run = Run(
         model, taught, objective, recipe, seed, world=world, compute=compute, on_part=tell, parent=parent, replay=replay
     )
     state = _restored(checkpoints.load())
-    begin = _at_random if recipe.init == "random" else _with_head_fitted
+    begin = at_random if recipe.init == "random" else with_head_fitted
     best = state.best if state else begin(run)
-    best.score = _agreed(best.score, world=run.world)
-    best.donor = _agreed(best.donor, world=run.world)
+    best.score = agreed(best.score, world=run.world)
+    best.donor = agreed(best.donor, world=run.world)
     if best.is_refused:
         return best
     if state is None:
@@ -176,15 +100,6 @@ def fit(
     return best
 
 
-def _at_random(run: _Run) -> Fitted:
-    """The whole net as it was made, which knows nothing, and what that is worth on select."""
-    assert run.parent is None, "a run that starts from another one starts from what that has learned"
-    cut, taught = run.recipe.stages[0].cut, run.taught
-    branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
-    state, found = _copy(branch), taught.judge_branch(branch, cut=cut)
-    return Fitted(cut=cut, leaves=taught.leaves, state=state, score=found, start=state, notes=["from random weights"])
-
-
 def _replay(
     known: RunData | None,
     *,
@@ -202,72 +117,6 @@ def _replay(
     return forgetting.Replay(taught, recipe.replay)
 
 
-def _with_head_fitted(run: _Run) -> Fitted:
-    """The parent's branch, or the whole frozen backbone, with a head fitted to these rows."""
-    taught, parent = run.taught, run.parent
-    cut = parent.cut if parent else 0
-    branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
-    prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
-    fitted, losses = _on_features(run, branch, cut=cut, prior=prior)
-    if parent:
-        if run.replay:
-            losses = _on_features(replace(run, replay=None), branch, cut=cut, prior=prior)[1]
-        plain = run.model.new_branch(0, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
-        pretrained = _on_features(run, plain, cut=0, prior=None)[1]
-        lots = taught.part_lots
-        fitted.donor = adapt.judged(parent.name, donor=-losses, pretrained=-pretrained, lots=lots)
-        fitted.notes.append(adapt.words(fitted.donor, num_lots=len(set(lots))))
-    return fitted
-
-
-def _on_features(run: _Run, branch: Any, *, cut: int, prior: Head | None) -> tuple[Fitted, np.ndarray]:
-    """The branch with a head fitted to these rows, and the loss of every select part [P], judged out of fold."""
-    taught = run.taught
-    views = min(d.views for d in taught.data.plants)
-    lesson = _lesson(taught, branch, cut=cut, ids=taught.train_ids, views=range(views))
-    has_select = len(taught.select_ids) > 0
-    select = _lesson(taught, branch, cut=cut, ids=taught.select_ids, views=range(1)) if has_select else lesson.rows(0)
-    weight = 1.0
-    if run.replay and prior:
-        old = run.replay.taught
-        lesson, weight = run.replay.beside(lesson, _lesson(old, branch, cut=cut, ids=old.train_ids, views=range(1)))
-    losses = np.zeros(0)
-    with torch.enable_grad():
-        heads = HeadFit(lesson, prior=prior)
-        head, found, strength, soft = heads.best(lambda head: taught.judge_rows(head.logits(select.features)))
-        effect = measure(head, lesson=lesson, prior=prior, strength=strength, select=select.features, taught=taught)
-        if has_select:
-            more = replace(select, weights=select.weights * views * weight)
-            head, logits = _knowing_select(heads, more, head=head, strength=strength, taught=taught)
-            found, losses = taught.judge_rows(logits), taught.part_losses(logits)
-    branch.adopt_head(soft.weight, soft.bias, taught.leaves)
-    start = _copy(branch)
-    branch.adopt_head(head.weight, head.bias, taught.leaves)
-    what = f"head fitted on {'the parent' if prior else 'frozen'} features, L2 {strength:g}"
-    told: dict[str, Any] = {"notes": [what, *sentences(effect)], "reweighting": effect}
-    return Fitted(cut=cut, leaves=taught.leaves, state=_copy(branch), score=found, start=start, **told), losses
-
-
-def _lesson(taught: Supervision, branch: Any, *, cut: int, ids: np.ndarray, views: range) -> Lesson:
-    """Rows in each of these views, as a head is fitted to them."""
-    features = [forward(branch, taught.data, cut=cut, ids=ids, view=view)[1] for view in views]
-    at = torch.from_numpy(np.tile(ids, len(views)))
-    return Lesson(torch.cat(features).clone(), taught.targets[at], taught.mask[at], taught.weights[at])
-
-
-def _knowing_select(
-    heads: HeadFit, select: Lesson, *, head: Head, strength: float, taught: Supervision
-) -> tuple[Head, Tensor]:
-    """The head fitted to the select rows too, and their logits [N, L] by heads that have not seen the lot judged."""
-    folds = taught.folds(FOLDS)
-    is_learned = taught.data.column("is_learned")[taught.select_ids].astype(bool)
-    learned = is_learned & select.targets.any(1).numpy()
-    choices = [learned & (folds != fold) for fold in range(FOLDS)]
-    whole, *by_fold = heads.with_more(select, at=[learned, *choices], head=head, strength=strength)
-    logits = torch.stack([one.logits(select.features) for one in by_fold])
-    return whole, logits[torch.from_numpy(folds), torch.arange(len(folds))]
-
-
 @dataclass
 class _State:
     best: Fitted
@@ -282,7 +131,7 @@ class _State:
 
 
 def _unfreeze(
-    run: _Run,
+    run: Run,
     *,
     stage: Stage,
     index: int,
@@ -312,15 +161,15 @@ def _unfreeze(
     for epoch in range(at.epoch, stage.epochs):
         if at.since_best >= run.recipe.patience:
             break
-        loss = _epoch(run, wrapped, optimizer, stage=stage, index=index, epoch=epoch, scale=at.rate)
+        loss = epoch_of(run, wrapped, optimizer, stage=stage, index=index, epoch=epoch, scale=at.rate)
         _average_buffers(branch, world=run.world)
-        found = _agreed(run.taught.judge_branch(branch, cut=stage.cut), world=run.world)
+        found = agreed(run.taught.judge_branch(branch, cut=stage.cut), world=run.world)
         row = {"stage": index + 1, "epoch": epoch + 1, "loss": loss, "select": found.value, "select_nll": found.nll}
         row["rate"] = at.rate  # of the schedule's, halved where a rule says so
         best.history.append(row)
         on_epoch(row)
         if found.beats(at.stage_best):
-            at.stage_best, at.stage_best_state, at.since_best = found, _copy(branch), 0
+            at.stage_best, at.stage_best_state, at.since_best = found, copied(branch), 0
         else:
             at.since_best += 1
         if why := halving(best.history, stage=index + 1, since_best=at.since_best, recipe=run.recipe):
@@ -328,7 +177,7 @@ def _unfreeze(
             best.notes.append(f"stage {index + 1}, epoch {epoch + 1}: {why}, rate halved")
         at.epoch = epoch + 1
         if clock() - saved_at >= save.every_s and run.world.rank == 0:
-            at.branch, at.optimizer = _copy(branch), optimizer.state_dict()
+            at.branch, at.optimizer = copied(branch), optimizer.state_dict()
             save.save(_frozen(at))
             saved_at = clock()
     best.notes.extend(jumping(best.history, stage=index + 1, recipe=run.recipe))
@@ -345,7 +194,7 @@ def _unfreeze(
     return True
 
 
-def _to_be_trained(run: _Run, *, stage: Stage, best: Fitted) -> Any:
+def _to_be_trained(run: Run, *, stage: Stage, best: Fitted) -> Any:
     """The best so far as a branch at the stage's cut; with adapters, those it has go on learning where it has some."""
     branch = run.model.new_branch(
         stage.cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout, freeze_norm=run.recipe.freeze_norm
@@ -363,103 +212,6 @@ def _to_be_trained(run: _Run, *, stage: Stage, best: Fitted) -> Any:
     return branch
 
 
-def _epoch(
-    run: _Run,
-    branch: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    stage: Stage,
-    index: int,
-    epoch: int,
-    scale: float,
-) -> float:
-    """One pass over the training rows, each in a random view; returns the mean loss of this process's share."""
-    seed = np.random.SeedSequence([run.seed, index, epoch])
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(int(seed.generate_state(1)[0]) + run.world.rank)
-    order = run.objective.order(rng)
-    views = rng.integers(0, run.taught.data.num_views(stage.cut), size=len(order))
-    per_step = max(1, run.recipe.batch // run.world.size) * run.world.size
-    steps = max(1, math.ceil(len(order) / per_step))
-    branch.train()
-    answer = _answering(branch, compute=run.compute(stage.cut))
-    total, broken = 0.0, None
-    for step in range(steps):
-        take = np.arange(step * per_step, (step + 1) * per_step)[run.world.rank :: run.world.size] % len(order)
-        ids = order[take]
-        factor = rate_factor(
-            epoch * steps + step,
-            steps=stage.epochs * steps,
-            warmup=stage.warmup_epochs * steps,
-            schedule=run.recipe.schedule,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * factor * scale
-        optimizer.zero_grad(set_to_none=True)
-        for part in portions(branch, len(ids), accumulate=run.recipe.accumulate):
-            logits = answer(run.taught.data.fetch(stage.cut, ids=ids[part], views=views[take][part]))
-            loss = run.objective(logits, torch.from_numpy(ids[part]))
-            if run.replay:
-                seeds = [run.seed, index, epoch, step, int(part[0])]
-                loss = run.replay.mixed(loss, answer, cut=stage.cut, num=len(part), seed=seeds)
-            (loss * (len(part) / len(ids))).backward()
-            total += float(loss.detach()) * len(part) / len(ids)
-        nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
-        optimizer.step()
-        if broken is None and not math.isfinite(total):
-            broken = ids
-        run.on_part({"stage": index + 1, "epoch": epoch + 1, "part": (step + 1) / steps})
-    return _finite(total / steps, run=run, epoch=epoch, batch=broken)
-
-
-def _answering(branch: nn.Module, *, compute: Compute) -> Callable[[Tensor], Tensor]:
-    """Activations -> logits float32 [N, L], both on the CPU, by a branch where it is and as it computes fastest."""
-    device = next(branch.parameters()).device
-
-    def answer(activations: Tensor) -> Tensor:
-        with compute.autocast(device):
-            logits, _ = branch(compute.laid(activations.to(device)))
-        return logits.float().cpu()
-
-    return answer
-
-
-def _seldom(tell: Callable[[dict[str, Any]], None], *, clock: Callable[[], float]) -> Callable[[dict[str, Any]], None]:
-    """Passes on what comes `PART_S` or more after what was passed on before, or after now."""
-    told_at = clock()
-
-    def maybe(row: dict[str, Any]) -> None:
-        nonlocal told_at
-        if clock() - told_at >= PART_S:
-            told_at = clock()
-            tell(row)
-
-    return maybe
-
-
-def _finite(loss: float, *, run: _Run, epoch: int, batch: np.ndarray | None) -> float:
-    """The mean over processes; every one of them raises when it is not finite anywhere. batch: where it first was."""
-    if run.world.size > 1:
-        value = torch.tensor([loss])
-        dist.all_reduce(value)
-        loss = float(value) / run.world.size
-    if not math.isfinite(loss):
-        plants, frames = (run.taught.data.column(name) for name in ("plant", "frame"))
-        names = [] if batch is None else [f"{plants[i]}: {frames[i]}" for i in batch]
-        first = f", first in the batch of {', '.join(names)}" if names else ""
-        remedy = "lower the rates, or look at these images" if names else "lower the rates, or look for broken images"
-        raise FloatingPointError(f"the loss is {loss} in epoch {epoch + 1}{first}: {remedy}")
-    return loss
-
-
-def _agreed(found: T, *, world: World) -> T:
-    """What the first process found, so that all stop and keep alike where their arithmetic differs."""
-    box = [found]
-    if world.size > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def _average_buffers(branch: nn.Module, *, world: World) -> None:
     """BatchNorm statistics become the mean over processes."""
     if world.size > 1:
@@ -467,10 +219,6 @@ def _average_buffers(branch: nn.Module, *, world: World) -> None:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= world.size
-
-
-def _copy(branch: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().clone() for k, v in branch.state_dict().items()}
 
 
 def _frozen(state: _State) -> bytes:

@@ -72,7 +72,7 @@ class Manifest(Config):
     """Of an ensemble: the trunk that all members share."""
     cut: int = Field(default=0, ge=0)
     tier: Literal["head", "adapter", "branch", "whole"] = "head"
-    """What it has of its own: a head, and with it an `adapter.safetensors` for the pretrained stages, or stages, or all of them.
+    """What it has of its own: a head; with it an `adapter.safetensors` for the pretrained stages; or stages; or all.
 
     `branch.onnx` holds all of it at every tier; so far that is what serves.
     """

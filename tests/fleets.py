@@ -149,8 +149,9 @@ def trained(
     """The fleet imported, and its runs of these kinds done, two epochs each but those from scratch."""
     import torch
 
+    from jobs.fit import fit_run
     from jobs.fleet import planned
-    from jobs.material import Material, fit_run
+    from jobs.material import Material
     from jobs.recipe import Recipe, Stage
 
     torch.set_num_threads(1)

@@ -25,8 +25,9 @@ from safetensors.numpy import load_file
 from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.storage import Store, open_store
+from jobs.fit import fit_run
 from jobs.fleet import planned
-from jobs.material import Material, fit_run
+from jobs.material import Material
 from jobs.recipe import Recipe, Stage, save_recipe
 from plants.plant import load_fleet
 from tests.fleets import imported, small_fleet

@@ -107,8 +107,9 @@ def _errors(fleet: Any, *, plant: Any) -> list[str]:
 
 def _baselines(fleet: Any, *, settings: Any, names: Sequence[str], seed: int) -> dict[str, Any]:
     """Macro-F1 on decide of hand-made features with a linear model and of the net from random weights."""
+    from jobs.fit import fit_run
     from jobs.fleet import planned
-    from jobs.material import Material, fit_run
+    from jobs.material import Material
     from jobs.model import load_model
     from jobs.recipe import Recipe
     from jobs.scoring import Exports, role_inputs

@@ -189,7 +189,7 @@ def pure(task: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     _, recipe, material = _opened(task)
     plan = _wanted(task, recipe=recipe, material=material)
-    from jobs.material import fit_run
+    from jobs.fit import fit_run
 
     start = time.time()
     material.export_trunk_once()
@@ -310,7 +310,8 @@ def _in_trainers(run_ids: list[str], *, config: dict[str, Any], folder: str, at_
     def loop(given: dict[str, Any]) -> None:
         import torch
 
-        from jobs.material import Material, fit_run
+        from jobs.fit import fit_run
+        from jobs.material import Material
         from jobs.plan import Plan
 
         torch.set_num_threads(given["threads"])

@@ -102,8 +102,9 @@ def _fitted(
     fleet: Any, *, names: Sequence[str], settings: Any, recipes: Mapping[str, Any], methods: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Every method fitted to the plants as their tables are now, and judged, one by one; a plan for each recipe."""
+    from jobs.fit import fit_run
     from jobs.fleet import planned
-    from jobs.material import Material, fit_run
+    from jobs.material import Material
     from jobs.scoring import Exports, role_inputs
 
     for label, recipe in recipes.items():

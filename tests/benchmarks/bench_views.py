@@ -95,8 +95,9 @@ def _fleet(folder: Path, *, seed: int, given: argparse.Namespace) -> Any:
 
 def _measured(fleet: Any, name: str, *, setting: tuple[int, Any], seed: int, folder: Path) -> dict[str, Any]:
     """One plant's own model at one setting; its packs are there before, its activations are not."""
+    from jobs.fit import fit_run
     from jobs.fleet import planned
-    from jobs.material import Material, fit_run
+    from jobs.material import Material
     from jobs.recipe import Recipe, Stage
 
     cut, views = setting

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jobs.classical import NUM_LAYOUT, NUM_TEXTURE, HandMade, features
+from jobs.fit import fit_run
 from jobs.fleet import planned
-from jobs.material import Material, fit_run
+from jobs.material import Material
 from jobs.recipe import Recipe
 from jobs.scoring import Exports, role_inputs
 from plants.metrics import report

@@ -19,8 +19,8 @@ from cluster.storage import LocalStore, PlantFiles
 from jobs import release, verbs
 from jobs.compare import compare_fleet
 from jobs.evaluate import HEAD, LEDGER, _is_worse, contaminated, evaluate_fleet, open_test, openings
+from jobs.fit import fit_run
 from jobs.fleet import planned
-from jobs.material import fit_run
 from jobs.plan import Plan, RunSpec
 from plants import splits
 from plants.errors import InputError, SealError

@@ -207,7 +207,7 @@ def test_a_mean_of_a_failed_run_fails(store_uri):
 
 def test_a_refused_run_is_told_as_such_and_not_as_done(monkeypatch):
     fitted = Fitted(0, (), {}, Score(0.5, 1.0, {}), {}, notes=["head", "worse: refused"], donor={"refused": True})
-    monkeypatch.setattr("jobs.material.fit_run", lambda *args, **kwargs: fitted)
+    monkeypatch.setattr("jobs.fit.fit_run", lambda *args, **kwargs: fitted)
     calls = []
 
     def call(method, *args, **kwargs):
@@ -315,7 +315,7 @@ def test_where_a_disk_is_full_nothing_more_is_taken_and_no_run_is_blamed(store_u
     def failing(*args, **kwargs):
         raise NoSpace("the disk is full", file="cache")
 
-    monkeypatch.setattr("jobs.material.fit_run", failing)
+    monkeypatch.setattr("jobs.fit.fit_run", failing)
     call = lambda method, *a, **k: getattr(at, method)(*a, **k)  # noqa: E731
     _work(PLAN.run("own"), material=None, plan=PLAN, call=call, world=World())
     assert (at.take(0), at.take(1), at.prepare(0), at.shared()) == ({"do": "stop"}, {"do": "stop"}, {"do": "go"}, [])
@@ -356,7 +356,7 @@ def test_an_error_of_one_worker_alone_ends_the_group_of_a_shared_run(monkeypatch
     def failing(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("jobs.material.fit_run", failing)
+    monkeypatch.setattr("jobs.fit.fit_run", failing)
     calls = []
 
     def call(method, *args, **kwargs):

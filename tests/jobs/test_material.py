@@ -10,8 +10,9 @@ import torch
 from cluster.ledger import RunLedger, RunRecord, refuse
 from cluster.registry import Bundles
 from jobs.compare import compare_fleet
+from jobs.fit import fit_run, known_plants
 from jobs.fleet import planned
-from jobs.material import Material, fit_run, known_plants
+from jobs.material import Material
 from jobs.package import publish_decision
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe, Stage
@@ -37,7 +38,7 @@ def test_children_start_from_what_a_parent_has_left_which_is_not_what_it_serves(
     assert not works.store.exists(f"runs/{plan.plan_id}/frozen-arden-s0/start.safetensors")
     seen = []
     monkeypatch.setattr(
-        "jobs.material.fit", lambda *args, parent, **more: seen.append(parent) or fit(*args, parent=parent, **more)
+        "jobs.fit.fit", lambda *args, parent, **more: seen.append(parent) or fit(*args, parent=parent, **more)
     )
     fit_run(plan.run("warm-arden-s0"), material=material, plan=plan)
     (parent,) = seen

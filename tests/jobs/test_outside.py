@@ -6,8 +6,9 @@ import pytest
 
 from cluster.ledger import RunLedger, RunRecord, begin, finish
 from jobs.compare import compare_fleet
+from jobs.fit import fit_run
 from jobs.fleet import planned
-from jobs.material import Material, fit_run
+from jobs.material import Material
 from jobs.recipe import Recipe
 from jobs.report import report_html
 from tests.fleets import NOW, Works

@@ -13,7 +13,7 @@ from plants.errors import InputError
         ("stages: [{cut: 2}, {cut: 1}]", "deeper"),
         ("stages: [{cut: 1, epochs: 2, warmup_epochs: 2}]", "warm-up"),
         ("augment: {rotate_deg: 45}", "augment.rotate_deg"),
-        ("stages: [{cut: 1}, {cut: 2, lr_backbone: 0.01}]", "stage 2: lr_backbone 0.01 is above 0.001"),
+        ("stages: [{cut: 1}, {cut: 2, lr_backbone: 0.01}]", "lr_backbone 0.01 at cut 2 is above 0.001"),
         ("{lora_rank: 8, stages: [{cut: 1, lr_backbone: 0.2}]}", "stages.0.lr_backbone"),
         ("lora_rank: 3", "lora_rank 3 is outside 4..32: take 8, or leave it out"),
         ("lora_rank: 33", "lora_rank 33 is outside 4..32: take 8, or leave it out"),

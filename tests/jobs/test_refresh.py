@@ -16,8 +16,9 @@ from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
+from jobs.fit import fit_run
 from jobs.fleet import COMPARED, Trained, latest_plan, planned
-from jobs.material import Material, fit_run
+from jobs.material import Material
 from jobs.plan import Plan, make_plan
 from jobs.recipe import Recipe, Stage
 from jobs.refresh import EPOCHS, refresh_fleet, refreshed, shortened, whole_recipe

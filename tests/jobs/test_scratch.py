@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from cluster.settings import Settings
 from jobs.backbone import load_backbone
 from jobs.compress import BranchExporter, agrees, export_trunk, parity_full
+from jobs.fit import fit_run
 from jobs.fleet import planned, train_fleet
-from jobs.material import Material, fit_run
+from jobs.material import Material
 from jobs.model import load_model
 from jobs.recipe import Recipe, Stage
 from jobs.scratch import deepest_cut, pixels, scratch_model, scratch_recipe

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jobs.fit import fit_run
 from jobs.fleet import planned
-from jobs.material import Material, fit_run
+from jobs.material import Material
 from jobs.recipe import Recipe, Stage
 from jobs.scoring import Exports
 from jobs.stream import DRAWS, streamed_cuts
