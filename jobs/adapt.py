@@ -30,6 +30,8 @@ class Parent:
     leaves: tuple[str, ...]
     state: Mapping[str, Tensor]
     name: str = "the parent"
+    is_whole: bool = False
+    """Whether its head may serve as it is, where one fitted to the child's rows is no better."""
 
 
 def load_parent(branch: Any, *, parent: Parent, leaves: Sequence[str], otherwise: Head | None = None) -> Head:
@@ -80,7 +82,7 @@ def mean_of(
         blocks = [(ids[at : at + BLOCK], view) for view in range(views) for at in range(0, len(ids), BLOCK)]
         update_bn((data.fetch(cut, ids=rows, views=np.full(len(rows), view)) for rows, view in blocks), branch)
     name = f"mean of {', '.join(parent.name for parent in parents)}"
-    return Parent(cut=cut, leaves=tuple(leaves), state=branch.state_dict(), name=name)
+    return Parent(cut=cut, leaves=tuple(leaves), state=branch.state_dict(), name=name, is_whole=True)
 
 
 def judged(parent: str, *, donor: np.ndarray, pretrained: np.ndarray, lots: np.ndarray) -> dict[str, Any]:

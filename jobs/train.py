@@ -65,7 +65,7 @@ class Fitted:
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     donor: dict[str, Any] | None = None
-    """What the start of its parent was worth, see `jobs.adapt.judged`; None without a parent."""
+    """What the start of its parent was worth, see `jobs.adapt.judged`; None without a parent, and of a mean."""
     forgetting: dict[str, dict[str, float | None]] | None = None
     """What it lost at the plants that its parent knew, see `jobs.forgetting.forgotten`; None where not measured."""
 
@@ -168,8 +168,15 @@ def _with_head_fitted(run: _Run, *, parent: Parent | None) -> Fitted:
     taught = run.taught
     branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
     prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
+    whole = (_copy(branch), taught.judge_branch(branch, cut=cut)) if parent and parent.is_whole else None
     fitted, losses = _on_features(run, branch, cut=cut, prior=prior)
-    if parent:
+    if whole and whole[1].beats(fitted.score):
+        fitted = Fitted(
+            cut, taught.leaves, whole[0], score=whole[1], start=whole[0], notes=["the head is the parents'"]
+        )
+    if parent and parent.is_whole:
+        fitted.notes.insert(0, parent.name)
+    elif parent:
         if run.replay:
             losses = _on_features(replace(run, replay=None), branch, cut=cut, prior=prior)[1]
         plain = run.model.new_branch(0, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
