@@ -30,6 +30,8 @@ class Parent:
     leaves: tuple[str, ...]
     state: Mapping[str, Tensor]
     name: str = "the parent"
+    is_whole: bool = False
+    """Whether its head may serve as it is, where one fitted to the child's rows is no better."""
 
 
 def load_parent(branch: Any, *, parent: Parent, leaves: Sequence[str], otherwise: Head | None = None) -> Head:
@@ -81,7 +83,7 @@ def mean_of(
         loader = (data.fetch(cut, ids=rows, views=np.full(len(rows), view)) for rows, view in blocks)
         update_bn(loader, branch, device=next(branch.parameters()).device)
     name = f"mean of {', '.join(parent.name for parent in parents)}"
-    return Parent(cut=cut, leaves=tuple(leaves), state=branch.state_dict(), name=name)
+    return Parent(cut=cut, leaves=tuple(leaves), state=branch.state_dict(), name=name, is_whole=True)
 
 
 def judged(parent: str, *, donor: np.ndarray, pretrained: np.ndarray, lots: np.ndarray) -> dict[str, Any]:

@@ -39,8 +39,14 @@ def with_head_fitted(run: Run) -> Fitted:
     cut = parent.cut if parent else 0
     branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
     prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
+    whole = (copied(branch), taught.judge_branch(branch, cut=cut)) if parent and parent.is_whole else None
     fitted, losses = _on_features(run, branch, cut=cut, prior=prior)
-    if parent:
+    if whole and whole[1].beats(fitted.score):
+        state, found = whole
+        fitted = Fitted(cut, taught.leaves, state, score=found, start=state, notes=["the head is the parents'"])
+    if parent and parent.is_whole:
+        fitted.notes.insert(0, parent.name)
+    elif parent:
         if run.replay:
             losses = _on_features(replace(run, replay=None), branch, cut=cut, prior=prior)[1]
         plain = run.model.new_branch(0, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)

@@ -24,7 +24,7 @@ from jobs.backbone import trained_px
 from jobs.domains import PRETRAINING, distances_html, pretraining_look
 from jobs.material import Material
 from jobs.page import page, table
-from jobs.pictures import Seen, camera_findings, copy_findings, look_at
+from jobs.pictures import Seen, camera_findings, copy_findings, look_at, tone_findings
 from jobs.recipe import Recipe
 from jobs.sheets import Sheets, draw_sheets, sheets_html
 from jobs.suspects import Suspicion, suspicion
@@ -118,7 +118,7 @@ def audit_images(fleet: Fleet, *, names: Sequence[str], material: Material, say:
         plant = fleet.plant(name)
         rows = material.rows(name)
         seen.append(look_at(plant, rows, read=lambda frame, at=plant.images: files.read(at, frame)))
-        findings += camera_findings(seen[-1])
+        findings += [*camera_findings(seen[-1]), *tone_findings(seen[-1])]
         rows = rows[(rows["role"] != "test") & rows["class"].isin(plant.annotated)]
         if rows.empty:
             continue

@@ -23,6 +23,7 @@ from plants.findings import Finding
 from plants.governance import kept, oldest
 from plants.images import decode
 from plants.plant import Fleet, Plant
+from plants.tones import GAP, MIN_FRAMES, gap, match, seen_by, tones
 
 NUM_READERS = 4
 PIECE = 2_000
@@ -38,19 +39,25 @@ class Seen:
     rows: pd.DataFrame
     signatures: list[npt.NDArray[np.uint8]]
     summaries: list[FrameSummary]
+    tones: list[npt.NDArray[np.float64]]
 
 
 def look_at(plant: Plant, rows: pd.DataFrame, *, read: Callable[[str], bytes]) -> Seen:
     """Every frame decoded once, in the order in which it was taken, or of its name where that is not known."""
     rows = rows.sort_values(["captured_at", "frame"], na_position="first").reset_index(drop=True)
 
-    def one(row: Mapping[str, Any]) -> tuple[npt.NDArray[np.uint8], FrameSummary]:
+    def one(row: Mapping[str, Any]) -> tuple[npt.NDArray[np.uint8], FrameSummary, npt.NDArray[np.float64]]:
         pixels = _pixels(row, plant=plant, read=read)
-        return signature(pixels), summary(pixels)
+        return (
+            signature(pixels),
+            summary(pixels),
+            tones(pixels, roi=plant.environments[row["environment"]].geometry.roi),
+        )
 
     with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="looks") as pool:
         found = list(pool.map(one, rows[["frame", "environment"]].to_dict("records")))
-    return Seen(plant, rows, [signed for signed, _ in found], [summed for _, summed in found])
+    signatures, summaries, of_tones = ([one[k] for one in found] for k in range(3))
+    return Seen(plant, rows, signatures, summaries, of_tones)
 
 
 def _pixels(row: Mapping[str, Any], *, plant: Plant, read: Callable[[str], bytes]) -> npt.NDArray[np.uint8]:
@@ -124,6 +131,44 @@ def camera_findings(seen: Seen) -> list[Finding]:
                 "Look at the camera and its light; leave these frames out, or import them as an environment",
             )
         )
+    return findings
+
+
+def tone_findings(seen: Seen) -> list[Finding]:
+    """The environments whose tones lie far from those of the plant's largest one, and the photometry that undoes it.
+
+    Judged on frames that may be learned from, of good parts where the plant has good classes, and of products that both
+    environments have seen.
+    """
+    plant, rows = seen.plant, seen.rows.reset_index(drop=True)
+    rows = rows[rows["role"].isin(["train", "select"]) & rows["class"].isin(plant.ok or plant.annotated)]
+    sizes = rows.groupby("environment").size().sort_index().sort_values(ascending=False, kind="stable")
+    findings = []
+    for name in sizes.index[1:]:
+        first = str(sizes.index[0])
+        one, base = (
+            rows[rows["environment"] == at].assign(kind=lambda r: r["product"].fillna("")) for at in (name, first)
+        )
+        shared = set(one["kind"]) & set(base["kind"])
+        one, base = one[one["kind"].isin(shared)], base[base["kind"].isin(shared)]
+        if min(len(one), len(base)) < MIN_FRAMES:
+            continue
+        own, want = (np.median([seen.tones[i] for i in some.index], axis=0) for some in (one, base))
+        want = seen_by(want, plant.environments[first].photometry)
+        now = gap(seen_by(own, plant.environments[str(name)].photometry), want)
+        found = match(own, want)
+        then = gap(seen_by(own, found), want)
+        if now < GAP or then > now / 2:
+            continue
+        words = ", ".join(f"{key}: {value:g}" for key, value in found.model_dump().items())
+        detail = (
+            f"the tones of environment {name} lie {now:.0f} grey levels from those of {first}, "
+            f"{then:.0f} with the photometry named here ({len(one)} and {len(base)} frames)"
+        )
+        remedy = (
+            f"If both show the same parts, write into environments.{name}: photometry: {{{words}}}; `compare` judges"
+        )
+        findings.append(Finding("info", "tones_differ", plant.name, detail, remedy))
     return findings
 
 

@@ -176,6 +176,17 @@ def test_a_means_norms_know_its_own_activations_where_runs_train_them(tmp_path, 
     np.testing.assert_allclose(known.numpy(), want, atol=0.05)
 
 
+def test_a_mean_keeps_its_head_only_where_one_fitted_anew_is_no_better(tmp_path):
+    data = woven(tmp_path / "north", "north", num_train=64, num_select=60, seed=0)
+    known = fit(Curved(), **run_of(data), recipe=FROZEN, seed=0)
+    none = {**known.start, "head.weight": torch.zeros(2, 6), "head.bias": torch.zeros(2)}
+    for state, is_kept in ((known.state, True), (none, False)):
+        mean = Parent(0, LEAVES, state, name="mean", is_whole=True)
+        fitted = fit(Curved(), **run_of(data), recipe=FROZEN, seed=0, parent=mean)
+        assert torch.equal(fitted.state["head.weight"], state["head.weight"]) == is_kept
+        assert (fitted.notes[0], fitted.notes[1] == "the head is the parents'") == ("mean", is_kept)
+
+
 def test_leaves_that_a_parent_has_not_begin_at_zero_or_at_what_is_given():
     model, known = model_of(), ("ok", "crack")
     state = model.new_branch(0, known, seed=1).state_dict()

@@ -72,8 +72,8 @@ def test_an_average_is_judged_and_published_as_any_other_model(works, tmp_path):
     for run_id in NEEDED:
         fitted = fit_run(plan.run(run_id), material=material, plan=plan)
         assert not fitted.is_refused
-    assert fitted.donor["parent"] == "mean of pooled-s0, own-arden-s0, warm-arden-s0"
-    assert fitted.forgetting is None
+    assert fitted.notes[0] == "mean of pooled-s0, own-arden-s0, warm-arden-s0"
+    assert (fitted.donor, fitted.forgetting) == (None, None)
     exports = Exports(material, plan=plan)
     found = compare_fleet(works.fleet, plan=plan, exports=exports, done=list(NEEDED), seed=0)
     assert found["matrix"]["average-arden-s0"]["arden"]["macro_f1"] is not None
@@ -102,7 +102,7 @@ def test_a_refused_run_leaves_words_and_no_weights_and_a_mean_does_without_it(wo
     assert words["notes"][-1].endswith("refused")
     assert {entry.key for entry in works.store.list(prefix)} == {f"{prefix}/model.json"}
     mean = fit_run(plan.run("average-arden-s0"), material=material, plan=plan)
-    assert mean.donor["parent"] == "mean of pooled-s0, own-arden-s0"
+    assert mean.notes[0] == "mean of pooled-s0, own-arden-s0"
     RunLedger(works.store, plan.plan_id).put(refuse(RunRecord(run_id="warm-arden-s0"), why=words["notes"][-1]))
     exports = Exports(material, plan=plan)
     done = ["pooled-s0", "own-arden-s0", "average-arden-s0"]

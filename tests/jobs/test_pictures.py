@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from jobs.pictures import Seen, camera_findings, copy_findings, look_at
+from jobs.pictures import Seen, camera_findings, copy_findings, look_at, tone_findings
+from plants.geometry import Photometry
 from plants.plant import Plant
+from plants.tones import MIN_FRAMES
+from plants.views import photometry_lut
 
 PLANT = Plant.model_validate(
     {"name": "mill", "images": "unused", "classes": {"good": "ok", "crack": "crack"}, "ok": ["good"]}
@@ -24,7 +27,7 @@ def picture(seed: int) -> np.ndarray:
     return np.clip(128 + 40 * grain / grain.std(), 0, 255).astype(np.uint8)
 
 
-def seen(pictures: list[np.ndarray], **columns) -> Seen:
+def seen(pictures: list[np.ndarray], *, plant: Plant = PLANT, **columns) -> Seen:
     """These pictures as frames of the plant, in the order given."""
     files = {}
     for i, pixels in enumerate(pictures):
@@ -44,7 +47,7 @@ def seen(pictures: list[np.ndarray], **columns) -> Seen:
         }
         | {name: pd.Series(values, dtype=object) for name, values in columns.items()}
     )
-    return look_at(PLANT, rows, read=files.__getitem__)
+    return look_at(plant, rows, read=files.__getitem__)
 
 
 def cropped(pixels: np.ndarray) -> np.ndarray:
@@ -73,7 +76,7 @@ def test_a_copy_at_another_plant_is_found_and_its_label_compared_in_the_fleets_w
     ok = ["gut"] if meaning == "ok" else []
     yard = Plant.model_validate({"name": "yard", "images": "x", "classes": {"gut": meaning}, "ok": ok})
     other = seen([picture(9), cropped(picture(1))], **{"class": ["gut", "gut"]})
-    other = Seen(yard, other.rows, other.signatures, other.summaries)
+    other = Seen(yard, other.rows, other.signatures, other.summaries, other.tones)
     (finding,) = copy_findings([seen([picture(0), picture(1)]), other])
     assert finding.kind == kind
     assert "mill:01.png" in finding.detail
@@ -128,3 +131,44 @@ def test_frames_are_judged_in_the_order_in_which_they_were_taken():
     at = [pd.Timestamp("2026-01-01", tz="UTC") + pd.Timedelta(minutes=30 - i) for i in range(5)]
     found = seen([picture(seed) for seed in range(5)], captured_at=at)
     assert found.rows["frame"].tolist() == [f"{i:02d}.png" for i in (4, 3, 2, 1, 0)]
+
+
+LAMP = Photometry(gain=0.7, offset=-0.02, gamma=1.2)
+
+
+def two_stations(**columns) -> Seen:
+    """Stations day and night, of `MIN_FRAMES` and one frame less by day; the lamp of the night is another."""
+    table, station = photometry_lut(LAMP), PLANT.environments["default"]
+    plant = PLANT.model_copy(update={"environments": {"day": station, "night": station}})
+    days, nights = (
+        [picture(seed) for seed in range(at, at + num)] for at, num in ((0, MIN_FRAMES + 1), (50, MIN_FRAMES))
+    )
+    where = ["day"] * len(days) + ["night"] * len(nights)
+    return seen([*days, *(table[pixels] for pixels in nights)], plant=plant, environment=where, **columns)
+
+
+def test_a_station_under_another_lamp_is_named_with_photometry_that_undoes_it():
+    (finding,) = tone_findings(two_stations())
+    assert (finding.level, finding.kind) == ("info", "tones_differ")
+    assert "environment night" in finding.detail
+    assert "photometry: {gain: " in finding.remedy
+    looked = two_stations()
+    gain, offset, gamma = (
+        float(word.split(": ")[1]) for word in finding.remedy.split("{")[1].split("}")[0].split(", ")
+    )
+    undone = Photometry(gain=gain, offset=offset, gamma=gamma)
+    night = looked.plant.environments["night"].model_copy(update={"photometry": undone})
+    plant = looked.plant.model_copy(update={"environments": {**looked.plant.environments, "night": night}})
+    assert not tone_findings(Seen(plant, looked.rows, looked.signatures, looked.summaries, looked.tones))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"role": ["train"] * (MIN_FRAMES + 1) + ["test"] * MIN_FRAMES},
+        {"class": ["good"] * (MIN_FRAMES + 1) + ["crack"] * MIN_FRAMES},
+        {"product": ["dark"] * (MIN_FRAMES + 1) + ["bright"] * MIN_FRAMES},
+    ],
+)
+def test_tones_of_sealed_frames_of_defects_and_of_other_products_say_nothing_of_a_lamp(columns):
+    assert not tone_findings(two_stations(**columns))
