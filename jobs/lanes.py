@@ -52,9 +52,12 @@ class Board:
         """How far each run is within its epoch: the last word only, as a long plan would have too many."""
         self.halted: str | None = None
 
-    def enter(self, lane: int, *, token: str, num_lanes: int) -> None:
-        """A worker has started: what its predecessor, or a lane that is no more, was at is free again."""
-        self.together = self.plan.shared(lanes=num_lanes)
+    def enter(self, lane: int, *, token: str, num_lanes: int, size: int | None = None) -> None:
+        """A worker has started: what its predecessor, or a lane that is no more, was at is free again.
+
+        size: of the process group that fits shared runs; all lanes when absent.
+        """
+        self.together = self.plan.shared(lanes=num_lanes if size is None else size)
         gone = {str(n) for n in self.tokens if n >= num_lanes}
         if self.tokens.get(lane, token) != token:
             gone |= {str(lane), ALL_LANES}
@@ -207,42 +210,46 @@ class Board:
 
 
 def lane_loop(config: dict[str, Any]) -> None:
-    """The train function of every worker: the shared runs together, then runs of its own until none is left."""
+    """The train function of every worker: a lane of the board that the config names."""
     import ray
     import ray.train
-    import torch
 
     from jobs.material import Material
 
     context = ray.train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config["threads"])
-    board = ray.get_actor(config["board"])
-    call = _caller(board)
-    call("enter", rank, token=uuid.uuid4().hex, num_lanes=size)
+    size = context.get_world_size()
+    lane_of(
+        _caller(ray.get_actor(config["board"])),
+        rank=context.get_world_rank(),
+        num_lanes=size,
+        size=size,
+        plan=Plan.from_json(config["plan"]),
+        material=Material.from_config(config),
+        threads=config["threads"],
+    )
+
+
+def lane_of(
+    call: Callable[..., Any], *, rank: int, num_lanes: int, size: int, plan: Plan, material: Any, threads: int
+) -> None:
+    """Plants are prepared, the shared runs fitted together, then runs of its own until none is left.
+
+    call: asks the board. size: of the process group that fits shared runs; of 1, no run is shared.
+    """
+    import torch
+
+    from jobs.train import World
+
+    torch.set_num_threads(threads)
+    call("enter", rank, token=uuid.uuid4().hex, num_lanes=num_lanes, size=size)
     warnings.showwarning = lambda message, *place, **more: (
         call("note", str(message)) if isinstance(message, Notice) else None
     )
-    lane(call, rank=rank, size=size, material=Material.from_config(config), plan=Plan.from_json(config["plan"]))
-
-
-def prepare(call: Callable[..., Any], *, rank: int, material: Any) -> None:
-    """All plants are prepared, some of them by this lane."""
     while (answer := call("prepare", rank))["do"] != "go":
         if answer["do"] == "wait":
             time.sleep(0.05)
         else:
             _prepare(answer["plant"], material=material, call=call)
-
-
-def lane(call: Callable[..., Any], *, rank: int, size: int, material: Any, plan: Plan) -> None:
-    """Plants are prepared, shared runs fitted with the other lanes, then runs of its own until none is left.
-
-    call: asks the board, wherever it is.
-    """
-    from jobs.train import World
-
-    prepare(call, rank=rank, material=material)
     while shared := _agreed(call("shared") if rank == 0 else None, size=size):
         for run_id in shared:
             if rank == 0:

@@ -4,17 +4,14 @@ A refresh is a plan of its own. Its runs are those that the last comparison deci
 frozen baseline beside them, fitted anew as the floor; where nothing was compared, all of them. A run starts where the
 run of that name in the latest plan left off: its head is fitted again, from the one it had, and the stages that had won
 are trained on for a few epochs, kept only when they win on `select` as always. What cannot go on (a new plant, another
-trunk, other plants in a pool) is trained in full. Small work: on one machine it is done in this process, without Ray.
+trunk, other plants in a pool) is trained in full. On one machine its lanes are forked (`jobs.forked`), without Ray.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 from cluster import session
 from cluster.catalog import Catalog
@@ -22,14 +19,12 @@ from cluster.ledger import RunLedger
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
-from jobs.fleet import COMPARED, Events, Say, Trained, Watch, carried_out, latest_plan, planned, run_lanes
+from jobs.fleet import COMPARED, Say, Trained, carried_out, latest_plan, planned, run_lanes
+from jobs.forked import run_forked, warm_up
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
-from plants.errors import InputError, NoSpace
+from plants.errors import InputError
 from plants.plant import Fleet
-
-if TYPE_CHECKING:
-    from jobs.material import Material
 
 EPOCHS = 5
 """Of a stage that goes on from where it was."""
@@ -50,6 +45,8 @@ def refresh_fleet(
     start = time.monotonic()
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
+    if settings.is_embedded:
+        warm_up()
     store = open_store(fleet.store)
     latest = latest_plan(store)
     recipe = whole_recipe(latest, store=store)
@@ -66,7 +63,7 @@ def refresh_fleet(
     def work() -> None:
         material.export_trunk_once()
         if settings.is_embedded:
-            _run_here(plan, material=material, settings=settings, say=say)
+            run_forked(plan, material=material, settings=settings, say=say)
         else:
             session.start(settings)
             run_lanes(plan, material=material, settings=settings, say=say)
@@ -80,7 +77,7 @@ def whole_recipe(plan: Plan, *, store: Store) -> Recipe:
     """The recipe of the plan that this one, through others or not, is a refresh of."""
     while plan.base:
         plan = Plan.from_json(store.read_json(f"runs/{plan.base}/plan.json"))
-    return Recipe.model_validate(max((run.recipe for run in plan.runs), key=lambda recipe: len(recipe["stages"])))
+    return plan.deepest
 
 
 def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str) -> Plan:
@@ -142,38 +139,3 @@ def _wanted(latest: Plan, *, full: Plan, store: Store) -> set[str]:
     members = {run_id for decision in decisions.values() for run_id in decision["members"]}
     new = {run.run_id for run in full.runs if run.kind == "own" and run.target not in decisions}
     return {run.run_id for run in full.runs if run.kind in FLOORS or run.run_id in members | new}
-
-
-def _run_here(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
-    """All runs of the plan are over, one after another in this process; plants are prepared side by side before.
-
-    Starting Ray's workers takes longer than such runs. Raises NoSpace where a disk is full.
-    """
-    import torch
-
-    from jobs.lanes import Board, lane, prepare
-
-    torch.set_num_threads(settings.slots * settings.threads)
-    order = material.largest_first([plant.name for plant in material.fleet.plants])
-    board = Board(plan.to_json(), material.fleet.store, order)
-
-    def call(method: str, *args: Any, **more: Any) -> Any:
-        return getattr(board, method)(*args, **more)
-
-    def events(since: int) -> Events:
-        return board.events(since), board.within()
-
-    board.enter(0, token="here", num_lanes=1)
-    with Watch(events, plan=plan, settings=settings, store=material.store, say=say):
-        _ = material.runner
-        _side_by_side(lambda rank: prepare(call, rank=rank, material=material), slots=settings.slots)
-        lane(call, rank=0, size=1, material=material, plan=plan)
-    if why := board.why_halted():
-        raise NoSpace(why)
-
-
-def _side_by_side(work: Callable[[int], None], *, slots: int) -> None:
-    with ThreadPoolExecutor(slots, thread_name_prefix="prepare") as pool:
-        ranks: Sequence[int] = range(slots)
-        for done in [pool.submit(work, rank) for rank in ranks]:
-            done.result()

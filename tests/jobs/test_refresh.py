@@ -221,7 +221,7 @@ def test_a_full_cache_and_a_full_disk_end_the_command_with_one_line_and_the_same
     assert "the cache may hold 1e-05 GB (CROSSPLANT_CACHE_GB) and " in bounded
     assert bounded.endswith("Make space there; then the same command goes on where this one was")
     assert "the disk is full" in full
-    assert {record.state for record in grown.after.records.values()} == {"done"}
+    assert {record.error or record.state for record in grown.after.records.values()} == {"done"}
     assert all(record.strikes == 0 for record in grown.after.records.values())
 
 

@@ -1,0 +1,91 @@
+"""The lanes of a small plan as forks of this process, where starting Ray's workers would take longer than its runs.
+
+They are forked from a process that does nothing but import what they need, as one that has trained cannot be forked
+(autograd's threads). The board stays here and answers over pipes; a lane whose pipe is closed, as this process was
+killed, ends. Not for a cluster, nor for runs that all lanes fit together.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from cluster.settings import Settings
+from jobs.fleet import Events, Say, Watch
+from jobs.lanes import Board, lane_of
+from jobs.plan import Plan
+from plants.errors import NoSpace
+
+if TYPE_CHECKING:
+    from jobs.material import Material
+
+IMPORTED = ("jobs.forked", "jobs.fit", "onnxruntime")
+"""By the process that lanes are forked from."""
+
+
+def warm_up() -> None:
+    """The process that lanes are forked from is there, and goes on importing while others work."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
+    forkserver.ensure_running()
+
+
+def run_forked(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+    """All runs of the plan are over. A lane that dies is begun again; what it was at counts a strike.
+
+    Raises NoSpace where a disk is full: what is not over then waits for the same command.
+    """
+    order = material.largest_first([plant.name for plant in material.fleet.plants])
+    board = Board(plan.to_json(), material.fleet.store, order)
+    context = multiprocessing.get_context("forkserver")
+    config = {**material.to_config(), "plan": plan.to_json(), "threads": settings.threads}
+    num_lanes = max(1, min(settings.slots, len(plan.runs)))
+    lanes: dict[Connection, tuple[int, Any]] = {}
+
+    def start(rank: int) -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_lane, args=(theirs, rank, num_lanes, config), name=f"lane-{rank}")
+        process.start()
+        theirs.close()
+        lanes[ours] = (rank, process)
+
+    def events(since: int) -> Events:
+        return board.events(since), board.within()
+
+    for rank in range(num_lanes):
+        start(rank)
+    with Watch(events, plan=plan, settings=settings, store=material.store, say=say):
+        while lanes:
+            for pipe in wait(list(lanes)):
+                assert isinstance(pipe, Connection)
+                try:
+                    method, args, more = pipe.recv()
+                except EOFError:
+                    rank, process = lanes.pop(pipe)
+                    process.join()
+                    if process.exitcode:
+                        board.blame({rank: f"it ended with {process.exitcode}"})
+                        start(rank)
+                else:
+                    pipe.send(getattr(board, method)(*args, **more))
+    if why := board.why_halted():
+        raise NoSpace(why)
+
+
+def _lane(pipe: Connection, rank: int, num_lanes: int, config: dict[str, Any]) -> None:
+    from jobs.material import Material
+
+    def call(method: str, *args: Any, **more: Any) -> Any:
+        pipe.send((method, args, more))
+        return pipe.recv()
+
+    lane_of(
+        call,
+        rank=rank,
+        num_lanes=num_lanes,
+        size=1,
+        plan=Plan.from_json(config["plan"]),
+        material=Material.from_config(config),
+        threads=config["threads"],
+    )
