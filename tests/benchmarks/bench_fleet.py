@@ -53,6 +53,8 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 
 def made(folder: Path, *, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The fleet is generated, imported and dealt; its task for every side."""
+    from bench_plants_training import renamed
+
     from cluster.catalog import Catalog
     from cluster.imports import import_plant
     from cluster.storage import PlantFiles
@@ -66,8 +68,12 @@ def made(folder: Path, *, seed: int, given: argparse.Namespace) -> dict[str, Any
     trunk = loaded.trunks[0].model_copy(update={"cuts": (0, 1)})
     if given.backbone:
         trunk = Trunk(backbone=given.backbone, weights=given.weights, size_px=given.size_px, cuts=(0, 1))
-    plants = tuple(loaded.plant(name) for name in wanted)
-    fleet = Fleet.model_validate(loaded.model_copy(update={"plants": plants, "trunks": (trunk,)}).model_dump())
+    raw = loaded.model_copy(update={"trunks": (trunk,)}).model_dump(mode="json")
+    raw["plants"] = [plant for plant in raw["plants"] if plant["name"] in wanted]
+    if given.more:
+        file = make_fleet(folder / "more", seed=seed + 100, scale=given.scale, only=given.more)
+        raw["plants"] += renamed(file, suffix="2")
+    fleet = Fleet.model_validate(raw)
     catalog = Catalog.of(fleet)
     for plant in fleet.plants:
         import_plant(catalog, fleet, plant, files=PlantFiles(), now=datetime.now(UTC))
@@ -352,11 +358,16 @@ def _labels(material: Any) -> dict[str, Any]:
 
 
 def _quality_of_exports(plan: Any, *, material: Any) -> dict[str, dict[str, float]]:
-    """Kind -> plant -> macro-F1 on decide, by the exported files."""
+    """Kind -> plant -> macro-F1 on decide, by the exported files; a refused warm start counts as the plant's own."""
     from jobs.scoring import Exports
 
     exports = Exports(material, plan=plan)
-    return _quality(plan, exports=exports, answer=lambda run_id, inputs: inputs.probabilities(run_id))
+
+    def answer(run_id: str, inputs: Any) -> Any:
+        is_there = material.store.exists(f"runs/{plan.plan_id}/{run_id}/model.safetensors")
+        return inputs.probabilities(run_id if is_there else run_id.replace("warm-", "own-", 1))
+
+    return _quality(plan, exports=exports, answer=answer)
 
 
 def _answer(found: Any, inputs: Any) -> tuple[Any, tuple[str, ...]]:
@@ -504,6 +515,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="two small plants, two epochs: a smoke run")
     parser.add_argument("--scale", type=float, default=1.0, help="parts of every plant, times this")
     parser.add_argument("--plants", nargs="+", help="default: all but fargo")
+    parser.add_argument("--more", nargs="+", default=[], help="these plants again, drawn by another seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fleet, splits and training")
     parser.add_argument("--rounds", type=int, default=1, help="turns a seed; sides alternate")
     parser.add_argument("--epochs", type=int, default=10)

@@ -48,23 +48,30 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 
 def made(folder: Path, *, count: int, given: argparse.Namespace) -> list[dict[str, Any]]:
     """So many plants as a fleet's file lists them, each pair by a seed of its own; no two share a lot."""
-    import pandas as pd
-    import yaml
-
     from plants.synthetic import make_fleet
 
     plants: list[dict[str, Any]] = []
     for seed in range(-(-count // len(PAIR))):
         note(f"making plants {seed * len(PAIR) + 1} and {seed * len(PAIR) + 2} of {count}")
         file = make_fleet(folder / f"seed{seed}", seed=seed, scale=given.scale, only=PAIR)
-        for plant in yaml.safe_load(file.read_text(encoding="utf-8"))["plants"]:
-            labels = file.parent / plant["labels"]
-            table = pd.read_csv(labels)
-            for column in ("lot", "part_id"):
-                table[column] = [f"{seed}-{value}" for value in table[column]]
-            table.to_csv(labels, index=False)
-            where = {"images": str(file.parent / plant["images"]), "labels": str(labels)}
-            plants.append({**plant, **where, "name": f"{plant['name']}{seed:02d}"})
+        plants += renamed(file, suffix=f"{seed:02d}")
+    return plants
+
+
+def renamed(file: Path, *, suffix: str) -> list[dict[str, Any]]:
+    """The plants of an embedded fleet's file under other names, with lots and parts that no other fleet has."""
+    import pandas as pd
+    import yaml
+
+    plants = []
+    for plant in yaml.safe_load(file.read_text(encoding="utf-8"))["plants"]:
+        labels = file.parent / plant["labels"]
+        table = pd.read_csv(labels)
+        for column in ("lot", "part_id"):
+            table[column] = [f"{suffix}-{value}" for value in table[column]]
+        table.to_csv(labels, index=False)
+        where = {"images": str(file.parent / plant["images"]), "labels": str(labels)}
+        plants.append({**plant, **where, "name": f"{plant['name']}{suffix}"})
     return plants
 
 
