@@ -191,8 +191,8 @@ def train(
     from jobs import verbs
     from plants.errors import InputError
 
-    if refresh and (recipe or seed or leave_out or average or strategy != "all"):
-        remedy = "Leave out --recipe, --seed, --leave-out, --strategy and --average"
+    if refresh and (recipe or seed or leave_out or average or baselines or strategy != "all"):
+        remedy = "Leave out --recipe, --seed, --leave-out, --strategy, --average and --baselines"
         raise InputError("what is trained is that of the plan that is refreshed", field="--refresh", remedy=remedy)
     document = verbs.train(
         _fleet(fleet),

@@ -103,7 +103,9 @@ def _evict(entry: Entry, *, cache: Path) -> bool:
         if not _is_at(descriptor, lock):
             return False
         store, record = LocalStore(cache), cache / f"{entry.stem}{RECORD}"
-        for path in sorted(entry.files, key=lambda path: (path == lock, path == record)):
+        base = cache / entry.stem
+        now = {*entry.files, *base.parent.glob(f"{base.name}.*"), *base.glob("*")}  # a holder may have written since
+        for path in sorted(now, key=lambda path: (path == lock, path == record)):
             store.delete(path.relative_to(cache).as_posix())
         lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from jobs.activations import RunData
@@ -32,6 +32,11 @@ class Parent:
     name: str = "the parent"
     is_whole: bool = False
     """Whether its head may serve as it is, where one fitted to the child's rows is no better."""
+
+
+def copied(branch: nn.Module) -> dict[str, Tensor]:
+    """The branch's parameters and statistics as they are now, on the CPU."""
+    return {k: v.detach().cpu().clone() for k, v in branch.state_dict().items()}
 
 
 def load_parent(branch: Any, *, parent: Parent, leaves: Sequence[str], otherwise: Head | None = None) -> Head:

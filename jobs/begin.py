@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from jobs import adapt
-from jobs.adapt import load_parent
+from jobs.adapt import copied, load_parent
 from jobs.head import Head, HeadFit, Lesson
 from jobs.reweighting import measure, sentences
-from jobs.run import Fitted, Run, copied
+from jobs.run import Fitted, Run
 from jobs.supervision import Supervision, forward
 
 FOLDS = 3

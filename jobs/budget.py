@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cluster import packs, session
 from cluster.retention import cache_of, pack_store
@@ -56,6 +57,17 @@ def foreseen(
     """What these runs of the plan will take. gpu: share of a GPU that each lane has."""
     if not todo:
         return NOTHING
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)  # as a lane has: what is measured, and chosen by that, is kept by this
+    try:
+        return _foreseen(plan, todo=todo, material=material, settings=settings, lanes=lanes, gpu=gpu)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _foreseen(
+    plan: Plan, *, todo: Sequence[RunSpec], material: Material, settings: Settings, lanes: int, gpu: float
+) -> Cost:
     material.export_trunk_once()
     names = sorted({name for run in todo for name in run.plants})
     inputs = {name: inputs_of(name, material=material) for name in names}
@@ -151,7 +163,9 @@ def work_of(run: RunSpec, *, plan: Plan, material: Material, inputs: dict[str, I
         train=sum(item.train for item in learned),
         select=sum(item.select for item in learned),
         num_leaves=len(material.leaves(run.plants)),
-        parent=run.parent,
+        parents=run.sources,
+        num_heads=1 + (run.kind != "average" and bool(run.sources or run.start)) + bool(run.recipe.get("replay")),
+        has_start=bool(run.sources or run.start),
         is_shared=is_shared,
         is_normality=run.kind == "normality",
     )

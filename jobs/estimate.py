@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.begin import FOLDS
 from jobs.head import STRENGTHS
 from jobs.recipe import Recipe
-from jobs.train import FOLDS, Checkpoints
+from jobs.run import Checkpoints
 from plants.errors import InputError
 
 START_S = 12.0
@@ -54,7 +55,12 @@ class Work:
     train: int
     select: int
     num_leaves: int
-    parent: str | None = None
+    parents: tuple[str, ...] = ()
+    """The runs of the plan that it begins with."""
+    num_heads: int = 1
+    """How often heads are fitted: a donor is judged against the pretrained features."""
+    has_start: bool = False
+    """Whether it begins with features of other weights than the trunk's."""
     is_shared: bool = False
     """All lanes fit it together."""
     is_normality: bool = False
@@ -192,9 +198,11 @@ def run_seconds(work: Work, *, rates: Rates, is_low: bool) -> float:
     if work.is_normality:
         return RUN_S
     recipe, rows = work.recipe, work.train * work.recipe.views
-    total = RUN_S + (HEAD_FITS * rows + (1 + FOLDS) * work.select) * work.num_leaves / rates.head
-    if work.parent and recipe.stages:
-        total += (rows + work.select) / (FORWARD * rates.steps[recipe.stages[-1].cut])
+    fits = (HEAD_FITS * rows + (1 + FOLDS) * work.select) * work.num_heads
+    total = RUN_S + fits * work.num_leaves / rates.head
+    if work.has_start and rates.steps:
+        slowest = min(rates.steps[stage.cut] for stage in recipe.stages) if recipe.stages else min(rates.steps.values())
+        total += work.num_heads * (rows + work.select) / (FORWARD * slowest)
     for stage, num in zip(recipe.stages, epochs(recipe, is_low=is_low), strict=False):
         images = math.ceil(work.train / recipe.batch) * recipe.batch
         total += num * (images + work.select / FORWARD) / rates.steps[stage.cut]
@@ -212,8 +220,8 @@ def wall_seconds(works: Sequence[Work], *, seconds: Mapping[str, float], lanes: 
     alone = {work.run_id: work for work in works if not work.is_shared}
 
     def chain(work: Work) -> float:
-        parent = alone.get(work.parent or "")
-        return seconds[work.run_id] + (chain(parent) if parent else 0.0)
+        parents = [alone[name] for name in work.parents if name in alone]
+        return seconds[work.run_id] + max((chain(parent) for parent in parents), default=0.0)
 
     return together + max([sum(seconds[name] for name in alone) / lanes, *map(chain, alone.values())])
 

@@ -221,7 +221,8 @@ def carried_out(
         after = {name: size - before[name] for name, size in written(plan, material=material).items()}
         cost["took"] = {"seconds": round(time.monotonic() - start, 1), **after}
     records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
-    over = [run.run_id for run in plan.runs if run.sources and records[run.run_id].state in ("done", "refused")]
+    begun = [run for run in plan.runs if run.sources or run.start]
+    over = [run.run_id for run in begun if records[run.run_id].state in ("done", "refused")]
     keys = {run_id: f"runs/{plan.plan_id}/{run_id}/model.json" for run_id in over}
     said = {run_id: material.store.read_json(key) for run_id, key in keys.items() if material.store.exists(key)}
     return Trained(plan=plan, records=records, seconds=time.monotonic() - began, cost=cost, words=said)
@@ -283,7 +284,12 @@ def planned(
             p.name: {**shapes[p.name], "costs": p.costs.model_dump(mode="json", include=MONEY)} for p in fleet.plants
         }
     model, trunk_words = material.model, material.trunk.model_dump(mode="json")
-    learned = [trunk_words, model.weights_digest, model.interpolation, shapes, fleet.seed]
+    learned: list[Any] = [trunk_words, model.weights_digest, model.interpolation, shapes, fleet.seed]
+    learned += [{"streamed": material.streamed}] if material.streamed else []
+    if baselines:
+        from jobs.classical import WAY as HAND_MADE
+
+        learned.append(HAND_MADE)
     words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
     digest = f"{material.catalog.data_digest(names)}|{words}"
     for text in leave_out:

@@ -16,7 +16,7 @@ from cluster.settings import Settings
 from jobs.fleet import Events, Say, Watch
 from jobs.lanes import Board, lane_of
 from jobs.plan import Plan
-from plants.errors import NoSpace
+from plants.errors import CheckFailed, NoSpace
 
 if TYPE_CHECKING:
     from jobs.material import Material
@@ -55,30 +55,62 @@ def run_forked(plan: Plan, *, material: Material, settings: Settings, say: Say) 
 
     for rank in range(num_lanes):
         start(rank)
-    with Watch(events, plan=plan, settings=settings, store=material.store, say=say):
-        while lanes:
-            for pipe in wait(list(lanes)):
-                assert isinstance(pipe, Connection)
-                try:
-                    method, args, more = pipe.recv()
-                except EOFError:
-                    rank, process = lanes.pop(pipe)
-                    process.join()
-                    if process.exitcode:
-                        board.blame({rank: f"it ended with {process.exitcode}"})
-                        start(rank)
-                else:
-                    pipe.send(getattr(board, method)(*args, **more))
+    num_deaths = 0
+    try:
+        with Watch(events, plan=plan, settings=settings, store=material.store, say=say):
+            while lanes:
+                for pipe in wait(list(lanes)):
+                    assert isinstance(pipe, Connection)
+                    try:
+                        _answer(board, pipe)
+                    except (EOFError, OSError):
+                        rank, process = lanes.pop(pipe)
+                        pipe.close()
+                        process.join()
+                        if process.exitcode:
+                            num_deaths += 1
+                            _check_deaths(num_deaths, plan=plan, cause=f"lane {rank} ended with {process.exitcode}")
+                            board.blame({rank: f"it ended with {process.exitcode}"})
+                            start(rank)
+    finally:
+        for pipe, (_, process) in lanes.items():
+            pipe.close()
+            process.terminate()
+            process.join()
     if why := board.why_halted():
         raise NoSpace(why)
 
 
+def _answer(board: Board, pipe: Connection) -> None:
+    """The lane has what the board says, or what it raised, as it would from an actor."""
+    method, args, more = pipe.recv()
+    try:
+        answer = (True, getattr(board, method)(*args, **more))
+    except Exception as error:
+        answer = (False, error)
+    pipe.send(answer)
+
+
+def _check_deaths(count: int, *, plan: Plan, cause: str) -> None:
+    """Raises CheckFailed where lanes die more often than runs could be to blame for."""
+    if count > 2 * len(plan.runs):
+        raise CheckFailed(f"lanes could not be kept at work: {cause}. The same command goes on where this one was")
+
+
 def _lane(pipe: Connection, rank: int, num_lanes: int, config: dict[str, Any]) -> None:
+    import torch
+
     from jobs.material import Material
 
     def call(method: str, *args: Any, **more: Any) -> Any:
         pipe.send((method, args, more))
-        return pipe.recv()
+        is_said, answer = pipe.recv()
+        if not is_said:
+            raise answer
+        return answer
+
+    if count := torch.cuda.device_count():
+        torch.cuda.set_device(rank % count)
 
     lane_of(
         call,

@@ -95,7 +95,10 @@ class Board:
         num_made: views whose activations were not there before. What they took is on record, for `jobs.transfer`.
         """
         if num_made:
-            self.ledger.add_preparation(plant, seconds=seconds)
+            try:
+                self.ledger.add_preparation(plant, seconds=seconds)
+            except NoSpace as full:
+                self.halt(str(full))
         self.preparing.pop(plant, None)
         self.sizes[plant] = rows
         event = {"kind": "prepared", "plant": plant, "rows": rows, "seconds": seconds, "error": error}
@@ -324,6 +327,7 @@ def _work(spec: RunSpec, *, material: Any, plan: Plan, call: Callable[..., Any],
     except Exception as error:
         if world.size > 1 and not isinstance(error, InputError | FloatingPointError):
             raise
+        material.forget(spec.plants)
         if leads:
             call("strike", spec.run_id, _cause(error), seconds=time.monotonic() - start)
     else:

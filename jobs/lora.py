@@ -19,6 +19,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from jobs.adapt import copied
 from jobs.cut import dry_run
 from jobs.model import CutModel
 from jobs.recipe import Recipe
@@ -116,9 +117,9 @@ def load(branch: Any, adapter: Mapping[str, Tensor]) -> None:
 
 def taken(branch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The adapters with the head, and the state of the branch, which is merged by this."""
-    kept = {k: v.detach().clone() for k, v in branch.state_dict().items() if ".lora_" in k or k.startswith("head.")}
+    kept = {k: v for k, v in copied(branch).items() if ".lora_" in k or k.startswith("head.")}
     merge(branch)
-    return kept, {k: v.detach().clone() for k, v in branch.state_dict().items()}
+    return kept, copied(branch)
 
 
 def tier(words: Mapping[str, Any], *, model: CutModel) -> Literal["head", "adapter", "branch", "whole"]:

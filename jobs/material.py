@@ -130,9 +130,18 @@ class Material:
             inputs=inputs,
             views=self.recipe.views,
             deepest=self.model.max_cut if self.cuts[-1] else -1,
-            budget_bytes=self.cache_gb * 1e9,
+            budget_bytes=self.cache_gb * 1e9 - self._packs_in_cache(),
             source=self.recipe.source,
         )
+
+    def _packs_in_cache(self) -> int:
+        """Bytes of the packs that lie in the cache, beside the activations: of a store elsewhere, or of none."""
+        size, found = 3 * self.trunk.size_px**2, 0
+        for plant in self.fleet.plants:
+            place = pack_store(self.fleet, plant, cache=self.cache).local_path("packs")
+            if place is None or place.is_relative_to(self.cache):
+                found += size * self._expected_inputs(plant.name)
+        return found
 
     def export_trunk_once(self) -> None:
         """The exported trunk is in the cache before many processes ask for it."""
@@ -208,6 +217,10 @@ class Material:
                 found = replace(found, stream=stream)
             self._data[name, left_out] = found
         return self._data[name, left_out]
+
+    def forget(self, names: Sequence[str]) -> None:
+        """The data of these plants are opened anew when asked for: a file of theirs may have been damaged."""
+        self._data = {key: data for key, data in self._data.items() if key[0] not in names}
 
     def learning_rows(self, name: str) -> pd.DataFrame:
         """The plant's label rows that runs learn from or choose by."""

@@ -228,7 +228,7 @@ def make_plan(
 
 def by_data(run: RunSpec, *, labelled: Mapping[str, Mapping[str, int]]) -> RunSpec:
     """The run, without its stages where its plants together have too few labels to train more than a head."""
-    if may_unfreeze(median_class(labelled[name] for name in run.plants)):
+    if run.kind in BASELINES or may_unfreeze(median_class(labelled[name] for name in run.plants)):
         return run
     return replace(run, recipe={**run.recipe, "stages": []})
 

@@ -54,6 +54,7 @@ def rates(material: Material, *, threads: int, cuts: Collection[int] = ()) -> Ra
     """The rates of one lane with so many threads on this machine, from the cache where they were measured before."""
     model, recipe, known = material.model, material.recipe, _Known(material.cache / "rates")
     about = {"weights": model.weights_digest, "cuts": list(model.cuts), "device": device_name(), "threads": threads}
+    about |= {"compute": recipe.compute}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

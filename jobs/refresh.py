@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import session
 from cluster.catalog import Catalog
@@ -24,8 +24,12 @@ from jobs.fleet import COMPARED, Say, Trained, carried_out, latest_plan, planned
 from jobs.forked import run_forked, warm_up
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
+from plants.balance import labelled_defects
 from plants.errors import InputError
 from plants.plant import Fleet
+
+if TYPE_CHECKING:
+    from jobs.material import Material
 
 EPOCHS = 5
 """Of a stage that goes on from where it was."""
@@ -50,13 +54,15 @@ def refresh_fleet(
         warm_up()
     store = open_store(fleet.store)
     latest = latest_plan(store)
-    recipe = whole_recipe(latest, store=store)
+    root = root_of(latest, store=store)
+    recipe = root.deepest
     from jobs.material import Material
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=recipe, trunk=latest.trunk)
     seeds = (min(run.seed for run in latest.runs),)
     has_averages = any(run.kind == "average" for run in latest.runs)
-    full = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=latest.trunk, average=has_averages)
+    given: dict[str, Any] = {"average": has_averages, "labelled": _labelled(root, material=material)}
+    full = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=latest.trunk, **given)
     plan = refreshed(latest, full=full, store=store, weights_digest=material.model.weights_digest)
     cuts = {stage["cut"] for run in plan.runs for stage in run.recipe["stages"]}
     material.recipe = recipe.model_copy(update={"stages": tuple(s for s in recipe.stages if s.cut in cuts)})
@@ -74,23 +80,41 @@ def refresh_fleet(
     )
 
 
-def whole_recipe(plan: Plan, *, store: Store) -> Recipe:
-    """The recipe of the plan that this one, through others or not, is a refresh of."""
+def _labelled(root: Plan, *, material: Material) -> dict[str, Any] | None:
+    """The labels by which runs train stages or not, where the plan was made `--strategy by-data`."""
+    tuned = [run for run in root.runs if run.kind in ("own", "pooled", "warm", "sister")]
+    if not root.deepest.stages or all(run.recipe["stages"] for run in tuned):
+        return None
+    return {plant.name: labelled_defects(plant, material.rows(plant.name)) for plant in material.fleet.plants}
+
+
+def root_of(plan: Plan, *, store: Store) -> Plan:
+    """The plan that this one, through others or not, is a refresh of."""
     while plan.base:
-        plan = Plan.from_json(store.read_json(f"runs/{plan.base}/plan.json"))
-    return plan.deepest
+        plan = _base(plan, store=store)
+    return plan
+
+
+def _base(plan: Plan, *, store: Store) -> Plan:
+    return Plan.from_json(store.read_json(f"runs/{plan.base}/plan.json"))
+
+
+def _is_over(plan: Plan, *, store: Store) -> bool:
+    records = RunLedger(store, plan.plan_id).load()
+    return all(run.run_id in records and records[run.run_id].is_over for run in plan.runs)
 
 
 def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str) -> Plan:
     """The refresh of the latest plan on the data of `full`, which is what would be trained on them from nothing.
 
-    The latest plan itself where it is on these data.
+    The latest plan itself where it is on these data. A refresh that was not finished before other rows came is left.
     """
-    records = RunLedger(store, latest.plan_id).load()
-    is_over = all(run.run_id in records and records[run.run_id].is_over for run in latest.runs)
-    if full.data_digest == latest.data_digest and (is_over or latest.base):
+    if full.data_digest == latest.data_digest and (latest.base or _is_over(latest, store=store)):
         return latest
-    if not is_over:
+    while latest.base and not _is_over(latest, store=store):
+        latest = _base(latest, store=store)
+    records = RunLedger(store, latest.plan_id).load()
+    if not _is_over(latest, store=store):
         remedy = "Run the command again that was training it, then --refresh"
         raise InputError("the latest plan is not finished", file=store.at(f"runs/{latest.plan_id}"), remedy=remedy)
     wanted = _wanted(latest, full=full, store=store)
@@ -101,7 +125,8 @@ def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str) ->
             return run
         words = store.read_json(f"runs/{latest.plan_id}/{run.run_id}/model.json")
         lineage = latest.learned_from([run.run_id])
-        if words["weights_digest"] != weights_digest or lineage != full.learned_from([run.run_id]):
+        is_alike = words["weights_digest"] == weights_digest and lineage == full.learned_from([run.run_id])
+        if not is_alike or "start" not in words:
             return run
         recipe = shortened(Recipe.model_validate(run.recipe), cut=words["cut"])
         begun = f"{latest.plan_id}/{run.run_id}"
@@ -131,12 +156,14 @@ def shortened(recipe: Recipe, *, cut: int) -> Recipe:
 def _wanted(latest: Plan, *, full: Plan, store: Store) -> set[str]:
     """The runs that were decided for when the latest plan was compared, and the floors; all where it was not.
 
-    Of a plant for which nothing was decided, e.g. a new one, its own.
+    Of a plant for which nothing was decided, e.g. a new one, its own; all of one whose model takes more than one seed.
     """
     document = store.read_json(COMPARED) if store.exists(COMPARED) else {}
     if document.get("plan") != latest.plan_id:
         return {run.run_id for run in full.runs}
-    decisions = document["decisions"]
-    members = {run_id for decision in decisions.values() for run_id in decision["members"]}
+    able, decisions = {run.run_id for run in full.runs}, document["decisions"]
+    lost = {name for name, decision in decisions.items() if not set(decision["members"]) <= able}
+    members = {run_id for decision in decisions.values() for run_id in decision["members"] if run_id in able}
     new = {run.run_id for run in full.runs if run.kind == "own" and run.target not in decisions}
+    new |= {run.run_id for run in full.runs if run.target in lost}
     return {run.run_id for run in full.runs if run.kind in FLOORS or run.run_id in members | new}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from jobs import forgetting
 from jobs.adapt import Parent
@@ -93,7 +93,3 @@ def agreed(found: T, *, world: World) -> T:
     if world.size > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def copied(branch: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().clone() for k, v in branch.state_dict().items()}

@@ -66,7 +66,8 @@ def deepest_cut(model: CutModel) -> int:
 
 def scratch_model(material: Material, *, seed: int) -> CutModel:
     """The trunk's backbone as timm initialises it, by this seed."""
-    return load_model(material.trunk.model_copy(update={"weights": "none"}), seed=seed)
+    model = load_model(material.trunk.model_copy(update={"weights": "none"}), seed=seed)
+    return model.to(material.learner.trunk.scale.device)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from jobs import forgetting, lora
 from jobs.activations import RunData
-from jobs.adapt import Parent, load_parent
+from jobs.adapt import Parent, copied, load_parent
 from jobs.begin import at_random, with_head_fitted
 from jobs.compute import PLAIN, Compute
 from jobs.epoch import epoch_of, seldom
 from jobs.objective import Objective
 from jobs.recipe import Recipe, Stage
-from jobs.run import BranchFactory, Checkpoints, Fitted, Run, World, agreed, copied
+from jobs.run import BranchFactory, Checkpoints, Fitted, Run, World, agreed
 from jobs.schedule import halving, jumping, overfitting, rate_groups
 from jobs.selection import Score
 from jobs.supervision import Supervision
@@ -113,7 +113,13 @@ def _replay(
         return None
     if world.size > 1:
         raise ValueError("replay is for runs of one process")
-    taught = Supervision(known, leaf_sets=leaf_sets, leaves=leaves, max_class_weight=recipe.max_class_weight)
+    taught = Supervision(
+        known,
+        leaf_sets=leaf_sets,
+        leaves=leaves,
+        max_class_weight=recipe.max_class_weight,
+        is_balanced=recipe.balance != "none",
+    )
     return forgetting.Replay(taught, recipe.replay)
 
 
@@ -233,7 +239,7 @@ def _frozen(state: _State) -> bytes:
 def _restored(data: bytes | None) -> _State | None:
     if not data:
         return None
-    raw = torch.load(io.BytesIO(data), weights_only=True)
+    raw = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     raw["best"] = Fitted(**{**raw["best"], "score": Score(**raw["best"]["score"])})
     raw["stage_best"] = Score(**raw["stage_best"]) if raw["stage_best"] else None
     return _State(**raw)

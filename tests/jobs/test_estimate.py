@@ -77,7 +77,7 @@ def test_the_last_step_of_an_epoch_is_a_whole_one(train, steps):
         (work(recipe=FROZEN), 0, 0),
         (work(), 6 * 112 / 50, 8 * 112 / 50 + 3 * 112 / 10),
         (work(select=30), 6 * 122 / 50, 8 * 122 / 50 + 3 * 122 / 10),
-        (work(parent="pooled"), 400 / 30 + 6 * 112 / 50, 400 / 30 + 8 * 112 / 50 + 3 * 112 / 10),
+        (work(parents=("pooled",), has_start=True), 400 / 30 + 6 * 112 / 50, 400 / 30 + 8 * 112 / 50 + 3 * 112 / 10),
         (work(is_normality=True), 0, 0),
     ],
 )
@@ -105,9 +105,9 @@ def test_tasks_take_their_share_of_the_lanes_or_as_long_as_the_longest(seconds, 
     ("works", "lanes", "wall"),
     [
         ([work("a"), work("b"), work("c")], 2, 9),
-        ([work("a"), work("b", parent="a"), work("c", parent="b")], 2, 18),
-        ([work("a"), work("b", parent="done before")], 2, 6),
-        ([work("a", is_shared=True), work("b", parent="a")], 2, 9),
+        ([work("a"), work("b", parents=("a",)), work("c", parents=("b",))], 2, 18),
+        ([work("a"), work("b", parents=("done before",))], 2, 6),
+        ([work("a", is_shared=True), work("b", parents=("a",))], 2, 9),
         ([], 2, 0),
     ],
 )

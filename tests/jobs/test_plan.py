@@ -244,3 +244,9 @@ def test_what_may_not_leave_a_plant_is_averaged_with_its_own_alone():
     assert {run.parents for run in runs if run.kind == "average" and run.target == "neu"} == {
         ("own-neu-s0", "own-neu-s1")
     }
+
+
+def test_by_data_leaves_baselines_from_random_weights_as_they_are():
+    from_scratch = partial(scratch_recipe, Recipe(), cut=5)
+    plan = plan_of(fleet(), labelled={name: {} for name in LABELLED}, from_scratch=from_scratch)
+    assert all(Recipe.model_validate(run.recipe).stages for run in plan.runs if run.kind == "scratch")

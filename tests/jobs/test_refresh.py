@@ -18,11 +18,12 @@ from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from jobs.fit import fit_run
 from jobs.fleet import COMPARED, Trained, latest_plan, planned
+from jobs.forked import run_forked
 from jobs.material import Material
-from jobs.plan import Plan, make_plan
+from jobs.plan import Plan, RunSpec, make_plan
 from jobs.recipe import Recipe, Stage
-from jobs.refresh import EPOCHS, refresh_fleet, refreshed, shortened, whole_recipe
-from plants.errors import InputError, NoSpace
+from jobs.refresh import EPOCHS, refresh_fleet, refreshed, root_of, shortened
+from plants.errors import CheckFailed, InputError, NoSpace
 from plants.plant import Fleet
 from tests.fleets import held_back, imported, small_fleet, trained
 from tests.jobs.test_plan import PARTS, fleet
@@ -44,7 +45,7 @@ def finished(plan: Plan, folder: Path, *, cut: int = 1, failed: tuple[str, ...] 
     ledger = RunLedger(store, plan.plan_id)
     for run in plan.runs:
         ledger.put(RunRecord(run_id=run.run_id, state="failed" if run.run_id in failed else "done"))
-        words = {"cut": cut if run.recipe["stages"] else 0, "weights_digest": WEIGHTS}
+        words = {"cut": cut if run.recipe["stages"] else 0, "weights_digest": WEIGHTS, "start": "model"}
         store.write_json(f"runs/{plan.plan_id}/{run.run_id}/model.json", words)
     return store
 
@@ -126,11 +127,28 @@ def test_the_same_data_are_not_learned_again_and_an_unfinished_plan_is_finished_
     assert refresh_of(old, full=plan_of(fleet(), data="d"), store=store) == old
     plan = refresh_of(old, full=full, store=store)
     assert refresh_of(plan, full=full, store=store) == plan  # killed before its first run ended: the same command
-    with pytest.raises(InputError, match="the latest plan is not finished"):
-        refresh_of(plan, full=plan_of(fleet(), data="f"), store=store)
+    later = refresh_of(plan, full=plan_of(fleet(), data="f"), store=store)
+    assert (later.base, later.data_digest) == (old.plan_id, "f")  # what was not finished is left
     RunLedger(store, old.plan_id).put(RunRecord(run_id="own-neu-s0", state="running"))
     with pytest.raises(InputError, match=r"the latest plan is not finished.*then --refresh"):
         refresh_of(old, full=full, store=store)
+
+
+def test_what_was_trained_before_runs_left_a_start_is_trained_in_full(tmp_path):
+    old, full = plan_of(fleet(), data="d"), plan_of(fleet(), data="e")
+    store = finished(old, tmp_path)
+    for run in old.runs:
+        store.write_json(f"runs/{old.plan_id}/{run.run_id}/model.json", {"cut": 1, "weights_digest": WEIGHTS})
+    assert not any(run.start for run in refresh_of(old, full=full, store=store).runs)
+
+
+def test_a_plant_whose_model_takes_more_than_one_seed_is_refreshed_with_all_its_runs(tmp_path):
+    old = plan_of(fleet(), data="d", seeds=(0, 1), average=True)
+    store = finished(old, tmp_path)
+    compared(store, old, neu=["average-own-neu-s0"], xsdd=["own-xsdd-s0"], tiles=["own-tiles-s0"])
+    plan = refresh_of(old, full=plan_of(fleet(), data="e", average=True), store=store)
+    assert {run.kind for run in plan.runs if run.target == "neu"} >= {"own", "warm", "sister", "average", "frozen"}
+    assert {run.kind for run in plan.runs if run.target == "tiles"} == {"own", "frozen", "normality"}
 
 
 def test_a_refresh_of_a_refresh_remembers_all_it_has_learned_from_and_the_whole_recipe(tmp_path):
@@ -142,7 +160,7 @@ def test_a_refresh_of_a_refresh_remembers_all_it_has_learned_from_and_the_whole_
     assert twice.snapshots("neu") == ("neu-f", "neu-e", "neu-d")
     assert twice.run("warm-neu-s0").start == f"{once.plan_id}/warm-neu-s0"
     assert twice.learned_from(["warm-neu-s0"]) == ("neu", "xsdd")
-    assert whole_recipe(twice, store=store) == Recipe()
+    assert root_of(twice, store=store).deepest == Recipe()
 
 
 @pytest.mark.parametrize(
@@ -265,3 +283,13 @@ def test_a_frozen_floor_of_a_refresh_is_the_one_of_a_full_training(grown, tmp_pa
     fit_run(full.run("frozen-essen-s0"), material=material, plan=full)
     one, other = (material.load("frozen-essen-s0", plan_id=p.plan_id)[1] for p in (grown.after.plan, full))
     torch.testing.assert_close(one["head.weight"], other["head.weight"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_lanes_that_cannot_begin_end_the_refresh_with_their_cause(works, monkeypatch):
+    plan = Plan("f", "d", runs=(RunSpec("own-arden", "own", ("arden",), 0, {"stages": []}),))
+    material = Material(works.fleet, cache=works.settings.cache, recipe=Recipe())
+    broken = {**material.to_config(), "recipe": {"views": 0}}
+    monkeypatch.setattr(material, "to_config", lambda: broken)
+    with pytest.raises(CheckFailed, match=r"lanes could not be kept at work: lane 0 ended with 1"):
+        run_forked(plan, material=material, settings=works.settings, say=lambda event: None)
