@@ -162,10 +162,13 @@ def train(
     ] = None,
     strategy: Annotated[
         Literal["all", "by-data"],
-        typer.Option(help="Train every stage and keep what wins, or only heads where a plant has too few labels."),
+        typer.Option(help="Every stage, kept where it wins; or heads alone under 200 labels in the median class."),
     ] = "all",
     average: Annotated[
-        bool, typer.Option("--average", help="Also the mean of the weights of each plant's own, warm and pooled model.")
+        bool,
+        typer.Option(
+            "--average", help="Also the mean of the weights of own, warm and pooled, and of own over the seeds."
+        ),
     ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would cost: hours and bytes.")] = False,
@@ -179,7 +182,8 @@ def train(
     baselines: Annotated[
         bool,
         typer.Option(
-            "--baselines", help="Also from random weights, and hand-made features with a linear model: to compare with."
+            "--baselines",
+            help="Also nets from random weights, and linear models of hand-made features: compared with, never chosen.",
         ),
     ] = False,
     json_to: JsonFile = None,

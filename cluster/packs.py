@@ -321,6 +321,20 @@ def _older(folder: Path, *, names: set[str]) -> list[Pack]:
     return found
 
 
+def known_digests(
+    folder: Path, frames: Sequence[Frame], *, plant: Plant, size_px: int, how: Interpolation
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """Frame -> the digests [n, 16] of its views, of the frames that a pack in the folder holds alike."""
+    names = views_names(frames, plant=plant, size_px=size_px, interpolation=how)
+    found = {}
+    for pack in _older(folder, names=set(names.values())):
+        for frame, name in names.items():
+            at = pack.index.get(name)
+            if at is not None:
+                found[frame.frame] = np.asarray(pack.digests[pack.starts[at] : pack.starts[at + 1]])
+    return found
+
+
 class _FrameFault(InputError):
     """This frame cannot be used; others may."""
 

@@ -30,6 +30,8 @@ class Parent:
     leaves: tuple[str, ...]
     state: Mapping[str, Tensor]
     name: str = "the parent"
+    is_itself: bool = False
+    """Whether it is the run's own earlier state, which is judged and never refused: new rows may show another light."""
     is_whole: bool = False
     """Whether its head may serve as it is, where one fitted to the child's rows is no better."""
 
@@ -91,19 +93,21 @@ def mean_of(
     return Parent(cut=cut, leaves=tuple(leaves), state=branch.state_dict(), name=name, is_whole=True)
 
 
-def judged(parent: str, *, donor: np.ndarray, pretrained: np.ndarray, lots: np.ndarray) -> dict[str, Any]:
+def judged(
+    parent: str, *, donor: np.ndarray, pretrained: np.ndarray, lots: np.ndarray, is_itself: bool = False
+) -> dict[str, Any]:
     """What a donor's start is worth against the pretrained one: `{parent, difference, low, high, refused}`.
 
     donor, pretrained: log-likelihood of every select part [P] by a head on the features of either, fitted without the
     part's lot. The difference is a part's mean gain by the donor, in nats. Refused where its 95 % interval over lots
-    lies below 0; too few lots for an interval refuse nothing.
+    lies below 0; too few lots for an interval refuse nothing, and no run refuses its own earlier state.
     """
     if not len(lots):
         return {"parent": parent, "difference": None, "low": None, "high": None, "refused": False}
     found = paired_bootstrap(
         lots, lambda draws: draws @ donor / draws.sum(1), lambda draws: draws @ pretrained / draws.sum(1), seed=0
     )
-    is_refused = found.high is not None and found.high < 0
+    is_refused = found.high is not None and found.high < 0 and not is_itself
     return {"parent": parent, "difference": found.diff, "low": found.low, "high": found.high, "refused": is_refused}
 
 
@@ -112,9 +116,10 @@ def words(found: Mapping[str, Any], *, num_lots: int) -> str:
     name = f"donor {found['parent']}"
     if found["difference"] is None:
         return f"{name}: no select part to judge its start by"
-    what = f"its start has {found['difference']:+.3f} nats a select part against the pretrained start"
+    side = "better" if found["difference"] > 0 else "worse"
+    what = f"its start is {abs(found['difference']):.3f} nats a select part {side} than the pretrained one"
     if found["low"] is None:
-        few = f"{num_lots} lots are fewer than {MIN_LOTS}" if num_lots < MIN_LOTS else "there is no interval"
+        few = f"lots: {num_lots}, fewer than {MIN_LOTS}" if num_lots < MIN_LOTS else "there is no interval"
         return f"{name}: {what}; {few}, so harm is not shown"
     verdict = "worse: refused" if found["refused"] else "harm is not shown" if found["low"] <= 0 else "better"
-    return f"{name}: {what} ({found['low']:+.3f} to {found['high']:+.3f}): {verdict}"
+    return f"{name}: {what} (gain {found['low']:+.3f} to {found['high']:+.3f}): {verdict}"

@@ -52,7 +52,9 @@ def with_head_fitted(run: Run) -> Fitted:
         plain = run.model.new_branch(0, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
         pretrained = _on_features(run, plain, cut=0, prior=None)[1]
         lots = taught.part_lots
-        fitted.donor = adapt.judged(parent.name, donor=-losses, pretrained=-pretrained, lots=lots)
+        fitted.donor = adapt.judged(
+            parent.name, donor=-losses, pretrained=-pretrained, lots=lots, is_itself=parent.is_itself
+        )
         fitted.notes.append(adapt.words(fitted.donor, num_lots=len(set(lots))))
     return fitted
 
@@ -80,7 +82,8 @@ def _on_features(run: Run, branch: Any, *, cut: int, prior: Head | None) -> tupl
     branch.adopt_head(soft.weight, soft.bias, taught.leaves)
     start = copied(branch)
     branch.adopt_head(head.weight, head.bias, taught.leaves)
-    what = f"head fitted on {'the parent' if prior else 'frozen'} features, L2 {strength:g}"
+    whose = "the parent's" if prior else "frozen"
+    what = f"head fitted on {whose} features, L2 {strength:g}"
     told: dict[str, Any] = {"notes": [what, *sentences(effect)], "reweighting": effect}
     return Fitted(cut=cut, leaves=taught.leaves, state=copied(branch), score=found, start=start, **told), losses
 

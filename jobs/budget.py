@@ -12,9 +12,10 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from cluster.retention import cache_of, pack_store
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, Store
 from jobs import probe
-from jobs.estimate import NOTHING, Cost, Inputs, Rates, Work, check_caps, check_room, cost
+from jobs.estimate import NOTHING, START_S, Cost, Inputs, Rates, Work, check_caps, check_room, cost
 from jobs.leave_out import LeftOut
 from jobs.material import Material
 from jobs.plan import Plan, RunSpec
@@ -35,6 +36,8 @@ from plants.plant import Plant
 from plants.views import view_boxes
 
 PROBED_FRAMES = 8
+FORK_S = 1.0
+"""Lanes that are forked here, until the first has its first plant; Ray's take `START_S`."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def _foreseen(
         sizes=probe.sizes(material, cuts=cuts),
         lanes=lanes,
         trunk_lanes=trunk_lanes,
+        start_s=FORK_S if plan.base and settings.is_embedded else START_S,
     )
 
 
@@ -105,7 +109,8 @@ def inputs_of(name: str, *, material: Material, left_out: LeftOut | None = None)
     frames = packs.frames_of(labels)
     key = packs.pack_key(frames, plant=plant, size_px=size_px, interpolation=how)
     path = packs.place_of(f"packs/{name}/{key}", store=store, cache_dir=material.cache)
-    pack = packs.Pack.open(path) if path.exists() else layout(plant, labels=labels, frames=frames)
+    known = {} if path.exists() else packs.known_digests(path.parent, frames, plant=plant, size_px=size_px, how=how)
+    pack = packs.Pack.open(path) if path.exists() else layout(plant, labels=labels, frames=frames, known=known)
     taken = labels if left_out is None else labels[~left_out.holds(labels)]
     rows, absent = material.absent(name, labels=taken, pack=pack)
     num_train = int((rows["role"] == "train").sum())
@@ -119,30 +124,48 @@ def inputs_of(name: str, *, material: Material, left_out: LeftOut | None = None)
         passes=sum(absent),
         augmented=sum(absent[1:]),
         pack_inputs=0 if is_there else len(pack.frame_index),
-        pack_megapixels=0.0 if is_there else float((labels["width_px"] * labels["height_px"]).sum() / 1e6),
+        pack_megapixels=0.0 if is_there else _megapixels(labels[~labels["frame"].isin(known)]),
     )
 
 
-def layout(plant: Plant, *, labels: pd.DataFrame, frames: Sequence[packs.Frame]) -> Layout:
-    """The views of these frames by their recorded sizes; none of one that its geometry does not fit."""
+def _megapixels(labels: pd.DataFrame) -> float:
+    return float((labels["width_px"] * labels["height_px"]).sum() / 1e6)
+
+
+def layout(
+    plant: Plant,
+    *,
+    labels: pd.DataFrame,
+    frames: Sequence[packs.Frame],
+    known: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Layout:
+    """The views of these frames by their recorded sizes; none of one that its geometry does not fit.
+
+    known: frame -> the digests of its views, where another pack holds them.
+    """
     at = labels.set_index("frame")
     sizes = list(zip(at["environment"], at["width_px"].astype(int), at["height_px"].astype(int), strict=True))
     known = {size: _boxes(plant, *size) for size in set(sizes)}
     boxes_of = dict(zip(at.index, (known[size] for size in sizes), strict=True))
     boxes = [boxes_of[frame.frame] for frame in frames]
     kept = [(frame.frame, found) for frame, found in zip(frames, boxes, strict=True) if len(found)]
-    num = sum(len(found) for _, found in kept)
+    digests = [
+        known[frame]
+        if frame in known
+        else np.frombuffer(b"".join(_placeholder(frame, i) for i in range(len(found))), np.uint8)
+        for frame, found in kept
+    ]
     return Layout(
         frames=[frame for frame, _ in kept],
         frame_index=np.repeat(np.arange(len(kept)), [len(found) for _, found in kept]),
         tile_boxes=np.concatenate([np.empty((0, 4), np.int32), *[found for _, found in kept]]),
-        digests=np.frombuffer(b"".join(_placeholder(i) for i in range(num)), np.uint8).reshape(-1, 16),
+        digests=np.concatenate([np.empty((0, 16), np.uint8), *[one.reshape(-1, 16) for one in digests]]),
     )
 
 
-def _placeholder(number: int) -> bytes:
-    """In place of the digest of pixels that nobody has read yet: no other has it."""
-    return hashlib.sha256(f"unread|{number}".encode()).digest()[:16]
+def _placeholder(frame: str, number: int) -> bytes:
+    """In place of the digest of a view's pixels that nobody has read yet: no other has it."""
+    return hashlib.sha256(f"unread|{frame}|{number}".encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _boxes(plant: Plant, environment: str, width: int, height: int) -> np.ndarray:

@@ -32,16 +32,22 @@ def cautions(recipe: Recipe) -> list[str]:
         said.append(f"dropout {recipe.dropout:g} is above {DROPOUT:g}: expect a head that learns too little")
     if not recipe.stages and recipe.loss != "weighted":
         said.append(f"loss {recipe.loss} has no effect without stages: heads on frozen features take the likelihood")
+    if recipe.loss != "focal" and recipe.gamma != Recipe.model_fields["gamma"].default:
+        said.append(f"gamma has no effect with loss {recipe.loss}: it is of focal")
+    if recipe.balance == "none" and recipe.max_class_weight != Recipe.model_fields["max_class_weight"].default:
+        said.append("max_class_weight has no effect with balance none")
     for number, stage in enumerate(recipe.stages):
         at, ratio = f"stages.{number}.", stage.lr_head / stage.lr_backbone
         if not HEAD_RATE[0] <= stage.lr_head <= HEAD_RATE[1]:
             low, high = HEAD_RATE
             said.append(f"{at}lr_head {stage.lr_head:g} is outside {low:g}..{high:g}: expect a head that lags or jumps")
+        if recipe.lora_rank:
+            continue  # adapters start from nothing, and what is pretrained stands still
         if ratio < HEAD_OVER_BACKBONE[0] * (1 - 1e-9):
             what = f"only {ratio:.2g} times below lr_head ({stage.lr_head:g})"
             said.append(f"{at}lr_backbone {stage.lr_backbone:g} is {what}: expect stages that forget")
         if ratio > HEAD_OVER_BACKBONE[1] * (1 + 1e-9):
-            what = f"{ratio:.2g} times below lr_head ({stage.lr_head:g})"
+            what = f"{ratio:,.0f} times below lr_head ({stage.lr_head:g})"
             said.append(f"{at}lr_backbone {stage.lr_backbone:g} is {what}: expect stages that hardly learn")
     return [f"recipe: {line}" for line in said]
 

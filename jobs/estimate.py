@@ -150,7 +150,14 @@ NOTHING = Cost(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0)
 
 
 def cost(
-    works: Sequence[Work], *, inputs: Sequence[Inputs], rates: Rates, sizes: Sizes, lanes: int, trunk_lanes: int
+    works: Sequence[Work],
+    *,
+    inputs: Sequence[Inputs],
+    rates: Rates,
+    sizes: Sizes,
+    lanes: int,
+    trunk_lanes: int,
+    start_s: float = START_S,
 ) -> Cost:
     """The runs' cost on so many lanes, of which `trunk_lanes` have a device of their own for the trunk."""
     prepared = [prepare_seconds(item, rates=rates) for item in inputs]
@@ -166,8 +173,8 @@ def cost(
         steps=sum(steps.values()),
         images=sum(steps[work.run_id] * work.recipe.batch for work in works),
         trunk_passes=sum(item.passes for item in inputs),
-        seconds_low=START_S + prepare_s + low,
-        seconds_high=START_S + prepare_s + high,
+        seconds_low=start_s + prepare_s + low,
+        seconds_high=start_s + prepare_s + high,
         prepare_s=prepare_s,
         cache_bytes=sum(item.passes for item in inputs) * sum(sizes.activations.values()),
         pack_bytes=sum(item.pack_inputs for item in inputs) * sizes.input,

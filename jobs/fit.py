@@ -88,7 +88,7 @@ def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
     if spec.start:
         plan_id, _, run_id = spec.start.partition("/")
         words, start, _ = material.load(run_id, plan_id=plan_id, what="start")
-        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=spec.start)
+        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=spec.start, is_itself=True)
     found = []
     for run_id in spec.sources:
         words = material.store.read_json(f"runs/{plan.plan_id}/{run_id}/model.json")

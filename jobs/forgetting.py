@@ -118,9 +118,10 @@ def words(found: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     worst = max(found, key=lost)
     row = found[worst]
     what = (
-        f"{worst} most, worth {row['before']:.3f} before and {row['after']:.3f} after, {lost(worst):+.3f} nats a part"
+        f"{worst} most, worth {row['before']:.3f} before and {row['after']:.3f} after, "
+        f"{abs(lost(worst)):.3f} nats a part {'lost' if lost(worst) > 0 else 'gained'}"
     )
-    return [f"forgetting on select, of {len(found)} plants that its parent knew: {what}"]
+    return [f"forgetting on select, plants that its parent knew: {len(found)}; {what}"]
 
 
 def _head(parent: Parent) -> Head:

@@ -17,7 +17,7 @@ from jobs.page import inline_svg, page
 from jobs.plan import Plan
 
 NUM_DRAWN = 40
-KINDS = ("pooled", "own", "warm", "sister")
+KINDS = ("pooled", "own", "warm", "sister", "scratch")
 """The runs of a plant that are drawn, in this order: those that have epochs and may serve it."""
 TRAINING = {"color": "#d55e00", "linestyle": "-.", "marker": "^"}
 SELECT = {"color": "#0072b2", "linestyle": "-", "marker": "o"}

@@ -150,6 +150,9 @@ def load_recipe(path: str | Path) -> Recipe:
     file = Path(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if isinstance(raw, dict) and raw.get("init") == "random":
+            remedy = "`train --baselines` makes such runs"
+            raise ManyInputErrors([f"file {file}: field init: random is not for recipe files. {remedy}"])
         return Recipe.model_validate(raw)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,9 +21,6 @@ from cluster.settings import Settings
 from cluster.storage import PlantFiles, open_store
 from plants.errors import InputError
 from plants.plant import Fleet
-
-if TYPE_CHECKING:
-    pass
 
 
 def import_fleet(
@@ -196,7 +193,8 @@ def train(
         _show_inputs(document["cost"]["plants"], show=show)
         return document
     _show_runs(document, show=show)
-    if "took" in document["cost"]:
+    if took := document["cost"].get("took"):
+        show.print(f"took {took['seconds']:,.0f} s", markup=False)
         records, store = trained.records, open_store(fleet.store)
         if found := write_page(trained.plan, records=records, store=store, home=settings.home):
             show.print(f"learning curves: {found}", markup=False, soft_wrap=True)
@@ -231,6 +229,7 @@ class _Progress:
 
     def __init__(self, show: Console) -> None:
         self.show, self.start, self.now = show, time.monotonic(), {}  # type: ignore[var-annotated]
+        self.line_at = self.start + LINE_S
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Progress(*columns, console=show, transient=True, disable=not show.is_terminal)
         self.task = self.bar.add_task("preparing", total=None)
@@ -253,6 +252,7 @@ class _Progress:
         elif kind == "cost":
             for line in event["words"]:
                 self._line(line)
+            self.bar.update(self.task, description="starting workers")
         elif kind == "prepared":
             said = f"{event['rows']} inputs cached in {event['seconds']:.1f} s"
             self._line(f"{event['plant']}: {event['error'] or said}")
@@ -260,11 +260,9 @@ class _Progress:
             loss = f" loss {event['loss']:.3f}" if event.get("loss") is not None else ""
             is_judged = event.get("select") is not None
             select = f" select {event['select']:.3f} nll {event['select_nll']:.3f}" if is_judged else ""
-            self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}{loss}{select}"
-            self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+            self._at(run, f"{run} stage {event['stage']} epoch {event['epoch']}{loss}{select}")
         elif kind == "part":
-            self.now[run] = f"{run} stage {event['stage']} epoch {event['epoch']}, {event['part']:.0%}"
-            self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+            self._at(run, f"{run} stage {event['stage']} epoch {event['epoch']}, {event['part']:.0%}")
         elif kind == "note":
             self._line(event["text"])
         elif kind == "strike":
@@ -281,6 +279,14 @@ class _Progress:
             else:
                 select = "-" if event["select"] is None else f"{event['select']:.3f}"
                 self._line(f"{run}: select {select} in {event['seconds']:.1f} s")
+
+    def _at(self, run: str, what: str) -> None:
+        """What a run is at: in the bar, or where there is no terminal a line every `LINE_S`."""
+        self.now[run] = what
+        self.bar.update(self.task, description=" | ".join(self.now.values())[-100:])
+        if not self.show.is_terminal and time.monotonic() > self.line_at:
+            self.line_at = time.monotonic() + LINE_S
+            self._line(" | ".join(self.now.values()))
 
     def _line(self, text: str) -> None:
         self.show.print(f"[{time.monotonic() - self.start:6.1f} s] {text}", markup=False, soft_wrap=True)
