@@ -149,23 +149,19 @@ def layout(
     boxes_of = dict(zip(at.index, (known[size] for size in sizes), strict=True))
     boxes = [boxes_of[frame.frame] for frame in frames]
     kept = [(frame.frame, found) for frame, found in zip(frames, boxes, strict=True) if len(found)]
-    digests = [
-        known[frame]
-        if frame in known
-        else np.frombuffer(b"".join(_placeholder(frame, i) for i in range(len(found))), np.uint8)
-        for frame, found in kept
-    ]
+    digests = [known[frame] if frame in known else _placeholders(frame, len(found)) for frame, found in kept]
     return Layout(
         frames=[frame for frame, _ in kept],
         frame_index=np.repeat(np.arange(len(kept)), [len(found) for _, found in kept]),
         tile_boxes=np.concatenate([np.empty((0, 4), np.int32), *[found for _, found in kept]]),
-        digests=np.concatenate([np.empty((0, 16), np.uint8), *[one.reshape(-1, 16) for one in digests]]),
+        digests=np.concatenate([np.empty((0, 16), np.uint8), *digests]),
     )
 
 
-def _placeholder(frame: str, number: int) -> bytes:
-    """In place of the digest of a view's pixels that nobody has read yet: no other has it."""
-    return hashlib.sha256(f"unread|{frame}|{number}".encode("utf-8", "surrogatepass")).digest()[:16]
+def _placeholders(frame: str, count: int) -> np.ndarray:
+    """In place of the digests [count, 16] of a frame's views that nobody has read yet: no others have them."""
+    names = [f"unread|{frame}|{i}".encode("utf-8", "surrogatepass") for i in range(count)]
+    return np.frombuffer(b"".join(hashlib.sha256(name).digest()[:16] for name in names), np.uint8).reshape(-1, 16)
 
 
 def _boxes(plant: Plant, environment: str, width: int, height: int) -> np.ndarray:

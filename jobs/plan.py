@@ -240,9 +240,8 @@ def strategies(plan: Plan, *, labelled: Mapping[str, Mapping[str, int]]) -> list
         count = median_class(labelled[name] for name in names)
         does = "stages are trained after the head" if may_unfreeze(count) else "heads only"
         who = f"plant {names[0]}" if len(names) == 1 else f"plants {', '.join(names)} together"
-        said.append(
-            f"{who}: {count:g} labelled images in the median defect class (enough for: {strategy(count)}): {does}"
-        )
+        enough = f"{count:g} labelled images in the median defect class (enough for: {strategy(count)})"
+        said.append(f"{who}: {enough}: {does}")
     return said
 
 

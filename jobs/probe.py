@@ -37,8 +37,8 @@ def per_second(
 ) -> float:
     """Images a second of `work`, which takes a number of images, in batches after one image to warm up.
 
-    Where a batch alone would take longer than the budget, fewer images are timed. Without a GPU it is this process's own
-    computing that counts, as neighbours on the same cores will not be there for ever.
+    Where a batch alone would take longer than the budget, fewer images are timed. Without a GPU this process's own
+    computing counts, as neighbours on the same cores will not be there for ever.
     """
     clock = clock or (time.perf_counter if torch.cuda.is_available() else time.process_time)
     work(1)

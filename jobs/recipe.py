@@ -109,9 +109,7 @@ class Recipe(Config):
         if self.init == "random" and (len(self.stages) != 1 or self.freeze_norm):
             faults.append("init: random needs one stage and freeze_norm: false, as no layer knows anything yet")
         if self.init == "random" and (self.l2_sp or self.replay):
-            faults.append(
-                "init: random goes without l2_sp and replay, as there is nothing to stay near to: leave them out"
-            )
+            faults.append("init: random has nothing to stay near to: leave out l2_sp and replay")
         faults += self._faults_of_adapters() if self.lora_rank is not None else []
         for stage in self.stages if self.init == "pretrained" and self.lora_rank is None else ():
             if stage.lr_backbone > MAX_BACKBONE_RATE:

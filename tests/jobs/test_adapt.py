@@ -114,7 +114,7 @@ def lots(num: int, *, of: int = 2) -> np.ndarray:
         (20, -0.5, True, "worse: refused"),
         (20, 0.5, False, "better"),
         (20, 0.0, False, "harm is not shown"),
-        (9, -0.5, False, "9 lots are fewer than 10, so harm is not shown"),
+        (9, -0.5, False, "lots: 9, fewer than 10, so harm is not shown"),
         (0, -0.5, False, "no select part to judge its start by"),
     ],
 )

@@ -30,7 +30,7 @@ def test_nothing_is_said_of_the_defaults(recipe):
         ),
         (
             Recipe(stages=(Stage(cut=1, lr_head=1e-2, lr_backbone=1e-5),)),
-            "stages.0.lr_backbone 1e-05 is 1e+03 times below lr_head (0.01)",
+            "stages.0.lr_backbone 1e-05 is 1,000 times below lr_head (0.01)",
         ),
         (Recipe(stages=(), loss="focal"), "loss focal has no effect without stages"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from cluster.ledger import RunLedger
@@ -11,6 +13,13 @@ from jobs.plan import Plan, RunSpec
 from jobs.selection import Score
 from jobs.train import Fitted, World
 from plants.errors import InputError, NoSpace
+
+
+class Nothing:
+    """In the place of a material that no run of these looks at."""
+
+    def forget(self, names: Sequence[str]) -> None:
+        pass
 
 
 def spec(run_id: str, *, plants=("north",), parent=None, parents=()) -> RunSpec:
@@ -213,7 +222,7 @@ def test_a_refused_run_is_told_as_such_and_not_as_done(monkeypatch):
     def call(method, *args, **kwargs):
         calls.append((method, *args))
 
-    _work(PLAN.run("warm"), material=None, plan=PLAN, call=call, world=World())
+    _work(PLAN.run("warm"), material=Nothing(), plan=PLAN, call=call, world=World())
     assert calls == [("refuse", "warm", "worse: refused")]
 
 
@@ -317,7 +326,7 @@ def test_where_a_disk_is_full_nothing_more_is_taken_and_no_run_is_blamed(store_u
 
     monkeypatch.setattr("jobs.fit.fit_run", failing)
     call = lambda method, *a, **k: getattr(at, method)(*a, **k)  # noqa: E731
-    _work(PLAN.run("own"), material=None, plan=PLAN, call=call, world=World())
+    _work(PLAN.run("own"), material=Nothing(), plan=PLAN, call=call, world=World())
     assert (at.take(0), at.take(1), at.prepare(0), at.shared()) == ({"do": "stop"}, {"do": "stop"}, {"do": "go"}, [])
     assert at.why_halted() == "file cache: the disk is full"
     assert {record.strikes for record in at.records.values()} == {0}

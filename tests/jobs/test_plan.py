@@ -203,13 +203,13 @@ def test_by_data_stages_are_trained_from_200_labels_in_the_median_defect_class(l
 def test_the_strategy_of_every_plant_and_of_those_together_is_said_with_its_count():
     said = strategies(plan_of(fleet(), labelled=LABELLED), labelled=LABELLED)
     assert sorted(said) == [
-        "plant neu: 170 labelled images in the median defect class allow frozen features: heads only",
-        "plant tiles: 1200 labelled images in the median defect class allow full fine-tuning: "
+        "plant neu: 170 labelled images in the median defect class (enough for: frozen features): heads only",
+        "plant tiles: 1200 labelled images in the median defect class (enough for: full fine-tuning): "
         "stages are trained after the head",
-        "plant xsdd: 480 labelled images in the median defect class allow gradual unfreezing or LoRA: "
+        "plant xsdd: 480 labelled images in the median defect class (enough for: gradual unfreezing or LoRA): "
         "stages are trained after the head",
-        "plants neu, xsdd together: 210 labelled images in the median defect class allow gradual unfreezing or LoRA: "
-        "stages are trained after the head",
+        "plants neu, xsdd together: 210 labelled images in the median defect class "
+        "(enough for: gradual unfreezing or LoRA): stages are trained after the head",
     ]
 
 

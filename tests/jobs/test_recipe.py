@@ -23,8 +23,7 @@ from plants.errors import InputError
         ("balance: oversampling", "balance"),
         ("on_jump: panic", "on_jump"),
         ("gamma: -1", "gamma"),
-        ("init: random", "needs one stage and freeze_norm: false"),
-        ("{init: random, freeze_norm: false, stages: []}", "needs one stage"),
+        ("init: random", "train --baselines"),
         ("stages: [{cut: 1, lr_backbone: 0.2}]", "stages.0.lr_backbone"),
         ("[1, 2", "cannot be read"),
     ],
@@ -65,6 +64,13 @@ def test_a_recipe_says_all_its_faults_and_what_to_write_instead(tmp_path):
     file.write_text("stages: [{cut: 2}, {cut: 1}]\nbatch: 8\naccumulate: 16\n")
     with pytest.raises(InputError, match=r"cuts strictly increasing; accumulate 16 is more than the batch \(8\)"):
         load_recipe(file)
+
+
+def test_what_knows_nothing_yet_has_one_stage_and_nothing_to_stay_near_to():
+    with pytest.raises(ValueError, match="needs one stage and freeze_norm: false"):
+        Recipe(init="random", stages=())
+    with pytest.raises(ValueError, match="leave out l2_sp and replay"):
+        Recipe(init="random", freeze_norm=False, l2_sp=0.1)
 
 
 def test_what_knows_nothing_yet_may_learn_fast_and_long_without_a_warning():
