@@ -212,7 +212,7 @@ def forgetful(tmp_path: Path, **settings: float) -> float:
     assert child.cut == 1
     row = child.forgetting["north"]
     assert set(row) == {"before", "after", "before_nll", "after_nll"}
-    assert child.notes[-1].startswith("forgetting on select, of 1 plants that its parent knew: north most")
+    assert child.notes[-1].startswith("forgetting on select, plants that its parent knew: 1; north most")
     return row["after_nll"] - row["before_nll"]
 
 

@@ -371,7 +371,7 @@ def test_an_error_of_one_worker_alone_ends_the_group_of_a_shared_run(monkeypatch
     def call(method, *args, **kwargs):
         calls.append(method)
 
-    work = {"material": None, "plan": PLAN, "call": call, "world": World(rank=0, size=size)}
+    work = {"material": Nothing(), "plan": PLAN, "call": call, "world": World(rank=0, size=size)}
     if is_a_strike:
         _work(PLAN.run("pooled"), **work)
         assert calls == ["strike"]

@@ -257,7 +257,7 @@ def test_a_refresh_learns_old_and_new_rows_here_without_ray_and_opens_no_seal(gr
     parent, begun, _ = material.load("warm-arden-s0", plan_id=grown.before.plan_id)
     assert words["cut"] == parent["cut"]
     assert not torch.equal(state["head.weight"], begun["head.weight"])
-    assert any("head fitted on the parent features" in note for note in words["notes"])
+    assert any("head fitted on the parent's features" in note for note in words["notes"])
     assert {event["plant"] for event in grown.events if event["kind"] == "prepared"} == {"arden", "essen"}
 
 
