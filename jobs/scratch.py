@@ -58,7 +58,7 @@ def deepest_cut(model: CutModel) -> int:
     if cut not in model.cuts:
         remedy = (
             f"Add {cut} to `cuts` of `trunks:` in the fleet's file, and name the stages of all other runs with "
-            "--recipe: the default recipe unfreezes down to every cut"
+            "--recipe, as the default unfreezes down to every cut. All runs are trained anew then"
         )
         raise InputError(f"training {backbone} from scratch needs its cut {cut}", field="trunks.cuts", remedy=remedy)
     return cut
