@@ -89,7 +89,8 @@ class Computes:
     def _known(self, what: str, probe: Callable[[], Compute | None]) -> Any:
         """What the folder says, or else a probe, which stands there from then on; of two at once the first."""
         machine = [platform.machine(), _cpu(), torch.__version__, self.threads, str(_device(self.model))]
-        key = sha256(json.dumps([what, self.model.weights_digest, machine]).encode())[:32]
+        spec = self.model.spec.model_dump(mode="json", include={"backbone", "options", "size_px"})
+        key = sha256(json.dumps([what, spec, machine]).encode())[:32]  # what the weights are does not matter here
         path = self.folder / f"{key}.json"
         if not path.exists():
             found = probe()

@@ -24,7 +24,7 @@ from plants.plant import Fleet, Trunk
 from tests.fleets import drawn_fleet, imported
 from tests.jobs.nets import images, model_of
 
-RECIPE = Recipe(stages=(Stage(cut=1, epochs=1, warmup_epochs=0),), views=1)
+RECIPE = Recipe(stages=(Stage(cut=1, epochs=1, warmup_epochs=0),), views=1, compute="float32")
 BARE = Recipe(
     init="random", freeze_norm=False, patience=9, stages=(Stage(cut=5, epochs=2, lr_head=1e-2, lr_backbone=1e-2),)
 )
