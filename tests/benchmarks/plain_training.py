@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from cluster.packs import view_digests
 from jobs.activations import PlantData, RunData, training_rows
 from jobs.augment import augment
 from jobs.backbone import load_backbone
@@ -50,7 +51,12 @@ class Decoded(NamedTuple):
     pixels: np.ndarray
     frame_index: np.ndarray
     tile_boxes: np.ndarray
+    digests: np.ndarray
     frames: list[str]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [n, S, S, 3] of these rows."""
+        return self.pixels[rows]
 
 
 def decoded(plant: Plant, *, labels: pd.DataFrame, spec: Trunk) -> Decoded:
@@ -69,9 +75,8 @@ def decoded(plant: Plant, *, labels: pd.DataFrame, spec: Trunk) -> Decoded:
     with ThreadPoolExecutor(THREADS) as pool:
         seen = list(pool.map(one, frames))
     owner = np.repeat(np.arange(len(frames)), [len(v.pixels) for v in seen])
-    return Decoded(
-        np.concatenate([v.pixels for v in seen]), owner, np.concatenate([np.asarray(v.boxes) for v in seen]), frames
-    )
+    pixels, boxes = np.concatenate([v.pixels for v in seen]), np.concatenate([np.asarray(v.boxes) for v in seen])
+    return Decoded(pixels, owner, boxes, view_digests(pixels), frames)
 
 
 @dataclass(frozen=True)
