@@ -26,13 +26,17 @@ TILE_HIT = 0.5
 """Share of a defect's box that a tile must hold to carry the defect's label; any less, and the tile is left out."""
 
 
-class PackLike(Protocol):
-    """Decoded inputs of a plant, as `cluster.packs.Pack` holds them."""
+class Layout(Protocol):
+    """The inputs of a plant without their pixels."""
 
     frame_index: np.ndarray
     tile_boxes: np.ndarray
     digests: np.ndarray
     frames: Sequence[str]
+
+
+class PackLike(Layout, Protocol):
+    """Decoded inputs of a plant, as `cluster.packs.Pack` holds them."""
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Pixels uint8 [n, S, S, 3] of these rows, which have these digests."""
@@ -100,7 +104,7 @@ def forget(path: Path) -> None:
     _MAPS.pop(path, None)
 
 
-def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: PackLike, seed: int) -> pd.DataFrame:
+def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: Layout, seed: int) -> pd.DataFrame:
     """The model inputs that may be learned from (train, then select), each with the label it carries.
 
     A tile carries its frame's defect when it holds enough of the defect's box, `ok` when it holds none of it. In a

@@ -41,17 +41,13 @@ FORK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Layout:
+class Unread:
     """A pack as it will be when every frame can be decoded, without its pixels."""
 
     frames: list[str]
     frame_index: np.ndarray
     tile_boxes: np.ndarray
     digests: np.ndarray
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """None has any."""
-        raise NotImplementedError
 
 
 def foreseen(
@@ -138,7 +134,7 @@ def layout(
     labels: pd.DataFrame,
     frames: Sequence[packs.Frame],
     known: Mapping[str, np.ndarray] = MappingProxyType({}),
-) -> Layout:
+) -> Unread:
     """The views of these frames by their recorded sizes; none of one that its geometry does not fit.
 
     known: frame -> the digests of its views, where another pack holds them.
@@ -150,7 +146,7 @@ def layout(
     boxes = [boxes_of[frame.frame] for frame in frames]
     kept = [(frame.frame, found) for frame, found in zip(frames, boxes, strict=True) if len(found)]
     digests = [known[frame] if frame in known else _placeholders(frame, len(found)) for frame, found in kept]
-    return Layout(
+    return Unread(
         frames=[frame for frame, _ in kept],
         frame_index=np.repeat(np.arange(len(kept)), [len(found) for _, found in kept]),
         tile_boxes=np.concatenate([np.empty((0, 4), np.int32), *[found for _, found in kept]]),

@@ -28,7 +28,7 @@ from cluster.blocks import KEY_BYTES, Block
 from cluster.eviction import hold, make_room
 from cluster.retention import RECORD, as_old_as, record
 from cluster.storage import LocalStore
-from jobs.activations import PackLike, PlantData, Trunk, forget
+from jobs.activations import Layout, PackLike, PlantData, Trunk, forget
 from jobs.augment import augment
 from jobs.recipe import Augment
 from plants.errors import InputError, Notice
@@ -80,7 +80,7 @@ def prepare(
     return data
 
 
-def absent(plant: Plant, *, rows: pd.DataFrame, pack: PackLike, trunk: Trunk, **named: Any) -> tuple[int, ...]:
+def absent(plant: Plant, *, rows: pd.DataFrame, pack: Layout, trunk: Trunk, **named: Any) -> tuple[int, ...]:
     """By view, how many rows `prepare` would have to compute, as `named` names them."""
     data, entries = _entries(plant, rows=rows, pack=pack, trunk=trunk, **named)
     found = []
@@ -97,7 +97,7 @@ def _entries(
     plant: Plant,
     *,
     rows: pd.DataFrame,
-    pack: PackLike,
+    pack: Layout,
     trunk: Trunk,
     cuts: Sequence[int],
     policy: Augment,

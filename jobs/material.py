@@ -27,7 +27,7 @@ from cluster.retention import cache_of, pack_store, sweep
 from cluster.settings import CACHE_GB
 from cluster.storage import LocalStore, PlantFiles, open_store
 from jobs import lora
-from jobs.activations import PackLike, PlantData, training_rows
+from jobs.activations import Layout, PlantData, training_rows
 from jobs.caching import absent, prepare
 from jobs.compress import export_trunk
 from jobs.compute import PLAIN, Compute, Computes
@@ -227,7 +227,7 @@ class Material:
         rows = self.rows(name)
         return rows[rows["role"].isin(LEARNING_ROLES)]
 
-    def absent(self, name: str, *, labels: pd.DataFrame, pack: PackLike) -> tuple[pd.DataFrame, tuple[int, ...]]:
+    def absent(self, name: str, *, labels: pd.DataFrame, pack: Layout) -> tuple[pd.DataFrame, tuple[int, ...]]:
         """What `data` would learn from of these label rows and that pack, and by view how many are not in the cache."""
         plant = self.fleet.plant(name)
         rows = training_rows(plant, labels=labels, pack=pack, seed=self.fleet.seed)

@@ -60,17 +60,17 @@ def fit(
     """
     checkpoints = checkpoints or Checkpoints()
     on_epoch = on_epoch or (lambda metrics: None)
-    taught = Supervision(
-        data,
-        leaf_sets=leaf_sets,
-        leaves=leaves,
-        max_class_weight=recipe.max_class_weight,
-        is_balanced=recipe.balance != "none",
-    )
+    given: dict[str, Any] = {"leaf_sets": leaf_sets, "leaves": leaves}
+    given |= {"max_class_weight": recipe.max_class_weight, "is_balanced": recipe.balance != "none"}
+    taught = Supervision(data, **given)
     objective = Objective(taught, recipe=recipe)
     tell = seldom(on_part, clock=clock) if on_part else lambda row: None
     world = world or World()
-    replay = _replay(known, leaf_sets=leaf_sets, leaves=leaves, recipe=recipe, world=world)
+    replay = None
+    if known and recipe.replay:
+        if world.size > 1:
+            raise ValueError("replay is for runs of one process")
+        replay = forgetting.Replay(Supervision(known, **given), recipe.replay)
     run = Run(
         model, taught, objective, recipe, seed, world=world, compute=compute, on_part=tell, parent=parent, replay=replay
     )
@@ -100,29 +100,6 @@ def fit(
     return best
 
 
-def _replay(
-    known: RunData | None,
-    *,
-    leaf_sets: Mapping[str, dict[str, tuple[str, ...]]],
-    leaves: Sequence[str],
-    recipe: Recipe,
-    world: World,
-) -> forgetting.Replay | None:
-    """The rows to be mixed into every step; None where the recipe or the lack of a parent asks for none."""
-    if known is None or not recipe.replay:
-        return None
-    if world.size > 1:
-        raise ValueError("replay is for runs of one process")
-    taught = Supervision(
-        known,
-        leaf_sets=leaf_sets,
-        leaves=leaves,
-        max_class_weight=recipe.max_class_weight,
-        is_balanced=recipe.balance != "none",
-    )
-    return forgetting.Replay(taught, recipe.replay)
-
-
 @dataclass
 class _State:
     best: Fitted
@@ -149,15 +126,7 @@ def _unfreeze(
 ) -> bool:
     """Train one stage from the best so far; `best` becomes its best epoch when that wins. Returns whether it won."""
     branch = _to_be_trained(run, stage=stage, best=best)
-    run.compute(stage.cut).place(branch)
-    optimizer = torch.optim.AdamW(
-        rate_groups(branch, stage=stage, recipe=run.recipe), weight_decay=run.recipe.weight_decay, fused=True
-    )
-    if run.recipe.l2_sp:
-        origin = run.model.new_branch(stage.cut, run.taught.leaves, seed=run.seed)
-        if run.parent:
-            load_parent(origin, parent=run.parent, leaves=run.taught.leaves)
-        forgetting.pull(optimizer, branch, towards=origin.state_dict(), strength=run.recipe.l2_sp)
+    optimizer = _optimizer(run, branch, stage=stage)
     at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0)
     if resumed:
         branch.load_state_dict(resumed.branch)
@@ -215,7 +184,20 @@ def _to_be_trained(run: Run, *, stage: Stage, best: Fitted) -> Any:
         lora.load(branch, best.adapter)
         words = f"cut {stage.cut}: {chosen.words}"
         best.notes.extend([words] if words not in best.notes else [])
+    run.compute(stage.cut).place(branch)
     return branch
+
+
+def _optimizer(run: Run, branch: Any, *, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW over what of the branch learns, with the recipe's pull towards where it started."""
+    groups = rate_groups(branch, stage=stage, recipe=run.recipe)
+    optimizer = torch.optim.AdamW(groups, weight_decay=run.recipe.weight_decay, fused=True)
+    if run.recipe.l2_sp:
+        origin = run.model.new_branch(stage.cut, run.taught.leaves, seed=run.seed)
+        if run.parent:
+            load_parent(origin, parent=run.parent, leaves=run.taught.leaves)
+        forgetting.pull(optimizer, branch, towards=origin.state_dict(), strength=run.recipe.l2_sp)
+    return optimizer
 
 
 def _average_buffers(branch: nn.Module, *, world: World) -> None:
