@@ -7,11 +7,6 @@ is tried, not assumed. Weights, losses and everything that is judged stay float3
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plants.hashing import sha256
+from jobs.measured import Measured, clock
 
 if TYPE_CHECKING:
     from jobs.model import CutModel
@@ -72,36 +67,29 @@ class Computes:
     """Remembers in a folder what was found on this machine: every process that shares the folder computes alike."""
 
     def __init__(self, folder: Path, *, model: CutModel, threads: int) -> None:
-        self.folder, self.model, self.threads = folder, model, threads
+        self.known, self.model, self.threads = Measured(folder), model, threads
 
     def of_branch(self, cut: int, *, batch: int) -> Compute:
         """How steps of this many images are trained fastest in the stages above a cut."""
         if cut == 0:
             return PLAIN
-        found = self._known(f"branch at cut {cut}, batch {batch}", lambda: probe_branch(self.model, cut, batch=batch))
-        return Compute(**found)
+        about = {**self._about("branch"), "cut": cut, "batch": batch}
+        return Compute(**self.known(about, lambda: asdict(probe_branch(self.model, cut, batch=batch))))
 
     def of_trunk(self, exported: Callable[[np.ndarray], Any]) -> Compute | None:
         """How torch computes the trunk, where that is faster than the exported file; else None."""
-        found = self._known("trunk", lambda: probe_trunk(self.model, exported))
+
+        def probe() -> dict[str, Any] | None:
+            found = probe_trunk(self.model, exported)
+            return asdict(found) if found else None
+
+        found = self.known(self._about("trunk"), probe)
         return Compute(**found) if found else None
 
-    def _known(self, what: str, probe: Callable[[], Compute | None]) -> Any:
-        """What the folder says, or else a probe, which stands there from then on; of two at once the first."""
-        machine = [platform.machine(), _cpu(), torch.__version__, self.threads, str(_device(self.model))]
-        spec = self.model.spec.model_dump(mode="json", include={"backbone", "options", "size_px"})
-        key = sha256(json.dumps([what, spec, machine]).encode())[:32]  # what the weights are does not matter here
-        path = self.folder / f"{key}.json"
-        if not path.exists():
-            found = probe()
-            words = {"what": what, "machine": machine, "found": asdict(found) if found else None}
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f".{key}.{os.getpid()}"
-            part.write_text(json.dumps(words), encoding="utf-8")
-            with contextlib.suppress(FileExistsError):
-                os.link(part, path)
-            part.unlink()
-        return json.loads(path.read_text(encoding="utf-8"))["found"]
+    def _about(self, what: str) -> dict[str, Any]:
+        """The shape of the net, as what its weights are does not matter here."""
+        spec = self.model.spec.model_dump(mode="json", include={"backbone", "options", "size_px", "cuts"})
+        return {"what": what, "spec": spec, "threads": self.threads}
 
 
 def probe_branch(model: CutModel, cut: int, *, batch: int, kinds: Sequence[Compute] = KINDS) -> Compute:
@@ -113,25 +101,30 @@ def probe_branch(model: CutModel, cut: int, *, batch: int, kinds: Sequence[Compu
     for kind in kinds:
         branch = model.new_branch(cut, ("a", "b"))
         kind.place(branch)
-        optimizer = torch.optim.AdamW(branch.parameters(), lr=0.0, fused=True)
         laid = kind.laid(inputs)
-
-        def step(branch: Any = branch, kind: Compute = kind, laid: Tensor = laid, optimizer: Any = optimizer) -> None:
-            with kind.autocast(device):
-                logits, _ = branch(laid)
-            loss = logits.float().square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-
         with torch.no_grad(), kind.autocast(device):
             features = branch.eval()(laid)[1].float()
         reference = features if reference is None else reference
         branch.train()
         if _is_close(features, reference):
-            with torch.enable_grad():
-                rates[kind] = _rate(step, device=device)
+            rates[kind] = _rate(stepping(branch, laid, compute=kind), device=device)
     return _fastest(rates)
+
+
+def stepping(branch: Any, inputs: Tensor, *, compute: Compute) -> Callable[[], None]:
+    """What trains the branch by one step on these inputs, without moving it: forward, backward, optimiser."""
+    optimizer = torch.optim.AdamW(branch.parameters(), lr=0.0, fused=True)
+
+    @torch.enable_grad()
+    def step() -> None:
+        with compute.autocast(inputs.device):
+            logits, _ = branch(inputs)
+        optimizer.zero_grad(set_to_none=True)
+        logits.float().square().mean().backward()
+        nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
+        optimizer.step()
+
+    return step
 
 
 @torch.inference_mode()
@@ -164,16 +157,15 @@ def _is_close(found: Tensor, reference: Tensor) -> bool:
 
 
 def _rate(work: Callable[[], Any], *, device: torch.device) -> float:
-    """Times a second of this process's own computing, so that neighbours on the same cores do not decide."""
-    on_gpu = device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
+    """Times a second, as `jobs.measured` times."""
+    now = clock()
 
     def once() -> float:
-        start = clock()
+        start = now()
         work()
-        if on_gpu:
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return max(clock() - start, 1e-9)
+        return max(now() - start, 1e-9)
 
     once()
     took = [once()]
@@ -184,13 +176,3 @@ def _rate(work: Callable[[], Any], *, device: torch.device) -> float:
 
 def _device(model: CutModel) -> torch.device:
     return model.trunk.scale.device
-
-
-def _cpu() -> str:
-    """What this processor is and can do."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return hashlib.sha256("|".join(named.get(k, "") for k in ("model name", "flags", "Features")).encode()).hexdigest()

@@ -6,24 +6,21 @@ A figure is kept in the cache under all that it depends on, so that it is measur
 
 from __future__ import annotations
 
-import json
+import functools
 import math
-import platform
 import time
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
-from torch import nn
 
-from cluster.storage import replaced
+from jobs import measured
 from jobs.augment import augment
+from jobs.compute import stepping
 from jobs.estimate import Rates, Sizes
 from jobs.head import HeadFit, Lesson
 from jobs.material import Material
-from plants.hashing import sha256
+from jobs.measured import Measured
 
 PROBE_S = 0.25
 """Of each figure, beside its warm-up."""
@@ -37,10 +34,9 @@ def per_second(
 ) -> float:
     """Images a second of `work`, which takes a number of images, in batches after one image to warm up.
 
-    Where a batch alone would take longer than the budget, fewer images are timed. Without a GPU this process's own
-    computing counts, as neighbours on the same cores will not be there for ever.
+    Where a batch alone would take longer than the budget, fewer images are timed.
     """
-    clock = clock or (time.perf_counter if torch.cuda.is_available() else time.process_time)
+    clock = clock or measured.clock()
     work(1)
     begun = clock()
     work(1)
@@ -55,9 +51,9 @@ def per_second(
 
 def rates(material: Material, *, threads: int, cuts: Collection[int] = ()) -> Rates:
     """The rates of one lane with so many threads on this machine, from the cache where they were measured before."""
-    model, recipe, known = material.model, material.recipe, _Known(material.cache / "rates")
-    about = {"weights": model.weights_digest, "cuts": list(model.cuts), "device": device_name(), "threads": threads}
-    about |= {"compute": recipe.compute}
+    model, recipe, known = material.model, material.recipe, Measured(material.cache / "rates")
+    spec = model.spec.model_dump(mode="json", include={"backbone", "options", "size_px", "cuts"})
+    about = {"spec": spec, "threads": threads, "compute": recipe.compute}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -90,24 +86,20 @@ def rates(material: Material, *, threads: int, cuts: Collection[int] = ()) -> Ra
 
 def branch_rate(material: Material, *, cut: int) -> float:
     """Images/s of training steps of a branch at a cut, at the recipe's batch."""
-    recipe = material.recipe
+    recipe, compute = material.recipe, material.compute(cut)
     branch = material.learner.new_branch(cut, LEAVES, dropout=recipe.dropout, freeze_norm=recipe.freeze_norm)
-    compute, device = material.compute(cut), branch.head.weight.device
     compute.place(branch)
-    optimizer = torch.optim.AdamW(branch.parameters(), fused=True)
     values = torch.randn(recipe.batch, *material.model.shapes[cut], generator=torch.Generator().manual_seed(0))
-    values = compute.laid(values.to(device))
+    values = values.to(branch.head.weight.device)
 
-    def step(num: int) -> float:
-        with compute.autocast(device):
-            logits, _ = branch(values[:num])
-        optimizer.zero_grad(set_to_none=True)
-        logits.float().logsumexp(1).sum().backward()
-        nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
-        optimizer.step()
-        return float(logits.detach().sum())  # waits for a GPU
+    @functools.cache
+    def of(num: int) -> Callable[[], None]:
+        return stepping(branch, compute.laid(values[: max(num, 2)]), compute=compute)
 
-    return per_second(lambda num: step(max(num, 2)), batch=recipe.batch)
+    def step(num: int) -> None:
+        of(num)()
+
+    return per_second(step, batch=recipe.batch)
 
 
 def head_rate(num_features: int) -> float:
@@ -137,28 +129,3 @@ def sizes(material: Material, *, cuts: Collection[int] = ()) -> Sizes:
         },
         head=single * (model.feature_dim + 1),
     )
-
-
-def device_name() -> str:
-    """What computes here: the GPU's name where there is one, and the CPU's."""
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return gpu + (models[0] if models else platform.processor() or platform.machine())
-
-
-class _Known:
-    """Figures in a folder, by the digest of what they depend on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, about: Mapping[str, Any], measure: Callable[[], float]) -> float:
-        path = self.folder / f"{sha256(json.dumps(about, sort_keys=True).encode())[:32]}.json"
-        if path.exists():
-            return float(json.loads(path.read_text(encoding="utf-8"))["per_s"])
-        value = measure()
-        with replaced(path) as part:
-            part.write_text(json.dumps({**about, "per_s": value}, sort_keys=True), encoding="utf-8")
-        return value
