@@ -255,6 +255,21 @@ def first_model(plan: Plan, *, plant: Plant, done: Sequence[str], num_defects: i
     return [r.run_id for r in plan.runs if r.kind == "normality" and r.target == plant.name and r.run_id in done]
 
 
+def _made(decision: Decision, *, chosen: Candidate, base: Candidate | None, seed: int) -> dict[str, Any]:
+    """The decision as the document holds it. base: the plant's frozen baseline."""
+    return {
+        "model": chosen.name,
+        "kind": chosen.kind,
+        "members": list(chosen.members),
+        "why": decision.why,
+        "against": decision.against,
+        "interval": decision.interval,
+        "policy": chosen.policy.model_dump(mode="json"),
+        "gain": _gain(chosen, base, seed=seed),
+        "frozen_policy": base.policy.model_dump(mode="json") if base else None,
+    }
+
+
 def compare_plant(
     plant: Plant,
     *,
@@ -286,17 +301,7 @@ def compare_plant(
     for run_id in chosen.members if chosen.kind != "normality" else ():
         exports.check_parity(run_id, activations=inputs.activations)
     base = next((c for c in candidates if c.name == f"frozen-{plant.name}-s{seed}"), None)
-    made = {
-        "model": chosen.name,
-        "kind": chosen.kind,
-        "members": list(chosen.members),
-        "why": decision.why,
-        "against": decision.against,
-        "interval": decision.interval,
-        "policy": chosen.policy.model_dump(mode="json"),
-        "gain": _gain(chosen, base, seed=seed),
-        "frozen_policy": base.policy.model_dump(mode="json") if base else None,
-    }
+    made = _made(decision, chosen=chosen, base=base, seed=seed)
     exports.material.store.write(SCORES.format(plant=plant.name), chosen.scores.to_parquet())
     leaf_sets = fleet.leaf_sets(plant)
     beyond = outside(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, leaf_sets=leaf_sets, cell=cell, seed=seed)

@@ -7,29 +7,26 @@ import functools
 import hashlib
 import importlib
 import json
-import math
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cluster import session
 from cluster.catalog import Catalog
-from cluster.ledger import RunLedger, RunRecord
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store
+from jobs.carry_out import Caps, Say, Trained, carried_out, lanes_of
 from jobs.cautions import cautions, check_money
 from jobs.leave_out import parse
 from jobs.plan import Plan, make_plan, strategies
 from jobs.recipe import Recipe
 from jobs.tracking import Tracker
-from plants import governance
 from plants.balance import labelled_defects
 from plants.errors import CheckFailed, InputError, NoSpace
 from plants.plant import Fleet
@@ -37,7 +34,6 @@ from plants.plant import Fleet
 if TYPE_CHECKING:
     from jobs.material import Material
 
-Say = Callable[[Mapping[str, Any]], None]
 Events = Sequence[list[dict[str, Any]]]
 """What a board has logged, and how far runs are."""
 COMPARED = "reports/compare.json"
@@ -45,71 +41,6 @@ GROUP_START_TIMEOUT_S = 120
 GROUP_STARTS = 3
 MONEY = {"miss", "miss_by_class", "false_alarm", "defect_rate"}
 """The costs that a model learns by where its loss is `cost`: others are its policy's alone."""
-
-
-@dataclass(frozen=True)
-class Caps:
-    """What a plan may take; None is no cap."""
-
-    max_hours: float | None = None
-    max_gb: float | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A plan with the records of its runs."""
-
-    plan: Plan
-    records: dict[str, RunRecord]
-    seconds: float
-    cost: dict[str, Any] = field(default_factory=dict)
-    """What it was to cost, and under `took` what it did, once it has."""
-    words: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What the runs that began with another's weights say of themselves."""
-
-    def to_json(self) -> dict[str, Any]:
-        """`runs[] {name, kind, plants, state, seconds, select}`, the plan's id and what it cost."""
-        rows = []
-        for run in self.plan.runs:
-            record = self.records[run.run_id]
-            rows.append(
-                {
-                    "name": run.run_id,
-                    "kind": run.kind,
-                    "plants": list(run.plants),
-                    "parent": run.parent,
-                    "parents": list(run.parents),
-                    "state": record.state,
-                    "seconds": record.seconds,
-                    "select": record.select,
-                    "attempts": record.attempts,
-                    "error": record.error,
-                    "donor": self.words.get(run.run_id, {}).get("donor"),
-                    "forgetting": self.words.get(run.run_id, {}).get("forgetting"),
-                }
-            )
-        seconds = round(self.seconds, 2)
-        return {
-            "plan": self.plan.plan_id,
-            "governance": self.plan.governance,
-            "runs": rows,
-            "seconds": seconds,
-            "cost": self.cost,
-        }
-
-    @property
-    def failed(self) -> list[str]:
-        """The runs that failed."""
-        return [run_id for run_id, record in self.records.items() if record.state == "failed"]
-
-
-def latest_plan(store: Store) -> Plan:
-    """The plan that was trained last. Raises InputError before the first."""
-    try:
-        plan_id = store.read_json("runs/latest.json")["plan"]
-        return Plan.from_json(store.read_json(f"runs/{plan_id}/plan.json"))
-    except FileNotFoundError:
-        raise InputError("nothing has been trained", file=store.uri, remedy="Run `crossplant train` first") from None
 
 
 def train_fleet(
@@ -137,14 +68,7 @@ def train_fleet(
     allow or for a loss in money where there is none, or the plan would cost more than a cap or the disk has room for.
     """
     start = time.monotonic()
-    if recipe.init == "random":
-        raise InputError("the recipe starts from random weights", field="init", remedy="Use --baselines for such runs")
-    check_money(recipe, plants=[plant for plant in fleet.plants if plant.may_train])
-    allowed = fleet.trunks[trunk].cuts
-    for stage in recipe.stages:
-        if stage.cut not in allowed:
-            remedy = f"Allowed cuts: {', '.join(map(str, allowed))}; add it to `trunks:` in the fleet's file"
-            raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
+    _check_recipe(recipe, fleet=fleet, allowed=fleet.trunks[trunk].cuts)
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
     if settings.is_embedded and not is_estimate:
@@ -176,75 +100,6 @@ def train_fleet(
         began=start,
         say=say,
     )
-
-
-def carried_out(
-    plan: Plan,
-    *,
-    material: Material,
-    settings: Settings,
-    work: Callable[[], None],
-    began: float,
-    retry_failed: bool = False,
-    caps: Caps = Caps(),
-    is_estimate: bool = False,
-    notes: Sequence[str] = (),
-    say: Say = lambda event: None,
-) -> Trained:
-    """The plan after the work on those of its runs that were not over; it is the latest one.
-
-    retry_failed: runs that failed before are tried again. notes: what to say of the plan. began: when the command did.
-    Raises InputError as `train_fleet` does.
-    """
-    from jobs.budget import check, foreseen, written
-    from jobs.estimate import words
-
-    ledger = RunLedger(material.store, plan.plan_id)
-    known = ledger.load()
-    again = [record for record in known.values() if retry_failed and record.state == "failed"]
-    known |= {record.run_id: RunRecord(run_id=record.run_id) for record in again}
-    todo = [run for run in plan.runs if run.run_id not in known or not known[run.run_id].is_over]
-    notes = [*governance.words(material.fleet.plants), *notes]
-    say({"kind": "plan", "plan": plan.plan_id, "runs": len(plan.runs), "todo": len(todo), "notes": notes})
-    if todo and not settings.is_embedded:
-        session.start(settings, num_slots=settings.slots)
-    lanes, gpu = _lanes(plan, settings=settings)
-    expected = foreseen(plan, todo=todo, material=material, settings=settings, lanes=lanes, gpu=gpu)
-    say({"kind": "cost", "words": words(expected)})
-    check(expected, **vars(caps), material=material, settings=settings)
-    cost, start = expected.to_json(), time.monotonic()
-    if not is_estimate:
-        _record(plan, ledger=ledger, again=[known[record.run_id] for record in again])
-    if todo and not is_estimate:
-        before = written(plan, material=material)
-        work()
-        after = {name: size - before[name] for name, size in written(plan, material=material).items()}
-        cost["took"] = {"seconds": round(time.monotonic() - start, 1), **after}
-    records = {run.run_id: RunRecord(run_id=run.run_id) for run in plan.runs} | ledger.load()
-    begun = [run for run in plan.runs if run.sources or run.start]
-    over = [run.run_id for run in begun if records[run.run_id].state in ("done", "refused")]
-    keys = {run_id: f"runs/{plan.plan_id}/{run_id}/model.json" for run_id in over}
-    said = {run_id: material.store.read_json(key) for run_id, key in keys.items() if material.store.exists(key)}
-    return Trained(plan=plan, records=records, seconds=time.monotonic() - began, cost=cost, words=said)
-
-
-def _record(plan: Plan, *, ledger: RunLedger, again: Sequence[RunRecord]) -> None:
-    """The plan is the latest one, and these records of it are as they are given."""
-    ledger.store.write_json(f"runs/{plan.plan_id}/plan.json", plan.to_json())
-    ledger.store.write_json("runs/latest.json", {"plan": plan.plan_id})
-    for record in again:
-        ledger.put(record)
-
-
-def _lanes(plan: Plan, *, settings: Settings) -> tuple[int, float]:
-    """How many workers fit the plan's runs side by side, and the share of a GPU that each has."""
-    import ray
-    import torch
-
-    here = {"CPU": settings.slots, "GPU": torch.cuda.device_count()}
-    there = ray.cluster_resources() if ray.is_initialized() else here
-    lanes = max(1, min(settings.slots, len(plan.runs), int(there.get("CPU", 1))))
-    return lanes, math.floor(1e4 * min(1.0, there.get("GPU", 0) / lanes)) / 1e4
 
 
 def _start_at_once(settings: Settings) -> None:
@@ -283,27 +138,21 @@ def planned(
         shapes = {
             p.name: {**shapes[p.name], "costs": p.costs.model_dump(mode="json", include=MONEY)} for p in fleet.plants
         }
-    model, trunk_words = material.model, material.trunk.model_dump(mode="json")
-    learned: list[Any] = [trunk_words, model.weights_digest, model.interpolation, shapes, fleet.seed]
-    learned += [{"streamed": material.streamed}] if material.streamed else []
-    if baselines:
-        from jobs.classical import WAY as HAND_MADE
-
-        learned.append(HAND_MADE)
-    words = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
-    digest = f"{material.catalog.data_digest(names)}|{words}"
     for text in leave_out:
         out = parse(text, fleet=fleet)
         out.check(material.rows(out.plant))
+    made_from: list[Any] = [shapes, fleet.seed]
     from_scratch = None
     if baselines:
+        from jobs.classical import WAY as HAND_MADE
         from jobs.scratch import deepest_cut, scratch_recipe
 
+        made_from.append(HAND_MADE)
         from_scratch = functools.partial(scratch_recipe, recipe, cut=deepest_cut(material.model))
     plan = make_plan(
         fleet,
         recipe=recipe,
-        data_digest=digest,
+        data_digest=_digest(material, names=names, made_from=made_from),
         train_parts=train_parts,
         train_defects=train_defects,
         seeds=seeds,
@@ -317,6 +166,25 @@ def planned(
     if not plan.runs:
         raise InputError("no plant has training parts", remedy="Import labelled images and see `crossplant audit`")
     return plan
+
+
+def _digest(material: Material, *, names: Sequence[str], made_from: Sequence[Any]) -> str:
+    """Of the plants' data, and of all else that a model is made from beside its recipe and seed."""
+    model = material.model
+    words = [material.trunk.model_dump(mode="json"), model.weights_digest, model.interpolation, *made_from]
+    words += [{"streamed": material.streamed}] if material.streamed else []
+    found = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    return f"{material.catalog.data_digest(names)}|{found}"
+
+
+def _check_recipe(recipe: Recipe, *, fleet: Fleet, allowed: Sequence[int]) -> None:
+    if recipe.init == "random":
+        raise InputError("the recipe starts from random weights", field="init", remedy="Use --baselines for such runs")
+    check_money(recipe, plants=[plant for plant in fleet.plants if plant.may_train])
+    for stage in recipe.stages:
+        if stage.cut not in allowed:
+            remedy = f"Allowed cuts: {', '.join(map(str, allowed))}; add it to `trunks:` in the fleet's file"
+            raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
 
 
 def run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
@@ -335,7 +203,7 @@ def run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -
     name = f"{plan.plan_id}-{uuid.uuid4().hex[:6]}"
     order = material.largest_first([plant.name for plant in material.fleet.plants])
     board = ray.remote(num_cpus=0)(Board).options(name=name).remote(plan.to_json(), material.fleet.store, order)
-    lanes, shared_gpu = _lanes(plan, settings=settings)
+    lanes, shared_gpu = lanes_of(plan, settings=settings)
     resources = {"CPU": 1, **({"GPU": shared_gpu} if shared_gpu else {})}
     config = {**material.to_config(), "plan": plan.to_json(), "board": name, "threads": settings.threads}
     failures = FailureConfig(max_failures=2 * len(plan.runs), controller_failure_limit=0)

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from cluster.settings import Settings
-from jobs.fleet import Events, Say, Watch
+from jobs.carry_out import Say
+from jobs.fleet import Events, Watch
 from jobs.lanes import Board, lane_of
 from jobs.plan import Plan
 from plants.errors import CheckFailed, NoSpace

@@ -195,10 +195,9 @@ def make_plan(
             for out in outs:
                 rest = tuple(name for name in group if name != out.plant)
                 if out.what == "plant" and out.plant in group and len(rest) > 1:
-                    runs.append(RunSpec(f"without-{out.slug}{tail}", "without", rest, seed, full, target=str(out)))
-        for out in outs:
-            if out.what != "plant" and out.plant in {p.name for p in taught}:
-                runs.append(RunSpec(f"without-{out.slug}{tail}", "without", (out.plant,), seed, full, target=str(out)))
+                    runs.append(_without(out, plants=rest, seed=seed, recipe=full))
+        inside = [out for out in outs if out.what != "plant" and out.plant in {p.name for p in taught}]
+        runs += [_without(out, plants=(out.plant,), seed=seed, recipe=full) for out in inside]
         for plant in taught:
             parents: dict[str, str | None] = {"own": None}
             if group := next((g for g in groups if plant.name in g), ()):
@@ -210,10 +209,8 @@ def make_plan(
                 runs.append(RunSpec(run_id, kind, (plant.name,), seed, full, parent=parent, target=plant.name))
     runs += _averages(runs, plants=[p.name for p in taught], frozen=frozen) if average else []
     for plant in taught if from_scratch else ():
-        given = {"plants": (plant.name,), "target": plant.name}
         random = from_scratch(num_parts=train_parts[plant.name]).model_dump(mode="json")
-        runs.append(RunSpec(f"classical-{plant.name}-s{seeds[0]}", "classical", seed=seeds[0], recipe=frozen, **given))
-        runs += [RunSpec(f"scratch-{plant.name}-s{s}", "scratch", seed=s, recipe=random, **given) for s in seeds]
+        runs += _baselines(plant.name, seeds=seeds, frozen=frozen, random=random)
     for plant in able:
         normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
         if normal > 1:
@@ -224,6 +221,17 @@ def make_plan(
         runs = [by_data(run, labelled=labelled) for run in runs]
     governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
     return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance, data=data or {})
+
+
+def _without(out: LeftOut, *, plants: tuple[str, ...], seed: int, recipe: dict[str, Any]) -> RunSpec:
+    return RunSpec(f"without-{out.slug}-s{seed}", "without", plants, seed, recipe, target=str(out))
+
+
+def _baselines(name: str, *, seeds: Sequence[int], frozen: dict[str, Any], random: dict[str, Any]) -> list[RunSpec]:
+    """A plant's classical model, which draws nothing at random, and its net from random weights for every seed."""
+    given: dict[str, Any] = {"plants": (name,), "target": name}
+    found = [RunSpec(f"classical-{name}-s{seeds[0]}", "classical", seed=seeds[0], recipe=frozen, **given)]
+    return found + [RunSpec(f"scratch-{name}-s{s}", "scratch", seed=s, recipe=random, **given) for s in seeds]
 
 
 def by_data(run: RunSpec, *, labelled: Mapping[str, Mapping[str, int]]) -> RunSpec:

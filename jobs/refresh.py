@@ -20,7 +20,8 @@ from cluster.ledger import RunLedger
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
-from jobs.fleet import COMPARED, Say, Trained, carried_out, latest_plan, planned, run_lanes
+from jobs.carry_out import Say, Trained, carried_out, latest_plan
+from jobs.fleet import COMPARED, planned, run_lanes
 from jobs.forked import run_forked, warm_up
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe

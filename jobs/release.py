@@ -14,7 +14,8 @@ from cluster.registry import Bundles, Journal, Route
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
-from jobs.fleet import COMPARED, latest_plan
+from jobs.carry_out import latest_plan
+from jobs.fleet import COMPARED
 from jobs.material import Material
 from jobs.plan import Plan
 from jobs.verbs import new_table, who

@@ -94,10 +94,14 @@ def fit(
         if not won:
             break
     if parent and known:
-        child = Parent(best.cut, best.leaves, state=best.state)
-        best.forgetting = forgetting.forgotten(model, parent=parent, child=child, known=known, leaf_sets=leaf_sets)
-        best.notes.extend(forgetting.words(best.forgetting))
+        _say_what_was_forgotten(best, model, parent=parent, known=known, leaf_sets=leaf_sets)
     return best
+
+
+def _say_what_was_forgotten(best: Fitted, model: BranchFactory, *, parent: Parent, **given: Any) -> None:
+    child = Parent(best.cut, best.leaves, state=best.state)
+    best.forgetting = forgetting.forgotten(model, parent=parent, child=child, **given)
+    best.notes.extend(forgetting.words(best.forgetting))
 
 
 @dataclass

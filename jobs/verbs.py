@@ -158,7 +158,8 @@ def train(
     average: bool = False,
 ) -> dict[str, Any]:
     """The runs of the fleet's plan with their ends, or what it would cost."""
-    from jobs.fleet import Caps, train_fleet
+    from jobs.carry_out import Caps
+    from jobs.fleet import train_fleet
     from jobs.learning import write_page
     from jobs.leave_out import parse
     from jobs.recipe import default_recipe, load_recipe

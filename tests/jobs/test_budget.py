@@ -11,8 +11,9 @@ import pytest
 from cluster.settings import Settings
 from cluster.storage import open_store
 from jobs import budget, probe
+from jobs.carry_out import Caps
 from jobs.estimate import NOTHING, Rates
-from jobs.fleet import Caps, planned, train_fleet
+from jobs.fleet import planned, train_fleet
 from jobs.leave_out import LeftOut
 from jobs.material import Material
 from jobs.recipe import Recipe, Stage

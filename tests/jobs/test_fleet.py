@@ -12,7 +12,8 @@ import pytest
 
 from cluster.settings import Settings
 from cluster.storage import open_store
-from jobs.fleet import Caps, planned, run_lanes, train_fleet
+from jobs.carry_out import Caps
+from jobs.fleet import planned, run_lanes, train_fleet
 from jobs.lanes import ALL_LANES
 from jobs.material import Material
 from jobs.recipe import Recipe, Stage

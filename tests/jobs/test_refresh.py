@@ -16,8 +16,9 @@ from cluster.catalog import Catalog
 from cluster.ledger import RunLedger, RunRecord
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
+from jobs.carry_out import Trained, latest_plan
 from jobs.fit import fit_run
-from jobs.fleet import COMPARED, Trained, latest_plan, planned
+from jobs.fleet import COMPARED, planned
 from jobs.forked import run_forked
 from jobs.material import Material
 from jobs.plan import Plan, RunSpec, make_plan
