@@ -11,7 +11,7 @@ import pandas as pd
 from cluster.catalog import Catalog
 from cluster.lock import locked
 from cluster.storage import Store
-from jobs.compare import cell, figures_of
+from jobs.candidates import cell, figures_of
 from jobs.release import EVALUATED
 from jobs.scoring import Exports, role_inputs
 from plants import seal, splits

@@ -15,7 +15,7 @@ from jobs.plan import BASELINES, Plan
 from plants.metrics import paired, report
 
 if TYPE_CHECKING:
-    from jobs.compare import Candidate
+    from plants.verdict import Candidate
 
 METHODS = ("classical", "scratch", "frozen", "chosen")
 """In the order of the table."""

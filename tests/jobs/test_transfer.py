@@ -11,11 +11,12 @@ import yaml
 
 import jobs.scratch
 from cluster.ledger import RunLedger, RunRecord
-from jobs.compare import Candidate, compare_fleet
+from jobs.compare import compare_fleet
 from jobs.plan import BASELINES, Plan, RunSpec
 from jobs.transfer import METHODS, transfer, with_seconds
+from plants.verdict import Candidate
 from tests.fleets import small_fleet, trained
-from tests.jobs.test_compare import candidate
+from tests.plants.candidates import candidate
 
 STAGES = {"stages": [1]}
 NO_STAGES: dict[str, Any] = {"stages": []}

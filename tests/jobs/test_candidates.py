@@ -1,0 +1,90 @@
+"""Which models are candidates at a plant, and what is said of each."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.candidates import cell, figures_of, first_model, may_serve, runs_for
+from jobs.plan import Plan, RunSpec
+from plants.metrics import report
+from plants.plant import Fleet
+from plants.verdict import Candidate
+from tests.jobs.toys import toy_fleet
+from tests.plants.candidates import candidate, near_good
+
+
+def test_the_distance_to_good_parts_is_judged_by_what_it_finds_and_not_by_classes_it_does_not_name():
+    model = near_good(good_only=False)
+    figures = figures_of(model.scores, kind=model.kind, policy=model.judged_by)
+    found = cell(figures=figures)
+    assert (found["macro_f1"], found["recall"]) == (None, None)
+    assert found["auc"] > 0.99
+    assert figures["verdicts"]["caught"]["crack"]["value"] > 0.95
+    assert figures["verdicts"]["false_alarms"]["value"] == 0
+    assert figures["verdicts"]["reviews_of_good"]["value"] == pytest.approx(0.05, abs=0.04)
+
+
+def test_a_plant_with_few_labelled_defects_has_its_normality_as_a_candidate():
+    plant = toy_fleet("north").plant("north")
+    runs = [RunSpec("n", "normality", ("north",), 1, {}, target="north"), RunSpec("o", "own", ("north",), 0, {})]
+    plan = Plan("toys", "d", tuple(runs))
+    given = {"plan": plan, "plant": plant, "done": ["n", "o"]}
+    assert first_model(**given, num_defects=19) == ["n"]
+    assert first_model(**given, num_defects=20) == []
+    assert first_model(**{**given, "done": ["o"]}, num_defects=0) == []
+    assert first_model(**{**given, "plant": plant.model_copy(update={"ok": ()})}, num_defects=0) == []
+    assert runs_for(plan, fleet=toy_fleet("north"), plant=plant, done=["n", "o"], seed=0) == ["o"]
+
+
+def test_a_cell_names_the_class_that_is_missed_most_and_counts_nothing_as_zero():
+    model = candidate("m", skill=0.5)
+    figures = report(model.scores, policy=model.policy)
+    found = cell(figures=figures)
+    recalls = {name: row["recall"]["value"] for name, row in figures["per_class"].items()}
+    assert found["recall"] == min(recalls.values()) == recalls[found["recall_class"]]
+    assert (found["n"], found["n_lots"]) == (200, 100)
+    nothing = cell(figures=report(model.scores.take([]), policy=model.policy))
+    assert (nothing["macro_f1"], nothing["recall"], nothing["cost"], nothing["n"]) == (None, None, None, 0)
+
+
+def test_a_plant_is_judged_by_finished_runs_of_its_sisters_only():
+    fleet = Fleet.model_validate(
+        {
+            "fleet": "f",
+            "store": "unused",
+            "plants": [
+                {"name": "mill", "images": "i", "classes": {"crack": "crack"}},
+                {"name": "forge", "images": "i", "classes": {"riss": "crack"}},
+                {"name": "tiles", "images": "i", "classes": {"blob": "blob"}},
+            ],
+        }
+    )
+    runs = [("m", ("mill",), 0), ("f", ("forge",), 0), ("t", ("tiles",), 0), ("p", ("mill", "forge"), 0)]
+    plan = Plan("f", "d", tuple(RunSpec(n, "own", p, s, {}) for n, p, s in [*runs, ("m1", ("mill",), 1)]))
+    done = ["m", "t", "p", "m1"]
+    assert runs_for(plan, fleet=fleet, plant=fleet.plant("mill"), done=done, seed=0) == ["m", "p"]
+    assert runs_for(plan, fleet=fleet, plant=fleet.plant("tiles"), done=done, seed=0) == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("forge", "mill", "eligible"),
+    [
+        ({}, {}, ["m", "p", "w"]),
+        ({}, {"may_train": False}, ["f"]),
+        ({"may_leave": False}, {"may_train": False}, []),
+        ({"may_leave": False}, {}, ["m"]),
+        ({"may_train": False}, {}, ["m"]),
+    ],
+)
+def test_a_plant_that_may_not_train_is_served_by_its_sisters_and_nobody_by_what_may_not_leave(forge, mill, eligible):
+    """At the mill, after training: a flag that changed since is held as well."""
+    fleet = toy_fleet("mill", "forge")
+    plants = [p.model_copy(update=changes) for p, changes in zip(fleet.plants, (mill, forge), strict=True)]
+    fleet = fleet.model_copy(update={"plants": tuple(plants)})
+    runs = [("m", "own", ("mill",)), ("f", "own", ("forge",)), ("p", "pooled", ("mill", "forge"))]
+    runs += [("w", "warm", ("mill",))]
+    plan = Plan("f", "d", tuple(RunSpec(n, kind, p, 0, {}, parent="p" if n == "w" else None) for n, kind, p in runs))
+    model = candidate("m", skill=1, num_lots=10)
+    found = [Candidate(**{**vars(model), "name": name, "members": (name,)}) for name, _, _ in runs]
+    at = fleet.plant("mill")
+    assert [c.name for c in found if may_serve(c, plant=at, plan=plan, fleet=fleet)] == eligible

@@ -1,0 +1,150 @@
+"""Decisions between models, on simulated parts whose truth about the models is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plants.metrics import report
+from plants.plant import Costs
+from plants.verdict import Candidate, Decision, decide, decide_first, idle_cost
+from tests.jobs.toys import toy_fleet
+from tests.plants.candidates import IDLE, candidate, near_good
+
+
+def test_a_cheaper_model_is_taken_when_it_is_shown_not_to_be_worse():
+    """It raises one false alarm more in 1,600 parts."""
+    best, cheap = candidate("branch", skill=2.5, num_lots=800), candidate("head", skill=2.5, price=0, num_lots=800)
+    good = int(np.flatnonzero(best.scores.is_good & (best.scores.p_defect < 0.001))[0])
+    cheap.scores.probs[good] = (0.001, 0.999)
+    cost = {m.name: report(m.scores, policy=m.judged_by, n_boot=1)["cost"]["value"] for m in (best, cheap)}
+    assert cost["branch"] < cost["head"] < cost["branch"] + 0.01 * IDLE
+    found = decide([best, cheap], idle_cost=IDLE)
+    assert (found.model, found.against) == ("head", "branch")
+    assert found.why == "head costs less to serve and is shown not to be worse than branch by more than the margin"
+    assert 0 < found.interval["high"] <= 0.02 * IDLE
+    assert decide([best, cheap], idle_cost=IDLE / 1000).model == "branch"
+
+
+def test_a_cheaper_model_that_makes_the_same_verdicts_is_taken_with_its_interval():
+    best = candidate("a-branch", skill=2.0, price=1)
+    cheap = candidate("z-head", skill=2.0, price=0)
+    found = decide([cheap, best], idle_cost=IDLE)
+    assert found.model == "z-head"
+
+
+def test_a_cheaper_model_that_loses_money_is_not_taken():
+    found = decide([candidate("branch", skill=3), candidate("head", skill=0.5, price=0)], idle_cost=IDLE)
+    assert found.model == "branch"
+    assert found.why == "better than head, the interval excludes 0"
+    assert found.interval["metric"] == "cost"
+    assert found.interval["high"] < 0
+
+
+def test_a_cheaper_model_whose_difference_is_not_known_well_enough_is_not_taken():
+    """Equal skill, but other mistakes on few lots: nothing shows that it is not worse."""
+    pair = [candidate("a", skill=1, num_lots=14, noise=3), candidate("b", skill=1, num_lots=14, noise=4)]
+    best = decide([replaced(c, price=1) for c in pair], idle_cost=IDLE).model
+    (other,) = (c.name for c in pair if c.name != best)
+    found = decide([replaced(c, price=int(c.name == best)) for c in pair], idle_cost=IDLE)
+    assert found.model == best
+    assert found.why == f"best estimate; no difference shown to {other}"
+    assert found.interval["low"] <= 0 <= found.interval["high"]
+
+
+def test_models_whose_money_is_not_shown_to_differ_are_told_apart_by_macro_f1():
+    pair = [candidate("a", skill=1, num_lots=14, noise=1), candidate("b", skill=1, num_lots=14, noise=2)]
+    cost, f1 = (
+        {m.name: report(m.scores, policy=m.judged_by, n_boot=1)[key]["value"] for m in pair}
+        for key in ("cost", "macro_f1")
+    )
+    assert cost["b"] < cost["a"]
+    assert f1["a"] > f1["b"]
+    found = decide(pair, idle_cost=IDLE)
+    assert (found.model, found.against) == ("a", "b")
+    assert found.why == "higher macro-F1 than b, and no difference in money shown"
+    assert found.interval["metric"] == "cost"
+    assert found.interval["low"] <= 0 <= found.interval["high"]
+    poor = candidate("a", skill=0.2, num_lots=100, noise=1)
+    dear = candidate("b", skill=2, num_lots=100, noise=2)
+    assert decide([poor, dear], idle_cost=IDLE).model == "b"
+
+
+def replaced(model: Candidate, *, price: int) -> Candidate:
+    return Candidate(**{**vars(model), "serving_cost": price})
+
+
+def test_few_lots_give_the_best_estimate_and_say_so():
+    found = decide(
+        [candidate("branch", skill=3, num_lots=9), candidate("head", skill=1, price=0, num_lots=9)], idle_cost=IDLE
+    )
+    assert found.model == "branch"
+    assert found.why == "not enough lots for an interval; best estimate, before head"
+    assert found.interval["low"] is None
+
+
+def test_the_distance_to_good_parts_is_taken_where_no_other_model_can_be_judged_and_only_there():
+    first, other = near_good(good_only=True), candidate("own", skill=2)
+    found = decide_first([other, first], num_defects=0)
+    assert found == Decision(first.name, found.why, None, None)
+    assert found.why.startswith("no defect is labelled, so no classifier can be judged")
+    assert "of 7 labelled defects none is in decide" in decide_first([other, first], num_defects=7).why
+    judged = near_good(good_only=False)
+    assert "of 7 labelled defects none is in train" in decide_first([judged], num_defects=7).why
+    assert decide_first([other, judged], num_defects=7) is None
+    assert decide_first([other], num_defects=7) is None
+
+
+def test_the_only_candidate_is_taken_without_an_interval():
+    assert decide([candidate("own", skill=0)], idle_cost=IDLE) == Decision("own", "the only candidate", None, None)
+
+
+def test_without_a_good_class_macro_f1_decides():
+    best, cheap = candidate("branch", skill=2, ok=False), candidate("head", skill=1.9999, ok=False, price=0)
+    worse = candidate("bad", skill=0.2, ok=False, price=0)
+    assert decide([best, cheap], idle_cost=None).model == "head"
+    found = decide([best, worse], idle_cost=None)
+    assert found.model == "branch"
+    assert found.interval["metric"] == "macro_f1"
+    assert found.interval["low"] > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_candidates_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    models = [
+        candidate(f"m{i}", skill=float(rng.uniform(0.5, 2.5)), noise=i, price=i % 2, num_lots=20) for i in range(4)
+    ]
+    found = {decide([models[i] for i in rng.permutation(4)], idle_cost=IDLE).model for _ in range(3)}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_taken_for_its_price_is_within_the_margin_and_everything_else_is_the_best(seed):
+    rng = np.random.default_rng(seed)
+    models = [candidate(f"m{i}", skill=float(rng.uniform(1, 2)), noise=i, price=i, num_lots=30) for i in range(3)]
+    found = decide(models, idle_cost=IDLE)
+    cost = {m.name: report(m.scores, policy=m.judged_by, n_boot=1)["cost"]["value"] for m in models}
+    if "costs less" in found.why:
+        assert found.interval["high"] <= 0.02 * IDLE
+    elif "higher macro-F1" in found.why:
+        assert found.interval["low"] <= 0 <= found.interval["high"]
+    else:
+        assert cost[found.model] == min(cost.values())
+
+
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [
+        (Costs(miss=100, false_alarm=10, defect_rate=(0.1, 0.1, 0.5)), 5.0),
+        (Costs(miss=100, false_alarm=10, defect_rate=(0.01, 0.01, 0.02)), 2.0),
+    ],
+)
+def test_doing_nothing_costs_the_cheaper_of_passing_and_rejecting_all(costs, expected):
+    plant = toy_fleet("north").plant("north")
+    assert idle_cost(plant.model_copy(update={"costs": costs})) == pytest.approx(expected)
+
+
+def test_doing_nothing_has_no_price_where_no_class_is_good():
+    plant = toy_fleet("north").plant("north").model_copy(update={"ok": ()})
+    assert idle_cost(plant) is None
