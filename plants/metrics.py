@@ -81,7 +81,7 @@ def paired(
     diff = _number(a - b)
     interval = None
     if lots.is_enough and diff is not None:
-        drawn_a, drawn_b = measure.drawn(lots, draws=lots.draws(n_boot, seed=seed))
+        drawn_a, drawn_b = measure.drawn(lots, n=n_boot, seed=seed)
         interval = student(diff, drawn_a - drawn_b, num_lots=lots.num, level=level)
         if interval and not (np.array_equal(scores_a.probs, scores_b.probs) and policy_a == policy_b):
             interval = interval.at_least(diff, measure.unseen)
@@ -106,8 +106,7 @@ def joint_level(models: Sequence[Judged], *, level: float = 0.95, n_boot: int = 
     lots = Lots(first.lots)
     if not lots.is_enough or len(models) < 3:
         return level
-    drawn = _measure(models).drawn(lots, draws=lots.draws(n_boot, seed=seed))
-    return joint(np.stack(drawn), num_lots=lots.num, level=level)
+    return joint(_measure(models).drawn(lots, n=n_boot, seed=seed), num_lots=lots.num, level=level)
 
 
 Judged = tuple[PartScores, "Policy | OutOfFold | None"]
@@ -123,15 +122,29 @@ class _Measure:
     statistic: Callable[[Floats], Floats]
     """Sums [..., K] -> values."""
     _unseen: Callable[[Floats], float]
+    by_fold: Floats | None = None
+    """[M, K], each model's cost were all parts judged by the policy of one fold; the same where it has one policy."""
 
     @property
     def values(self) -> list[Floats]:
         """Of each model on all parts."""
         return [self.statistic(side.sum(axis=0)) for side in self.sums]
 
-    def drawn(self, lots: Lots, *, draws: Floats) -> list[Floats]:
-        """Of each model in every draw [B]."""
-        return [self.statistic(_over_draws(draws, lots, side)) for side in self.sums]
+    def drawn(self, lots: Lots, *, n: int, seed: int) -> Floats:
+        """Of each model in every draw [M, B].
+
+        A policy would be another, too, were it solved on other lots. How its cost scatters by that is the jackknife of
+        the folds' policies, and every draw has as much added. Source: Kott, Journal of Official Statistics 17, 2001.
+        """
+        draws = lots.draws(n, seed=seed)
+        found = np.stack([self.statistic(_over_draws(draws, lots, side)) for side in self.sums])
+        if self.by_fold is None:
+            return found
+        num_folds = self.by_fold.shape[1]
+        apart = self.by_fold - self.by_fold.mean(axis=1, keepdims=True)
+        steps = np.random.default_rng([seed, num_folds]).standard_normal((num_folds, n))
+        moved: Floats = found + math.sqrt((num_folds - 1) / num_folds) * apart @ steps
+        return moved
 
     @property
     def unseen(self) -> float:
@@ -150,7 +163,25 @@ def _measure(models: Sequence[Judged]) -> _Measure:
     pairs = [(scores, policy) for (scores, _), policy in zip(models, policies, strict=True)]
     dearest = np.max([_dearest(scores, policy) for scores, policy in pairs], axis=0)
     sums = [_cost_sums(scores, policy) for scores, policy in pairs]
-    return _Measure("cost", sums, partial(_cost, rate=rate), partial(_unseen_cost, rate=rate, dearest=dearest))
+    statistic = partial(_cost, rate=rate)
+    by_fold = _costs_by_fold(pairs, statistic=statistic)
+    return _Measure("cost", sums, statistic, partial(_unseen_cost, rate=rate, dearest=dearest), by_fold)
+
+
+def _costs_by_fold(
+    pairs: Sequence[tuple[PartScores, Policy | OutOfFold]], *, statistic: Callable[[Floats], Floats]
+) -> Floats | None:
+    """What every model would cost by the policy of each fold [M, K]; None where no policy was solved out of fold."""
+    num_folds = max(len(policy.policies) if isinstance(policy, OutOfFold) else 1 for _, policy in pairs)
+    if num_folds == 1:
+        return None
+    policies = [p.policies if isinstance(p, OutOfFold) else (p,) * num_folds for _, p in pairs]
+    return np.array(
+        [
+            [float(statistic(_cost_sums(scores, policy).sum(axis=0))) for policy in by_fold]
+            for (scores, _), by_fold in zip(pairs, policies, strict=True)
+        ]
+    )
 
 
 def macro_f1(confusion: Floats) -> Floats:

@@ -270,6 +270,17 @@ def test_two_models_of_equal_skill_are_rarely_said_to_differ():
     assert different <= 8
 
 
+def test_policies_that_would_be_others_on_other_lots_widen_a_difference_in_money():
+    a, b = parts(noise=1), parts(noise=2)
+    folds = [out_of_fold(scores, costs=Costs(), plant="a") for scores in (a, b)]
+    fixed = [folded.model_copy(update={"policies": folded.policies[:1] * 5}) for folded in folds]
+    found, alike = (paired(a, b, policy_a=pair[0], policy_b=pair[1]) for pair in (folds, fixed))
+    assert found["metric"] == alike["metric"] == "cost"
+    once = paired(a, b, policy_a=fixed[0].policies[0], policy_b=fixed[1].policies[0])
+    assert (alike["low"], alike["high"]) == (once["low"], once["high"])
+    assert found["high"] - found["low"] > alike["high"] - alike["low"]
+
+
 def test_among_more_models_each_difference_is_taken_at_a_higher_level():
     models = [(parts(noise=noise), None) for noise in range(1, 8)]
     levels = [joint_level(models[:num]) for num in (2, 3, 5, 7)]
