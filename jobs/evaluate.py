@@ -15,6 +15,7 @@ from jobs.candidates import cell, figures_of
 from jobs.release import EVALUATED
 from jobs.scoring import Exports, role_inputs
 from plants import seal, splits
+from plants.confirmation import against_promise, standing
 from plants.costs import Policy
 from plants.errors import InputError
 from plants.metrics import paired, report
@@ -117,15 +118,17 @@ def _evaluate(
     policy = Policy.model_validate(decision["policy"])
     scores = inputs.scores([inputs.probabilities(run) for run in decision["members"]], leaf_sets=leaf_sets)
     figures = figures_of(scores, kind=decision["kind"], policy=policy)
-    row = {**cell(figures=figures), "model": decision["model"], "details": figures, "withdrawn": False}
+    row = {**cell(figures=figures), "model": decision["model"], "details": figures}
     row["contaminated"] = contaminated(rows, name=name, members=decision["members"], exports=exports)
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:
         base_policy = Policy.model_validate(decision["frozen_policy"])
         base = inputs.scores([inputs.probabilities(frozen)], leaf_sets=leaf_sets)
         row["frozen"] = cell(figures=report(base, policy=base_policy))
-        row["gain"] = gain = paired(scores, base, policy_a=policy, policy_b=base_policy)
-        row["withdrawn"] = _is_worse(gain)
+        row["gain"] = paired(scores, base, policy_a=policy, policy_b=base_policy)
+    row["standing"] = standing(row.get("gain"))
+    row["withdrawn"] = row["standing"] == "contradicted"
+    row["against_decide"] = against_promise(row, document["matrix"][decision["model"]][name])
     return row
 
 
@@ -148,10 +151,3 @@ def contaminated(rows: pd.DataFrame, *, name: str, members: Sequence[str], expor
             is_own |= rows["frame"].isin(learned["frame"]) | rows["part_id"].isin(learned["part_id"])
     is_shared = rows["lot"].isin(lots) & rows["lot_known"].astype(bool)
     return int((rows["sha256"].isin(images) | is_shared | is_own).sum())
-
-
-def _is_worse(gain: Mapping[str, Any]) -> bool:
-    """Whether the interval of a paired difference to the baseline lies wholly on the worse side."""
-    if gain["low"] is None:
-        return False
-    return bool(gain["low"] > 0 if gain["metric"] == "cost" else gain["high"] < 0)

@@ -23,6 +23,7 @@ from plants.bundle import read as read_bundle
 from plants.costs import Policy
 from plants.errors import InputError
 from plants.plant import Fleet
+from plants.verdict import amount
 
 EVALUATED = "reports/evaluate.json"
 BUNDLE_SCORES = "scores/{bundle}/{plant}.parquet"
@@ -182,7 +183,11 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
     )
     for name, row in sorted(found["plants"].items(), key=lambda item: item[1]["macro_f1"] or 0):
         opened = sum(opening["plant"] == name for opening in found["ledger"])
-        words = "WITHDRAWN: worse than the frozen baseline" if row["withdrawn"] else f"opening {opened}"
+        words = f"opening {opened}" + (f"; {row['standing']}" if row["standing"] else "")
+        if row["withdrawn"]:
+            words = "WITHDRAWN: worse than the frozen baseline"
+        if (promise := row["against_decide"]) and promise["words"] == "worse than promised":
+            words += f"; WORSE THAN PROMISED: {amount(promise)} than on decide"
         if row["contaminated"]:
             words += f"; CONTAMINATED: it has learned from {row['contaminated']} of these images"
         base = _span(row.get("frozen") or row, "macro_f1")

@@ -18,7 +18,7 @@ from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
 from jobs import release, verbs
 from jobs.compare import compare_fleet
-from jobs.evaluate import HEAD, LEDGER, _is_worse, contaminated, evaluate_fleet, open_test, openings
+from jobs.evaluate import HEAD, LEDGER, contaminated, evaluate_fleet, open_test, openings
 from jobs.fit import fit_run
 from jobs.fleet import planned
 from jobs.plan import Plan, RunSpec
@@ -264,19 +264,3 @@ def test_every_step_but_evaluation_goes_on_where_the_answers_cannot_be_read(work
     with pytest.raises(ArrowInvalid):
         release.evaluate(works.fleet, settings=works.settings, names=["arden"], show=show)
     assert len(openings(Catalog.of(works.fleet).seal)) == 1
-
-
-@pytest.mark.parametrize(
-    ("metric", "low", "high", "worse"),
-    [
-        ("macro_f1", -0.2, -0.1, True),
-        ("macro_f1", -0.2, 0.1, False),
-        ("macro_f1", 0.1, 0.2, False),
-        ("cost", 10.0, 20.0, True),
-        ("cost", -10.0, 20.0, False),
-        ("cost", -20.0, -10.0, False),
-        ("cost", None, None, False),
-    ],
-)
-def test_a_decision_is_withdrawn_when_the_whole_interval_is_on_the_worse_side(metric, low, high, worse):
-    assert _is_worse({"metric": metric, "low": low, "high": high}) is worse
