@@ -21,6 +21,8 @@ from plants.hashing import sha256
 from plants.labels import LABEL_SCHEMA, from_table
 from plants.tables import to_arrow
 
+SCHEMA = pa.schema([*(field for field in LABEL_SCHEMA if field.name != "incumbent"), pa.field("role", pa.string())])
+"""Nothing is learned from what the existing inspection said."""
 LEARNED = ("train", "select")
 """Roles whose rows models are fitted to and chosen by."""
 
@@ -29,7 +31,7 @@ def keep(rows: pd.DataFrame, *, store: Store) -> str:
     """The digest of the snapshot of these label rows, which need `role`; it is written unless it is there."""
     learned = rows[rows["role"].isin(LEARNED)].sort_values("frame", ignore_index=True)
     buffer = io.BytesIO()
-    pq.write_table(to_arrow(learned, schema=LABEL_SCHEMA.append(pa.field("role", pa.string()))), buffer)
+    pq.write_table(to_arrow(learned, schema=SCHEMA), buffer)
     data = buffer.getvalue()
     digest = sha256(data)
     if not store.exists(_key(digest)):

@@ -12,16 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.packs import MapTasks
-from jobs.candidates import candidate_of, candidates_at, cell, figures_of, first_model, is_part, may_serve, runs_for
+from jobs.candidates import (
+    candidate_of,
+    candidates_at,
+    cell,
+    figures_of,
+    is_part,
+    may_serve,
+    model_words,
+    normality_at,
+    runs_for,
+)
+from jobs.incumbent import incumbent_at
 from jobs.learning import ids_of, learning
-from jobs.lora import tier
 from jobs.material import Material
 from jobs.outside import cells, outside
-from jobs.plan import BASELINES, HEADLESS, Plan
+from jobs.plan import HEADLESS, Plan
 from jobs.remarks import remarks
 from jobs.scoring import Exports, role_inputs
 from jobs.transfer import transfer
 from plants.curves import cost_curve
+from plants.ensembles import to_json
 from plants.plant import Fleet, Plant
 from plants.verdict import Candidate, Decision, decide, decide_first, difference, idle_cost
 
@@ -36,6 +47,7 @@ def _made(decision: Decision, *, chosen: Candidate, base: Candidate | None, seed
         "kind": chosen.kind,
         "members": list(chosen.members),
         "answer": decision.answer,
+        **to_json(chosen.mix),
         "why": decision.why,
         "against": decision.against,
         "interval": decision.interval,
@@ -62,13 +74,15 @@ def compare_plant(
     fleet = exports.material.fleet
     rows = exports.material.rows(plant.name)
     num_defects = int(rows.loc[rows["class"].isin(plant.defects), "part_id"].nunique())
-    first = first_model(plan, plant=plant, done=done, num_defects=num_defects)
     run_ids = runs_for(plan, fleet=fleet, plant=plant, done=done, seed=seed)
     whole = [run_id for run_id in run_ids if not is_part(plan, run_id)]
-    candidates = candidates_at(plant, inputs=inputs, exports=exports, run_ids=whole + first)
-    figures = {c.name: figures_of(c.scores, kind=c.kind, policy=c.judged_by, seed=seed) for c in candidates}
+    candidates = candidates_at(
+        plant, inputs=inputs, exports=exports, run_ids=whole + normality_at(plan, plant=plant, done=done)
+    )
+    said = functools.partial(figures_of, plant=plant, fleet=fleet, seed=seed)
+    figures = {c.name: said(c.scores, kind=c.kind, policy=c.judged_by) for c in candidates}
     column = {c.name: cell(figures=figures[c.name]) for c in candidates}
-    eligible = [c for c in candidates if may_serve(c, plant=plant, plan=plan, fleet=fleet)]
+    eligible = [c for c in candidates if may_serve(c, plant=plant, plan=plan, fleet=fleet, num_defects=num_defects)]
     if not eligible:
         return "no finished model may serve it: see `crossplant status` for runs that failed"
     decision = decide_first(eligible, num_defects=num_defects) or decide(
@@ -79,10 +93,11 @@ def compare_plant(
         exports.check_parity(run_id, activations=inputs.activations)
     base = next((c for c in candidates if c.name == f"frozen-{plant.name}-s{seed}"), None)
     made = _made(decision, chosen=chosen, base=base, seed=seed)
-    exports.material.store.write(SCORES.format(plant=plant.name), chosen.scores.to_parquet())
+    exports.material.store.write(SCORES.format(plant=plant.name), chosen.published.to_parquet())
     leaf_sets = fleet.leaf_sets(plant)
     beyond = outside(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, leaf_sets=leaf_sets, cell=cell, seed=seed)
-    column |= cells(beyond)
+    standing, existing = incumbent_at(plant, fleet=fleet, inputs=inputs, chosen=chosen, seed=seed)
+    column |= cells(beyond) | standing
     bought = transfer(
         plant.name,
         chosen=chosen,
@@ -97,6 +112,7 @@ def compare_plant(
         "transfer": bought,
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
+        **existing,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
         "learning": [
             learning(exports.words(run_id)) for run_id in ids_of(plan, plant=plant.name, seed=seed) if run_id in done
@@ -172,15 +188,7 @@ def compare_fleet(
         for model, values in column.items():
             matrix.setdefault(model, {})[name] = values
         say(f"{name}: {len(column)} models judged")
-    models = {}
-    for name in matrix:
-        if name.startswith("ensemble-"):
-            kind, plants, cut, own = "ensemble", [name.removeprefix("ensemble-")], None, "ensemble"
-        else:
-            words = exports.words(name)
-            kind, plants, cut = words["kind"], words["plants"], words["cut"]
-            own = None if kind in BASELINES else tier(words, model=exports.material.model)
-        models[name] = {"kind": kind, "plants": plants, "cut": cut, "tier": own, "seed": seed}
+    models = {name: model_words(name, plants=list(row), exports=exports, seed=seed) for name, row in matrix.items()}
     ranked = worst_first(decisions, matrix)
     return {
         "fleet": fleet.fleet,

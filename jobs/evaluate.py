@@ -17,6 +17,7 @@ from jobs.scoring import Exports, role_inputs
 from plants import seal, splits
 from plants.confirmation import against_promise, standing
 from plants.costs import Policy
+from plants.ensembles import from_json
 from plants.errors import InputError
 from plants.metrics import paired, report
 from plants.plant import Fleet
@@ -110,14 +111,16 @@ def evaluate_fleet(
 def _evaluate(
     name: str, *, rows: pd.DataFrame, decision: Mapping[str, Any], document: Mapping[str, Any], exports: Exports
 ) -> dict[str, Any]:
-    plant = exports.material.fleet.plant(name)
+    fleet = exports.material.fleet
+    plant = fleet.plant(name)
     inputs = role_inputs(name, role="test", exports=exports, rows=rows)
     if inputs is None:
         raise InputError("no test row has an annotated class", plant=name)
-    leaf_sets = exports.material.fleet.leaf_sets(plant)
+    leaf_sets = fleet.leaf_sets(plant)
     policy = Policy.model_validate(decision["policy"])
-    scores = inputs.scores([inputs.probabilities(run) for run in decision["members"]], leaf_sets=leaf_sets)
-    figures = figures_of(scores, kind=decision["kind"], policy=policy)
+    said = [inputs.probabilities(run) for run in decision["members"]]
+    scores = inputs.scores(said, leaf_sets=leaf_sets, mix=from_json(decision, num=len(said)))
+    figures = figures_of(scores, kind=decision["kind"], policy=policy, plant=plant, fleet=fleet)
     row = {**cell(figures=figures), "model": decision["model"], "details": figures}
     row["contaminated"] = contaminated(rows, name=name, members=decision["members"], exports=exports)
     frozen = f"frozen-{name}-s{document['seed']}"

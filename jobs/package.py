@@ -19,6 +19,7 @@ from jobs.scoring import Exports
 from plants import bundle, splits
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
+from plants.ensembles import from_json, union
 from plants.governance import check_holds, flags, may_hold
 from plants.images import tensor_digest
 from plants.normality import Normalities
@@ -111,7 +112,7 @@ def _publish_ensemble(
 ) -> str:
     fleet, decision = exports.material.fleet, document["decisions"][name]
     runs = decision["members"]
-    leaves = tuple(dict.fromkeys(leaf for run_id in runs for leaf in exports.branch(run_id)[0]["leaves"]))
+    mix = from_json(decision, num=len(runs))
     learned_from = plan.learned_from(runs)
     check_holds([fleet.plant(plant) for plant in learned_from], serves=[name])
     manifest = Manifest(
@@ -119,7 +120,7 @@ def _publish_ensemble(
         run_id=decision["model"],
         name=f"{fleet.fleet}/{decision['model']}",
         plants=learned_from,
-        leaves=leaves,
+        leaves=union([tuple(exports.words(run_id)["leaves"]) for run_id in runs]),
         trunk=trunk_ref(exports, sha256=trunk),
         serves=_views(fleet, [name]),
         governance=flags(map(fleet.plant, sorted({*learned_from, name}))),
@@ -127,7 +128,8 @@ def _publish_ensemble(
         splits_digest=_splits_digest(exports),
         data={name: plan.data[name] for name in learned_from if name in plan.data},
         members=tuple(members),
-        weights=tuple(1 / len(members) for _ in members),
+        weights=mix.weights,
+        rule=mix.rule,
         code_version=code_version(),
         created_at=max(finished[run_id] or "" for run_id in runs),
     )

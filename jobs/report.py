@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.curves import curve_figure, curve_words
+from jobs.incumbent_section import incumbent_html
 from jobs.learning import NUM_DRAWN, section
 from jobs.page import inline_svg, page, table
 from jobs.remarks import remarks_html
@@ -128,6 +129,7 @@ def _plant(name: str, document: Document) -> str:
     chosen, frozen = reports.get("chosen") or {}, reports.get("frozen") or {}
     parts = [f'<h2 id="plant-{_text(name)}">Plant {_text(name)}</h2>', _decision(decision), _models(name, document)]
     parts += [_outside(reports["outside"])] if reports.get("outside") else []
+    parts += [incumbent_html(reports)]
     if chosen:
         parts += [
             _summary(chosen, frozen),
@@ -189,19 +191,20 @@ def _models(name: str, document: Document) -> str:
     for run, cell in sorted(judged, key=lambda item: -(item[1].get("macro_f1") or 0)):
         if cell.get("n") is None:
             continue
-        f1, cost = (
+        f1, cost, shared = (
             {"value": cell.get(key), "low": cell.get(f"{key}_low"), "high": cell.get(f"{key}_high")}
-            for key in ("macro_f1", "cost")
+            for key in ("macro_f1", "cost", "shared_f1")
         )
         worst = f" ({_text(cell['recall_class'])})" if cell.get("recall_class") else ""
         words = f'<span class="chosen">{_text(run)}</span>, chosen' if run == chosen else _text(run)
         words += f", on {_text(cell['of'])} alone" if cell.get("of") else ""
         recall = _number(cell.get("recall")) + worst
         rows.append(
-            [words, _figure(f1), recall, _number(cell.get("auc")), _figure(cost, show=_money)]
-            + [_number(cell.get(key), show=_count) for key in ("n", "n_lots")]
+            [words, _figure(f1), _figure(shared), recall, _number(cell.get("auc")), _figure(cost, show=_money)]
+            + [_number(cell.get(key), show=_count) for key in ("shared_n", "n", "n_lots")]
         )
-    columns = ["model", "macro-F1", "lowest recall (class)", "AUC", "cost a part", "parts", "lots"]
+    columns = ["model", "macro-F1", "over shared classes", "lowest recall (class)", "AUC", "cost a part"]
+    columns += ["parts of shared classes", "parts", "lots"]
     return table(columns, rows, caption="Every model at this plant, best macro-F1 first")
 
 

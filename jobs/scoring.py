@@ -25,12 +25,13 @@ from jobs.head import Head
 from jobs.material import Material
 from jobs.model import Branch
 from jobs.plan import HEADLESS, Plan
+from plants.ensembles import Mix, Parts, combined
 from plants.errors import CheckFailed
 from plants.governance import kept
 from plants.labels import truth_of_parts
 from plants.normality import Normalities, evenly, goodness
 from plants.plant import Plant, projection
-from plants.scores import PartScores, pool_groups, softmax
+from plants.scores import PartScores, Speakers, softmax, speakers
 
 Leaves = tuple[str, ...]
 Member = tuple[np.ndarray, Leaves]
@@ -135,19 +136,27 @@ class RoleInputs:
         logits, _ = self.exports.evaluator.branch(path, self.activations[words["cut"]])
         return np.asarray(softmax(logits), dtype=np.float32), tuple(words["leaves"])
 
-    def scores(self, members: Sequence[Member], *, leaf_sets: Mapping[str, Sequence[str]]) -> PartScores:
-        """What the model, or the plain average of several, says of every part."""
-        probs, leaves = averaged(members)
+    def speakers(self, probs: np.ndarray, leaves: Leaves) -> Speakers:
+        """Which inputs speak for each part, over tiles of a frame and frames of a part, of probabilities [N, L]."""
         ok = ok_mask(leaves)
-        vectors = np.zeros((len(self.frames), len(leaves)), dtype=np.float32)
         environments = self.frames["environment"].to_numpy(dtype=object)
+        found: list[Speakers] = []
         for name in sorted(set(environments)):
             here = np.flatnonzero(environments == name)
             at = np.flatnonzero(np.isin(self.frame_groups, here))
-            groups = np.searchsorted(here, self.frame_groups[at])
             top_k = self.plant.environments[name].geometry.top_k
-            vectors[here] = pool_groups(probs[at], groups, ok=ok, top_k=top_k)[0]
-        parts, _ = pool_groups(vectors, self.part_groups, ok=ok)
+            one = speakers(probs[at], np.searchsorted(here, self.frame_groups[at]), ok=ok, top_k=top_k)
+            found.append(Speakers(at[one.rows], here[one.groups], one.shares))
+        tiles = Speakers(*map(np.concatenate, zip(*found, strict=True)))
+        frames = speakers(tiles.mean(probs), self.part_groups, ok=ok)
+        return tiles.then(frames)
+
+    def scores(
+        self, members: Sequence[Member], *, leaf_sets: Mapping[str, Sequence[str]], mix: Mix | None = None
+    ) -> PartScores:
+        """What the model, or several together, say of every part; their plain average unless told otherwise."""
+        probs, leaves = combined(members, mix=mix or Mix.plain(len(members)))
+        parts = self.speakers(probs, leaves).mean(probs)
         novelty = None
         if self.novelty is not None:
             novelty = np.zeros(len(self.parts))
@@ -158,23 +167,23 @@ class RoleInputs:
             part_ids=self.parts,
             lots=first["lot"].to_numpy(dtype=object),
             environments=first["environment"].to_numpy(dtype=object),
-            truth=truth_of_parts(self.frames["class"].to_numpy(dtype=object), self.part_groups, ok=self.plant.ok),
+            truth=self.truth,
             probs=parts @ projection(leaves, leaf_sets, classes),
             classes=classes,
             ok=self.plant.ok,
             novelty=novelty,
         )
 
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """The class of every part [P]."""
+        return truth_of_parts(self.frames["class"].to_numpy(dtype=object), self.part_groups, ok=self.plant.ok)
 
-def averaged(members: Sequence[Member]) -> Member:
-    """The mean of the members' probabilities over the union of their leaves; a leaf a member lacks counts as 0."""
-    if len(members) == 1:
-        return members[0]
-    leaves = tuple(dict.fromkeys(leaf for _, known in members for leaf in known))
-    total = np.zeros((len(members[0][0]), len(leaves)))
-    for probs, known in members:
-        total[:, [leaves.index(leaf) for leaf in known]] += probs / len(members)
-    return total.astype(np.float32), leaves
+    def as_parts(self, leaf_sets: Mapping[str, Sequence[str]]) -> Parts:
+        """These parts, to fit an ensemble's weights on."""
+        classes = self.plant.annotated
+        at = np.array([classes.index(name) for name in self.truth])
+        return Parts(self.speakers, lambda leaves: projection(leaves, leaf_sets, classes).T[at] > 0)
 
 
 def role_inputs(name: str, *, role: str, exports: Exports, rows: pd.DataFrame | None = None) -> RoleInputs | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from plants import incumbent
 from plants.balance import classes
 from plants.findings import LEVELS, Finding, Found, Level
 from plants.geometry import Environment, Geometry
@@ -47,6 +48,7 @@ def audit(plant: Plant, rows: pd.DataFrame, *, fleet: Fleet, trunk_size_px: int)
             _roles(rows, shares=shares),
             _shortcuts(rows),
             _returned(rows),
+            incumbent.findings(plant, rows),
             _sisters(plant, fleet=fleet),
         )
         for level, kind, detail, remedy in check

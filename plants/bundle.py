@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from plants.config import Config
+from plants.ensembles import Rule
 from plants.errors import InputError
 from plants.geometry import Environment, Interpolation
 from plants.governance import Governance
@@ -88,6 +89,8 @@ class Manifest(Config):
     parent: str | None = None
     members: tuple[Digest, ...] = ()
     weights: tuple[float, ...] = ()
+    rule: Rule = "mean"
+    """How an ensemble joins its members, see `plants.ensembles`."""
     code_version: str
     created_at: str
     files: dict[str, Digest] = Field(default_factory=dict)
@@ -103,6 +106,8 @@ class Manifest(Config):
         else:
             if self.members or self.weights:
                 faults.append("members and weights belong to an ensemble")
+            if self.rule != "mean":
+                faults.append("rule belongs to an ensemble")
             if self.cut not in self.trunk.cuts:
                 faults.append(f"cut: {self.cut} is not an output of the trunk")
         if faults:
@@ -118,8 +123,11 @@ class Bundle(NamedTuple):
 
 
 def canonical(manifest: Manifest) -> bytes:
-    """The bytes of `manifest.json`: sorted keys, no spaces, UTF-8, so that equal manifests have equal digests."""
-    document = manifest.model_dump(mode="json")
+    """The bytes of `manifest.json`: sorted keys, no spaces, UTF-8, so that equal manifests have equal digests.
+
+    The rule of a mean is not written: it is what readers that know of no rule do.
+    """
+    document = manifest.model_dump(mode="json", exclude={"rule"} if manifest.rule == "mean" else None)
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 

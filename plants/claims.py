@@ -18,6 +18,9 @@ from plants.cells import Cells, Objects, Refused, is_blank, number
 from plants.plant import Plant
 from plants.tables import CORNERS, Listed, Rejected
 
+MAX_LETTERS = 80
+"""What is kept of a cell that is kept as it was written."""
+
 
 def described(
     table: pd.DataFrame, *, plant: Plant, listed: Mapping[str, Listed], max_bytes: int, rejected: list[Rejected]
@@ -49,6 +52,7 @@ def described(
         "annotator": cells.column("annotator"),
         "source": _first(cells.column("source"), np.full(len(table), "import", dtype=object)),
         "sample_prob": prob,
+        "incumbent": cells.column("incumbent", lambda text: text.strip()[:MAX_LETTERS]),
     }
     is_good = pd.isna(cells.reasons)
     rejected += map(Rejected, frame[~is_good], cells.reasons[~is_good])

@@ -49,6 +49,7 @@ __all__ = [
     "decide_part",
     "expected_cost",
     "fit_temperature",
+    "lot_folds",
     "out_of_fold",
     "part_costs",
     "review_capacity",
@@ -116,15 +117,22 @@ def out_of_fold(
 
     The folds depend on lots and seed only, not on the model.
     """
-    lots = sorted(set(scores.lots), key=lambda lot: unit_hash("fold", seed, lot))
-    folds = max(1, min(folds, len(lots)))
-    fold = {str(lot): i % folds for i, lot in enumerate(lots)}
-    at = np.array([fold[str(lot)] for lot in scores.lots], dtype=np.intp)
+    fold, at = lot_folds(scores.lots, folds=folds, seed=seed)
+    num = len(set(fold.values())) or 1
     policies = tuple(
-        (solver or solve)(scores.take(at != k) if folds > 1 else scores, costs=costs, plant=plant, bundle=bundle)
-        for k in range(folds)
+        (solver or solve)(scores.take(at != k) if num > 1 else scores, costs=costs, plant=plant, bundle=bundle)
+        for k in range(num)
     )
     return OutOfFold(folds=fold, policies=policies)
+
+
+def lot_folds(
+    lots: npt.NDArray[Any], *, folds: int = NUM_FOLDS, seed: int = 0
+) -> tuple[dict[str, int], npt.NDArray[np.intp]]:
+    """Lot -> its fold, and the fold of each part [N] whose lots these are; at most as many folds as lots."""
+    names = sorted(set(lots), key=lambda lot: unit_hash("fold", seed, lot))
+    fold = {str(lot): i % max(1, min(folds, len(names))) for i, lot in enumerate(names)}
+    return fold, np.array([fold[str(lot)] for lot in lots], dtype=np.intp)
 
 
 def decide_many(scores: PartScores, policy: Policy | OutOfFold) -> Decisions:

@@ -37,6 +37,19 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspection:
+    """The people at a plant's line: how often they err, ask, and name what they see."""
+
+    misses: float
+    """Of defects of middling severity; twice as often of the faintest, never of the gravest."""
+    false_alarms: float
+    asks: float
+    """Share of all parts that they leave to somebody else."""
+    names_rightly: float | None = None
+    """Share of what they stop that they call by its class; None where they name none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Factory:
     """One plant as it is made."""
 
@@ -59,6 +72,7 @@ class Factory:
     absent: dict[str, str] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
     shares: dict[str, float] | None = None
+    inspection: Inspection | None = None
 
 
 def _cover(surface: Surface, rng: Rng, *, variant: int) -> None:
@@ -159,6 +173,7 @@ FACTORIES: tuple[Factory, ...] = (
         period_px=256,
         sizes_px=_SMALL,
         costs={"miss": 40_000, "false_alarm": 4_000, "review": 400},
+        inspection=Inspection(misses=0.12, false_alarms=0.05, asks=0.04),
     ),
     Factory(
         name="brno",
@@ -260,6 +275,7 @@ FACTORIES: tuple[Factory, ...] = (
         poses=("links", "rechts"),
         suffix="jpg",
         costs={"miss": 15_000, "false_alarm": 3_000, "review": 300},
+        inspection=Inspection(misses=0.08, false_alarms=0.08, asks=0.02, names_rightly=0.9),
     ),
     Factory(
         name="fargo",

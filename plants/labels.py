@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plants.cells import Cells, Ints, Objects
-from plants.claims import described
+from plants.claims import MAX_LETTERS, described
 from plants.errors import InputError
 from plants.frames import NUM_READERS, SEEN, FrameReader, Memory, Progress, read_frames
 from plants.images import MAX_BYTES, MAX_PIXELS
+from plants.incumbent import with_verdicts
 from plants.plant import Plant
-from plants.seal import ANSWERS
+from plants.seal import SEALED
 from plants.tables import CORNERS, OTHER, Files, Listed, Rejected, others, raw_rows, to_arrow
 from plants.views import view_boxes
 
@@ -51,11 +52,10 @@ LABEL_SCHEMA = pa.schema(
         pa.field("sample_prob", pa.float64(), nullable=False),
         pa.field("width_px", pa.int32(), nullable=False),
         pa.field("height_px", pa.int32(), nullable=False),
+        pa.field("incumbent", pa.string()),
     ]
 )
 SMALLEST = [f"smallest_{corner}" for corner in CORNERS]
-MAX_LETTERS = 80
-"""What is kept of a cell of a column of the customer's own."""
 
 
 class NoUsableFrame(InputError):
@@ -108,6 +108,7 @@ def read_rows(
     rejected += refused
     _check_environments(plant, table)
     rows = described(table, plant=plant, listed=listed, max_bytes=max_bytes, rejected=rejected)
+    rows = with_verdicts(rows, plant=plant, files=files, notes=notes)
     own = others(table)
     del table
     rows = _without_duplicates(rows, rejected=rejected, notes=notes).sort_values("frame")
@@ -243,7 +244,7 @@ def _contradictions(
     for piece in at:
         said = {name: columns[name][piece] for name in rows.columns if differs[name][piece].any()}
         values = "; ".join(
-            name if name in ANSWERS else f"{name}: {_some({str(None if pd.isna(v) else v) for v in of})}"
+            name if name in SEALED else f"{name}: {_some({str(None if pd.isna(v) else v) for v in of})}"
             for name, of in said.items()
         )
         remedy = (

@@ -133,6 +133,8 @@ class Plant(Config):
     """CSV or Parquet with at least `frame` and `class`; other columns as in `plants.labels`."""
     golden: str | None = None
     """CSV or Parquet of what several annotators said about the same frames, as in `plants.agreement`."""
+    incumbent: str | None = None
+    """CSV or Parquet of the existing inspection's verdicts on frames or parts, as in `plants.incumbent`."""
     classes: dict[str, Annotated[PlantClass, BeforeValidator(_as_class)]] = Field(min_length=1)
     ok: tuple[str, ...] = ()
     """The plant classes that mean a good part."""
@@ -385,11 +387,9 @@ def _with_absolute_paths(fleet: Fleet, *, base: Path) -> Fleet:
     def absolute(value: str) -> str:
         return value if "://" in value else str((base / value).resolve())
 
+    fields = ("images", "labels", "golden", "incumbent", "store")
     plants = tuple(
-        p.model_copy(
-            update={key: absolute(uri) for key in ("images", "labels", "golden", "store") if (uri := getattr(p, key))}
-        )
-        for p in fleet.plants
+        p.model_copy(update={key: absolute(uri) for key in fields if (uri := getattr(p, key))}) for p in fleet.plants
     )
     trunks = tuple(
         t if t.weights in ("embedded", "hub", "none") else t.model_copy(update={"weights": absolute(t.weights)})

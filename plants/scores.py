@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,50 @@ def suspicion(probs: npt.NDArray[Floating], *, ok: Mask) -> npt.NDArray[np.float
     return found
 
 
+class Speakers(NamedTuple):
+    """Which rows a group's vector is the mean of, M entries: a row, the group it speaks for, and its share in it."""
+
+    rows: Indices
+    groups: Indices
+    shares: npt.NDArray[np.float64]
+
+    def mean(self, probs: npt.NDArray[Floating]) -> npt.NDArray[Floating]:
+        """The groups' vectors [G, L] of rows [N, L]."""
+        total = np.zeros((int(self.groups.max(initial=-1)) + 1, probs.shape[1]))
+        np.add.at(total, self.groups, self.shares[:, None] * probs[self.rows])
+        return total.astype(probs.dtype)
+
+    def then(self, others: Speakers) -> Speakers:
+        """Which rows speak for groups of these groups, where `others` says which of these speak for theirs."""
+        share = np.zeros(int(self.groups.max(initial=-1)) + 1)
+        group = np.zeros(len(share), dtype=np.intp)
+        share[others.rows], group[others.rows] = others.shares, others.groups
+        at = share[self.groups] > 0
+        return Speakers(self.rows[at], group[self.groups[at]], self.shares[at] * share[self.groups[at]])
+
+
+def speakers(probs: npt.NDArray[Floating], groups: npt.NDArray[Any], *, ok: Mask, top_k: int = 1) -> Speakers:
+    """Of the rows `probs` [N, L]: with good leaves the `top_k` of most defect mass in each group, without all of them.
+
+    In the order of the groups, a group's loudest row first; ties go to the earlier row. Groups are numbered 0..G-1,
+    none empty.
+    """
+    groups = np.asarray(groups, dtype=np.intp)
+    if groups.shape != (len(probs),):
+        raise ValueError("one group per row is needed")
+    if top_k < 1:
+        raise ValueError("top_k is at least 1")
+    sizes = np.bincount(np.maximum(groups, 0))
+    if len(groups) and (groups.min() < 0 or not sizes.all()):
+        raise ValueError("groups are numbered 0..G-1 and none is empty")
+    kept = np.lexsort((-suspicion(probs, ok=ok), groups))
+    if ok.any():
+        rank = np.arange(len(kept)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        kept = kept[rank < top_k]
+        sizes = np.minimum(sizes, top_k)
+    return Speakers(kept, groups[kept], np.repeat(1 / sizes, sizes))
+
+
 def pool_groups(
     probs: npt.NDArray[Floating], groups: npt.NDArray[Any], *, ok: Mask, top_k: int = 1
 ) -> tuple[npt.NDArray[Floating], Indices]:
@@ -64,26 +108,13 @@ def pool_groups(
     With good leaves: the mean of the group's `top_k` rows of most defect mass, and the first of them. Without: the
     mean of all its rows, and the most confident. Groups are numbered 0..G-1, none empty; ties go to the earlier row.
     """
-    groups = np.asarray(groups, dtype=np.intp)
-    if groups.shape != (len(probs),):
-        raise ValueError("one group per row is needed")
-    if top_k < 1:
-        raise ValueError("top_k is at least 1")
-    if not len(groups):
+    rows, of, _ = speakers(probs, groups, ok=ok, top_k=top_k)
+    if not len(rows):
         return probs[:0], np.zeros(0, dtype=np.intp)
-    sizes = np.bincount(np.maximum(groups, 0))
-    if groups.min() < 0 or not sizes.all():
-        raise ValueError("groups are numbered 0..G-1 and none is empty")
-    order = np.lexsort((-suspicion(probs, ok=ok), groups))
+    sizes = np.bincount(of)
     starts = np.cumsum(sizes) - sizes
-    kept = order
-    if ok.any():
-        rank = np.arange(len(order)) - np.repeat(starts, sizes)
-        kept = order[rank < top_k]
-        sizes = np.minimum(sizes, top_k)
-    at = np.cumsum(sizes) - sizes
-    pooled = np.add.reduceat(probs[kept].astype(np.float64), at, axis=0) / sizes[:, None]
-    return pooled.astype(probs.dtype), order[starts]
+    pooled = np.add.reduceat(probs[rows].astype(np.float64), starts, axis=0) / sizes[:, None]
+    return pooled.astype(probs.dtype), rows[starts]
 
 
 def pool(probs: npt.NDArray[Floating], *, ok: Mask, top_k: int = 1) -> tuple[npt.NDArray[Floating], int]:

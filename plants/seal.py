@@ -21,6 +21,9 @@ from plants.errors import InputError, SealError
 BUDGET = 5
 START = "0" * 64
 ANSWERS = ["class", "severity", "box"]
+SEALED = [*ANSWERS, "incumbent"]
+"""What the table that anybody may read does not say of test rows. What the existing inspection said is no answer that
+could be corrected, but tells it."""
 
 
 class Opening(Config):

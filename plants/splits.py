@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 from plants.errors import InputError
 from plants.hashing import unit_hash
 from plants.plant import Shares
-from plants.seal import ANSWERS
+from plants.seal import SEALED
 from plants.tables import OTHER, to_arrow
 
 ROLES = ("train", "select", "decide", "test")
 REACHED_FIRST = ("train", "test", "decide", "select")
 """The order in which the first lots of a class reach the roles: with one lot it is learned, with two also tested."""
-SEALED_COLUMNS = ["frame", "sha256", *ANSWERS]
+SEALED_COLUMNS = ["frame", "sha256", *SEALED]
 GENESIS = "0" * 64
 ASSIGNMENT_SCHEMA = pa.schema(
     [
@@ -302,12 +302,13 @@ def seal(rows: pd.DataFrame) -> Sealed:
     """
     is_test = (rows["role"] == "test").to_numpy()
     open_rows = rows.copy()
-    told = [name for name in rows.columns if name in (*ANSWERS, "smallest_box") or name.startswith(OTHER)]
+    told = [name for name in rows.columns if name in (*SEALED, "smallest_box") or name.startswith(OTHER)]
     for column in told:
         values = open_rows[column].astype(object)
         values[is_test] = None
         open_rows[column] = values if column == "box" else values.astype(rows[column].dtype)
-    return Sealed(open_rows, rows.loc[is_test, SEALED_COLUMNS].reset_index(drop=True))
+    kept = [name for name in SEALED_COLUMNS if name in rows.columns]
+    return Sealed(open_rows, rows.loc[is_test, kept].reset_index(drop=True))
 
 
 def unseal(open_rows: pd.DataFrame, sealed_rows: pd.DataFrame) -> pd.DataFrame:
@@ -322,7 +323,7 @@ def unseal(open_rows: pd.DataFrame, sealed_rows: pd.DataFrame) -> pd.DataFrame:
     if len(unanswered):
         frame = test["frame"].iloc[int(unanswered[0])]
         raise InputError("a test row has no sealed answer for this image", file=str(frame), remedy="Run import again")
-    return test.assign(**{column: answers[column].to_numpy() for column in ANSWERS})
+    return test.assign(**{column: answers[column].to_numpy() for column in SEALED if column in answers})
 
 
 def realised_shares(rows: pd.DataFrame) -> dict[str, float]:

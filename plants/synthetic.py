@@ -28,7 +28,7 @@ import csv
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Part:
     captured_at: datetime
     severity: float | None
     annotator: str
+    incumbent: str
+    """What the people at the line said, empty where nobody stands there."""
     shown_in: tuple[bool, ...]
 
 
@@ -163,11 +165,31 @@ def plan_parts(factory: Factory, *, seed: int, scale: float) -> list[Part]:
                     captured_at=clock.replace(microsecond=0),
                     severity=None if label == factory.good else round(float(rng.uniform(0, 1)), 3),
                     annotator=f"{factory.name}-{'ab'[int(rng.integers(2))]}",
+                    incumbent="",
                     shown_in=tuple(bool(s) and label != factory.good for s in shown),
                 )
             )
         lot += 1
-    return parts
+    return _inspected(factory, parts, rng=np.random.default_rng((seed, number, 3)))
+
+
+def _inspected(factory: Factory, parts: list[Part], *, rng: np.random.Generator) -> list[Part]:
+    """The parts with what the plant's own inspection said, drawn apart from all else."""
+    people, kinds = factory.inspection, list(factory.kinds)
+    if people is None:
+        return parts
+    found = []
+    for part in parts:
+        asked, err, right, other = rng.random(4)
+        if part.severity is None:
+            said = "reject" if err < people.false_alarms else "ok"
+        else:
+            said = "ok" if err < 2 * people.misses * (1 - part.severity) else "reject"
+        if said == "reject" and people.names_rightly is not None:
+            is_right = part.severity is not None and right < people.names_rightly
+            said = part.label if is_right else kinds[int(other * len(kinds))]
+        found.append(replace(part, incumbent="review" if asked < people.asks else said))
+    return found
 
 
 def _counts(factory: Factory, *, num_parts: int) -> list[str]:
@@ -269,12 +291,13 @@ def _row(factory: Factory, part: Part, *, frame: str, pose: str, box: Box | None
         "box": "" if box is None else " ".join(map(str, box)),
         "severity": "" if part.severity is None else part.severity,
         "annotator": part.annotator,
+        **({"incumbent": part.incumbent} if factory.inspection else {}),
     }
 
 
 def _write_labels(path: Path, *, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, [*COLUMNS, *(["incumbent"] if "incumbent" in rows[0] else [])])
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: row["frame"]))
 

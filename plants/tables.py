@@ -23,7 +23,7 @@ BOXES_FILE = "boxes.csv"
 CORNERS = ["x0", "y0", "x1", "y1"]
 COLUMNS = (
     *("frame", "class", "sha256", "part_id", "product", "pose", "lot", "severity", "box", *CORNERS),
-    *("captured_at", "environment", "annotator", "source", "sample_prob"),
+    *("captured_at", "environment", "annotator", "source", "sample_prob", "incumbent"),
 )
 """What is read of a label table."""
 OTHER = "other:"
@@ -82,7 +82,8 @@ def _from_folders(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -
     rejected: list[Rejected] = []
     boxes = _boxes(plant, listed, files=files, rejected=rejected)
     paths = [path for path in sorted(listed) if "/" in path]
-    stray = [path for path in sorted(listed) if "/" not in path and path != BOXES_FILE]
+    own = (BOXES_FILE, (plant.incumbent or "").removeprefix(f"{plant.images}/"))
+    stray = [path for path in sorted(listed) if "/" not in path and path not in own]
     rejected += [Rejected(path, "lies in no class folder; put frames into <class>/") for path in stray]
     table = pd.DataFrame({"frame": paths, "class": [path.partition("/")[0] for path in paths]}, dtype=str)
     return RawRows(table.merge(boxes, on="frame", how="left"), rejected, [])
@@ -109,12 +110,7 @@ def _boxes(plant: Plant, listed: Mapping[str, Listed], *, files: Files, rejected
 
 def _from_table(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -> RawRows:
     address = str(plant.labels)
-    folder, _, name = address.rpartition("/")
-    try:
-        data = files.read(folder, name)
-    except (InputError, OSError) as error:
-        raise _unread(error, plant=plant, address=address) from None
-    table = _parsed(plant, data=data, address=address)
+    table = read_named(plant, address=address, field="labels", files=files)
     missing = [column for column in ("frame", "class") if column not in table.columns]
     if missing:
         raise InputError(
@@ -124,10 +120,23 @@ def _from_table(plant: Plant, listed: Mapping[str, Listed], *, files: Files) -> 
             field="labels",
             remedy="Rename the columns; `frame` is a path relative to `images`",
         )
-    table["frame"] = _paths(table["frame"])
     unnamed = len(listed.keys() - set(table["frame"].unique()) - {address.removeprefix(f"{plant.images}/")})
     notes = [f"{unnamed} files in {plant.images} are not named in {address}"] if unnamed else []
     return RawRows(table, [], [*notes, *_unused(table.columns)])
+
+
+def read_named(plant: Plant, *, address: str, field: str, files: Files) -> pd.DataFrame:
+    """A table that this field of the fleet file names, its frames as the plant's folder is listed.
+
+    Raises InputError when it cannot be read.
+    """
+    folder, _, name = address.rpartition("/")
+    try:
+        data = files.read(folder, name)
+    except (InputError, OSError) as error:
+        raise _unread(error, plant=plant, address=address, field=field) from None
+    table = _parsed(plant, data=data, address=address)
+    return table.assign(frame=_paths(table["frame"])) if "frame" in table else table
 
 
 def others(table: pd.DataFrame) -> pd.DataFrame:
@@ -155,17 +164,17 @@ def _unused(columns: Iterable[str]) -> list[str]:
     return [f"columns not used: {', '.join(told[:MAX_OTHERS])}{more}{only}"] if told else []
 
 
-def _unread(error: InputError | OSError, *, plant: Plant, address: str) -> InputError:
+def _unread(error: InputError | OSError, *, plant: Plant, address: str, field: str) -> InputError:
     """Why the table cannot be read, for the person who wrote its address."""
     if isinstance(error, FileNotFoundError):
-        remedy = "Correct `labels` in the fleet file"
-        return InputError("there is no such file", plant=plant.name, file=address, field="labels", remedy=remedy)
+        remedy = f"Correct `{field}` in the fleet file"
+        return InputError("there is no such file", plant=plant.name, file=address, field=field, remedy=remedy)
     if isinstance(error, InputError):
-        at = {"file": error.file or address, "field": error.field or "labels", "remedy": error.remedy}
+        at = {"file": error.file or address, "field": error.field or field, "remedy": error.remedy}
         return InputError(error.detail, plant=plant.name, **at)
     reason = (error.strerror or type(error).__name__).lower()
     remedy = "Check the path and its rights"
-    return InputError(reason, plant=plant.name, file=address, field="labels", remedy=remedy)
+    return InputError(reason, plant=plant.name, file=address, field=field, remedy=remedy)
 
 
 def _parsed(plant: Plant, *, data: bytes, address: str) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 from plants.costs import OutOfFold, Policy
+from plants.ensembles import Mix
 from plants.metrics import MIN_LOTS_OF_KIND, joint_level, paired, report
 from plants.plant import Plant
 from plants.scores import PartScores
@@ -44,6 +45,15 @@ class Candidate:
     """Solved on all parts: what is published."""
     judged_by: OutOfFold | Policy
     """Solved out of fold by lot, so that costs do not flatter: what candidates are compared with."""
+    mix: Mix | None = None
+    """How an ensemble joins its members."""
+    solved_on: PartScores | None = None
+    """Where weights were fitted on these parts: what the model says that is published. `scores` are out of fold."""
+
+    @property
+    def published(self) -> PartScores:
+        """What `policy` was solved on."""
+        return self.scores if self.solved_on is None else self.solved_on
 
 
 Answer = Literal[

@@ -1,7 +1,6 @@
-"""Several models as one: their probabilities are averaged on a single trunk pass.
+"""Several models as one: their probabilities are joined on a single trunk pass, by the rule of `plants.ensembles`.
 
-All members sit on the same trunk, so an ensemble of five costs five branches, not five models. Leaves that a member
-never learned count as probability 0 there; its weight is not handed to the others.
+All members sit on the same trunk, so an ensemble of five costs five branches, not five models.
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
 from plants.bundle import Manifest
+from plants.ensembles import Mix, combined, union
 from plants.errors import InputError
 from plants.normality import Normalities, Place
-from plants.plant import is_ok
 from serving.scoring import Floats, Model, Scored, Trunk, novelty
 
 
@@ -42,8 +39,7 @@ class Ensemble:
     @cached_property
     def leaves(self) -> tuple[str, ...]:
         """Every leaf that a member knows, good ones first."""
-        found = {leaf for member in self.members for leaf in member.leaves}
-        return tuple(sorted(found, key=lambda leaf: (not is_ok(leaf), leaf)))
+        return self.members[0].leaves if len(self.members) == 1 else union([one.leaves for one in self.members])
 
     @property
     def trunk(self) -> Trunk:
@@ -57,11 +53,7 @@ class Ensemble:
         return frozenset([*known, *(cut for member in self.members for cut in member.cuts)])
 
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
-        """The weighted mean of the members' probabilities, and the distance to good parts where they are known."""
-        scored = [member.probabilities(activations) for member in self.members]
-        shares = np.asarray(self.weights, dtype=np.float64) / sum(self.weights)
-        index = {leaf: i for i, leaf in enumerate(self.leaves)}
-        total = np.zeros((len(scored[0]), len(index)))
-        for member, one, share in zip(self.members, scored, shares, strict=True):
-            total[:, [index[leaf] for leaf in member.leaves]] += share * one
-        return Scored(total.astype(np.float32), novelty(self.normality, activations, places))
+        """What the members say together, and the distance to good parts where they are known."""
+        said = [(member.probabilities(activations), member.leaves) for member in self.members]
+        probs, _ = combined(said, mix=Mix(self.weights, self.manifest.rule))
+        return Scored(probs, novelty(self.normality, activations, places))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.candidates import cell, figures_of, first_model, may_serve, runs_for
+from jobs.candidates import cell, figures_of, may_serve, normality_at, runs_for
 from jobs.plan import Plan, RunSpec
 from plants.metrics import report
 from plants.plant import Fleet
@@ -15,24 +15,28 @@ from tests.plants.candidates import candidate, near_good
 
 def test_the_distance_to_good_parts_is_judged_by_what_it_finds_and_not_by_classes_it_does_not_name():
     model = near_good(good_only=False)
-    figures = figures_of(model.scores, kind=model.kind, policy=model.judged_by)
+    fleet = toy_fleet("north")
+    given = {"plant": fleet.plant("north"), "fleet": fleet}
+    figures = figures_of(model.scores, kind=model.kind, policy=model.judged_by, **given)
     found = cell(figures=figures)
-    assert (found["macro_f1"], found["recall"]) == (None, None)
+    assert (found["macro_f1"], found["recall"], found["shared_f1"]) == (None, None, None)
     assert found["auc"] > 0.99
     assert figures["verdicts"]["caught"]["crack"]["value"] > 0.95
     assert figures["verdicts"]["false_alarms"]["value"] == 0
     assert figures["verdicts"]["reviews_of_good"]["value"] == pytest.approx(0.05, abs=0.04)
 
 
-def test_a_plant_with_few_labelled_defects_has_its_normality_as_a_candidate():
+def test_a_plant_is_judged_by_its_normality_too_and_served_by_it_only_where_few_defects_are_labelled():
     plant = toy_fleet("north").plant("north")
     runs = [RunSpec("n", "normality", ("north",), 1, {}, target="north"), RunSpec("o", "own", ("north",), 0, {})]
     plan = Plan("toys", "d", tuple(runs))
     given = {"plan": plan, "plant": plant, "done": ["n", "o"]}
-    assert first_model(**given, num_defects=19) == ["n"]
-    assert first_model(**given, num_defects=20) == []
-    assert first_model(**{**given, "done": ["o"]}, num_defects=0) == []
-    assert first_model(**{**given, "plant": plant.model_copy(update={"ok": ()})}, num_defects=0) == []
+    assert normality_at(**given) == ["n"]
+    assert normality_at(**{**given, "done": ["o"]}) == []
+    assert normality_at(**{**given, "plant": plant.model_copy(update={"ok": ()})}) == []
+    found = Candidate(**{**vars(near_good(good_only=False)), "members": ("n",)})
+    served = {"plant": plant, "plan": plan, "fleet": toy_fleet("north")}
+    assert [may_serve(found, **served, num_defects=num) for num in (0, 19, 20)] == [True, True, False]
     assert runs_for(plan, fleet=toy_fleet("north"), plant=plant, done=["n", "o"], seed=0) == ["o"]
 
 
@@ -87,4 +91,4 @@ def test_a_plant_that_may_not_train_is_served_by_its_sisters_and_nobody_by_what_
     model = candidate("m", skill=1, num_lots=10)
     found = [Candidate(**{**vars(model), "name": name, "members": (name,)}) for name, _, _ in runs]
     at = fleet.plant("mill")
-    assert [c.name for c in found if may_serve(c, plant=at, plan=plan, fleet=fleet)] == eligible
+    assert [c.name for c in found if may_serve(c, plant=at, plan=plan, fleet=fleet, num_defects=50)] == eligible

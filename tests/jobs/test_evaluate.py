@@ -168,8 +168,29 @@ def choose(works: Works, *, model: str) -> dict:
     done = [run.run_id for run in works.plan.runs]
     document = compare_fleet(works.fleet, plan=works.plan, exports=works.exports(), done=done, seed=0)
     decision = document["decisions"]["arden"]
-    decision |= {"model": model, "members": [model], "bundle": "b" * 64}
+    decision |= {"model": model, "members": [model], "weights": None, "rule": None, "bundle": "b" * 64}
     return document
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_judged_on_the_test_by_the_weights_and_the_rule_that_were_decided_for(works):
+    document, exports = choose(works, model="own-arden-s0"), works.exports()
+    members = ["own-arden-s0", "warm-arden-s0", "pooled-s0"]
+    found = {}
+    for name, given in (
+        ("plain", {}),
+        ("own", {"weights": [1.0, 0.0, 0.0], "rule": "mean"}),
+        ("log", {"weights": [1.0, 1.0, 2.0], "rule": "log"}),
+    ):
+        document["decisions"]["arden"] |= {"members": members, "kind": "stacked", **given}
+        row = evaluate_fleet(
+            works.fleet, names=["arden"], document=document, exports=exports, who="a", now=NOW, budget=5
+        )
+        found[name] = row["plants"]["arden"]["details"]["calibration"]
+    document["decisions"]["arden"] |= {"members": members[:1], "kind": "own", "weights": None, "rule": None}
+    row = evaluate_fleet(works.fleet, names=["arden"], document=document, exports=exports, who="a", now=NOW, budget=5)
+    assert row["plants"]["arden"]["details"]["calibration"] == found["own"]
+    assert found["plain"] != found["own"] != found["log"] != found["plain"]
 
 
 @pytest.mark.slow

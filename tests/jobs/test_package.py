@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from starlette.testclient import TestClient
 
-from cluster.registry import Bundles
+from cluster.access import Access
+from cluster.registry import Bundles, Journal
 from jobs import lora
 from jobs.compare import compare_fleet
 from jobs.package import PROBE_INPUTS, probe, publish_decision
@@ -23,12 +26,16 @@ from jobs.selection import Score
 from jobs.train import Fitted
 from plants import bundle
 from plants.costs import Policy
+from plants.ensembles import Mix, to_json
 from plants.errors import InputError
 from plants.images import tensor_digest
 from plants.normality import Normalities
+from plants.scores import calibrate
 from plants.views import read_views
+from serving.app import build_app
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor
+from serving.wiring import open_service
 from tests.fleets import Works
 
 pytestmark = pytest.mark.slow
@@ -39,7 +46,7 @@ FINISHED = "2026-03-01T00:00:00+00:00"
 def document(works: Works, *, model: str, members: list[str]) -> dict[str, Any]:
     done = [run.run_id for run in works.plan.runs]
     found = compare_fleet(works.fleet, plan=works.plan, exports=works.exports(), done=done, seed=0)
-    found["decisions"]["essen"] |= {"model": model, "members": members}
+    found["decisions"]["essen"] |= {"model": model, "members": members, "weights": None, "rule": None}
     return found
 
 
@@ -170,6 +177,60 @@ def test_an_ensemble_names_its_members_by_digest_and_weighs_them_alike(works, tm
     assert set(manifest.files) == {"card.md", "normality.npz", "report.json"}
     alone, _ = published(works, model="own-essen-s0", members=["own-essen-s0"])
     assert alone == manifest.members[0]
+
+
+MEMBERS = ["own-essen-s0", "pooled-s0", "warm-essen-s0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mix"),
+    [
+        ("ensemble", Mix.plain(3)),
+        ("weighted", Mix((0.6, 0.3, 0.1))),
+        ("stacked", Mix((0.9, 0.4, 0.5), "log")),
+    ],
+)
+def test_a_part_has_the_probabilities_that_compare_saw_from_an_ensembles_bundle_and_over_http(
+    works, tmp_path, kind, mix
+):
+    exports, plant = works.exports(), works.fleet.plant("essen")
+    found = document(works, model=f"{kind}-essen", members=MEMBERS)
+    found["decisions"]["essen"] |= to_json(mix)
+    found["matrix"][f"{kind}-essen"] = found["matrix"]["ensemble-essen"]
+    finished = dict.fromkeys(MEMBERS, FINISHED)
+    digest, policy = publish_decision("essen", document=found, plan=works.plan, exports=exports, finished=finished)
+    manifest, _ = bundle.read(Bundles(works.store).fetch(digest, tmp_path))
+    assert (manifest.weights, manifest.rule) == (mix.weights, mix.rule)
+    inputs = role_inputs("essen", role="decide", exports=exports)
+    assert inputs is not None
+    said = [inputs.probabilities(run) for run in MEMBERS]
+    scores = inputs.scores(said, leaf_sets=works.fleet.leaf_sets(plant), mix=mix)
+    plain = inputs.scores(said, leaf_sets=works.fleet.leaf_sets(plant))
+    assert (kind == "ensemble") is bool(np.abs(scores.probs - plain.probs).max() < 1e-6)
+    calibrated = calibrate(scores.probs, Policy.from_json(works.store.read(f"policies/{policy}.json")).temperature)
+    predictor = local_predictor(
+        Path(works.store.uri, "bundles", digest),
+        plant="essen",
+        policy=Path(works.store.uri, "policies", f"{policy}.json"),
+    )
+    Journal(works.settings.journal_url).promote("essen", bundle=digest, policy=policy, who="t")
+    token = Access(works.settings.journal_url).issue("plant", plant="essen", ttl=timedelta(hours=1))
+    service = open_service(works.settings, store_uri=works.store.uri, fleet="small", replica="r1")
+    with TestClient(build_app(service)) as http:
+        for part, expected in list(zip(scores.part_ids, calibrated.tolist(), strict=True))[:4]:
+            frames = inputs.frames[inputs.frames["part_id"] == part]
+            data = [(str(name), Path(plant.images, str(name)).read_bytes()) for name in frames.index]
+            environment = frames["environment"].iloc[0]
+            request = PartRequest("essen", tuple(Frame(*one) for one in data), environment=environment)
+            on_disk = predictor.predict(request).probabilities
+            answer = http.post(
+                "/plants/essen/predict",
+                headers={"Authorization": f"Bearer {token}"},
+                files=[("image", one) for one in data],
+                data={"environment": environment},
+            ).json()["probabilities"]
+            assert [on_disk[name] for name in scores.classes] == pytest.approx(expected, abs=1e-4)
+            assert answer == pytest.approx(on_disk, abs=1e-5)
 
 
 def test_a_bundle_that_knows_good_parts_only_has_no_branch_and_every_bundle_of_the_plant_knows_the_same(

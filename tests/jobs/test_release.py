@@ -75,7 +75,7 @@ def choose(works: Works, document: dict[str, Any], *, kind: str) -> dict[str, An
     exports = works.exports()
     for name, decision in document["decisions"].items():
         run = f"{kind}-{name}-s0"
-        decision |= {"model": run, "members": [run], "kind": kind}
+        decision |= {"model": run, "members": [run], "kind": kind, "weights": None, "rule": None}
         decision["bundle"], decision["policy_digest"] = publish_decision(
             name, document=document, plan=works.plan, exports=exports, finished={run: "2026-03-01"}
         )

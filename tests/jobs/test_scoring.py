@@ -11,40 +11,11 @@ import torch
 from cluster.catalog import Catalog
 from cluster.packs import Pack
 from jobs.activations import ok_mask
-from jobs.scoring import RoleInputs, averaged, role_inputs
+from jobs.scoring import RoleInputs, role_inputs
 from plants.errors import CheckFailed
 from plants.plant import projection
 from plants.scores import pool
 from tests.fleets import Works
-
-
-def probs(*rows: tuple[float, ...]) -> np.ndarray:
-    return np.array(rows, dtype=np.float32)
-
-
-def test_one_member_speaks_for_itself():
-    member = (probs((0.2, 0.8)), ("ok", "crack"))
-    assert averaged([member]) is member
-
-
-def test_an_ensemble_averages_over_all_leaves_and_what_a_member_does_not_know_counts_as_nothing():
-    a = (probs((0.2, 0.8)), ("ok", "crack"))
-    b = (probs((0.5, 0.1, 0.4)), ("crack", "dent", "ok"))
-    mean, leaves = averaged([a, b])
-    assert leaves == ("ok", "crack", "dent")
-    assert mean[0] == pytest.approx([0.3, 0.65, 0.05])
-    assert mean.sum() == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_members_changes_no_probability(seed):
-    rng = np.random.default_rng(seed)
-    known = [("ok", "a", "b"), ("ok", "b", "c"), ("d", "ok")]
-    members = [(rng.dirichlet(np.ones(len(k)), size=6).astype(np.float32), k) for k in known]
-    first, leaves = averaged(members)
-    again, other = averaged(members[::-1])
-    assert set(leaves) == set(other) == {"ok", "a", "b", "c", "d"}
-    assert first == pytest.approx(again[:, [other.index(leaf) for leaf in leaves]], abs=1e-6)
 
 
 @pytest.fixture

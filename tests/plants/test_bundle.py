@@ -145,9 +145,19 @@ def test_an_ensemble_names_its_members_and_needs_no_branch(tmp_path):
     assert bundle.write(tmp_path, ensemble).manifest.members == ("2" * 64, "3" * 64)
 
 
+def test_a_mean_is_written_as_it_always_was_and_another_rule_by_its_name(tmp_path):
+    given = {"kind": "ensemble", "members": ("2" * 64, "3" * 64), "weights": (0.5, 0.9)}
+    for rule in ("mean", "log"):
+        bundle.write(tmp_path, manifest(**given, rule=rule))
+        document = json.loads((tmp_path / "manifest.json").read_text())
+        assert document.get("rule") == (None if rule == "mean" else "log"), "readers of before know of no rule"
+        assert bundle.read(tmp_path).manifest.rule == rule
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"rule": "log"}, "rule belongs to an ensemble"),
         ({"kind": "ensemble"}, "needs members"),
         ({"kind": "ensemble", "members": ("2" * 64,), "weights": (0.0,)}, "not all are 0"),
         ({"members": ("2" * 64,), "weights": (1.0,)}, "belong to an ensemble"),

@@ -13,7 +13,7 @@ import pytest
 from plants.errors import InputError
 from plants.hashing import unit_hash
 from plants.plant import Shares
-from plants.seal import ANSWERS
+from plants.seal import ANSWERS, SEALED
 from plants.splits import (
     GENESIS,
     ROLES,
@@ -373,6 +373,19 @@ def test_answers_come_back_to_the_rows_they_belong_to():
     shuffled = sealed_rows.sample(frac=1, random_state=0)
     opened = unseal(open_rows, shuffled)
     pd.testing.assert_frame_equal(opened, rows[rows["role"] == "test"])
+
+
+def test_what_the_existing_inspection_said_of_test_rows_is_sealed_with_their_answers():
+    plain = with_roles(made(0), dealt(made(0)))
+    rows = plain.assign(incumbent=np.where(plain["class"] == "ok", "ok", "reject"))
+    is_test = rows["role"] == "test"
+    open_rows, sealed_rows = seal(rows)
+    assert open_rows.loc[is_test, SEALED].isna().all(axis=None)
+    assert open_rows.loc[~is_test, "incumbent"].tolist() == rows.loc[~is_test, "incumbent"].tolist()
+    pd.testing.assert_frame_equal(unseal(open_rows, sealed_rows), rows[is_test])
+    of_before = unseal(open_rows, sealed_rows.drop(columns="incumbent"))
+    assert of_before["incumbent"].isna().all()
+    assert of_before["class"].tolist() == rows.loc[is_test, "class"].tolist()
 
 
 @pytest.mark.parametrize("column", ["frame", "sha256"])

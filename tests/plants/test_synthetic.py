@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,27 @@ def test_the_fleet_file_loads_and_says_that_it_is_synthetic(fleet: Fleet) -> Non
     assert fleet.trunks[0].cuts == (0, 1, 2)
 
 
+def test_where_people_inspect_their_verdicts_err_as_declared_and_nothing_else_of_the_plant_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = {one.name: replace(one, inspection=None) for one in FACTORIES}
+    for one in (factory("arden"), factory("essen")):
+        assert one.inspection is not None
+        parts = plan_parts(one, seed=0, scale=20.0)
+        verdicts = {part.incumbent for part in parts}
+        named = set(one.kinds) if one.inspection.names_rightly else {"reject"}
+        assert verdicts == {"ok", "review", *named}
+        good = [part.incumbent for part in parts if part.label == one.good]
+        bad = [part.incumbent for part in parts if part.label != one.good]
+        assert np.mean([said == "review" for said in good + bad]) == pytest.approx(one.inspection.asks, abs=0.02)
+        assert np.mean([said in named for said in good]) == pytest.approx(one.inspection.false_alarms, abs=0.02)
+        assert np.mean([said == "ok" for said in bad]) == pytest.approx(one.inspection.misses, abs=0.02)
+        with monkeypatch.context() as patch:
+            patch.setattr("plants.synthetic.FACTORIES", tuple(plain.values()))
+            alone = plan_parts(plain[one.name], seed=0, scale=20.0)
+        assert [replace(part, incumbent="") for part in parts] == alone
+
+
 def test_plants_name_shared_defects_in_their_own_words_and_one_divides_a_class(fleet: Fleet) -> None:
     leaves = fleet.leaves(fleet.plants)
     assert leaves[0] == "ok"
@@ -84,7 +106,7 @@ def test_plants_name_shared_defects_in_their_own_words_and_one_divides_a_class(f
 def test_every_row_names_a_frame_that_decodes_at_a_declared_environment(fleet: Fleet) -> None:
     for plant in fleet.plants:
         rows = labels(plant.labels)
-        assert tuple(rows.columns) == COLUMNS
+        assert tuple(rows.columns) == COLUMNS + ("incumbent",) * bool(factory(plant.name).inspection)
         assert rows["frame"].is_unique
         assert set(rows["class"]) == set(plant.annotated)
         for row in rows.itertuples():

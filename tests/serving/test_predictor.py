@@ -133,6 +133,16 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members_on_one_trunk_pass(works
         assert found[name] == pytest.approx(0.75 * alone[0][name] + 0.25 * alone[1][name], abs=2e-6)
 
 
+def test_a_log_linear_ensemble_multiplies_powers_of_what_its_members_say(works: Works):
+    members = works.bundle("sure"), works.bundle("unsure", cut=1, sharpness=2.0)
+    alone = [predictor(works, bundle=b).predict(part(png((150, 90, 60)))).probabilities for b in members]
+    both = predictor(works, bundle=works.ensemble(members, (0.4, 1.5), rule="log"))
+    found = both.predict(part(png((150, 90, 60)))).probabilities
+    product = {name: alone[0][name] ** 0.4 * alone[1][name] ** 1.5 for name in LEAVES}
+    for name in LEAVES:
+        assert found[name] == pytest.approx(product[name] / sum(product.values()), abs=1e-4)
+
+
 def test_members_with_other_leaves_are_averaged_by_name(works: Works):
     narrow = works.bundle("narrow", leaves=("ok", "dent"))
     turned = works.bundle("turned", leaves=("scratch", "dent", "ok"))

@@ -1,0 +1,67 @@
+"""The existing inspection beside the models: what it costs on the parts of `decide` that it has judged, and the gap.
+
+It is a row of the matrix and never a candidate. What it let pass is seen here only as far as somebody labelled such
+parts: where labels come from what it stopped, its escapes are undercounted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.candidates import cell, nameless
+from jobs.scoring import RoleInputs
+from plants.incumbent import INCUMBENT, Incumbent, judged
+from plants.metrics import paired, report
+from plants.plant import Fleet, Plant
+from plants.shared import shared_classes, shared_f1
+from plants.verdict import Candidate
+
+Figures = dict[str, Any]
+UNNAMED = "no class"
+"""What the confusion calls a part that is stopped without a class."""
+
+
+def incumbent_at(
+    plant: Plant, *, fleet: Fleet, inputs: RoleInputs, chosen: Candidate, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Its cell of the matrix by its name, and the plant's details of it; nothing where it has judged no part."""
+    if INCUMBENT not in inputs.frames:
+        return {}, {}
+    said = inputs.frames[INCUMBENT].to_numpy(dtype=object)
+    found = judged(chosen.scores, said=said, part_of=inputs.part_groups, plant=plant, costs=plant.costs)
+    if found is None:
+        return {}, {}
+    figures = _figures(found, plant=plant, fleet=fleet, seed=seed)
+    same = chosen.scores.take(found.rows)
+    chosen_there = report(same, policy=chosen.judged_by, seed=seed)
+    gap = None
+    if figures["cost"] and figures["cost"]["value"] is not None:
+        gap = paired(same, found.scores, policy_a=chosen.judged_by, policy_b=found.policy, seed=seed)
+    details = {
+        INCUMBENT: {
+            "figures": figures,
+            "chosen": {key: chosen_there[key] for key in ("cost", "verdicts", "n", "n_lots")},
+            "num_parts": len(found.rows),
+        },
+        f"against_{INCUMBENT}": gap,
+    }
+    return {INCUMBENT: cell(figures=figures)}, details
+
+
+def _figures(found: Incumbent, *, plant: Plant, fleet: Fleet, seed: int) -> Figures:
+    """The report of its verdicts: money and rates of all, figures of classes where it names them."""
+    figures = report(found.scores, policy=found.policy, seed=seed)
+    none = {"auc": None, "average_precision": None, "curves": None, "calibration": None}
+    if found.named is None:
+        return {**nameless(figures), **none}
+    told = report(found.named, seed=seed)
+    classes = [name or UNNAMED for name in told["confusion"]["classes"]]
+    return {
+        **figures,
+        **none,
+        "macro_f1": told["macro_f1"],
+        "shared_f1": shared_f1(found.named, plant=plant, shared=shared_classes(fleet, plant), seed=seed),
+        "per_class": {name: row for name, row in told["per_class"].items() if name},
+        "confusion": {**told["confusion"], "classes": classes},
+        "by_environment": told["by_environment"],
+    }
