@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs import report_audit as audit
+from jobs import report_failures as failing
 from jobs import report_fleet as fleet
 from jobs import report_plant as plant
 from jobs.cells import SYNTHETIC, Document, text
@@ -19,7 +21,12 @@ from jobs.matrix import picture
 from jobs.page import page
 from jobs.remarks import remarks_html
 
-FLEET_SECTIONS: tuple[Callable[[Document], str], ...] = (fleet.glance, fleet.bought, picture)
+FLEET_SECTIONS: tuple[Callable[[Document], str], ...] = (
+    fleet.glance,
+    picture,
+    fleet.bought,
+    audit.versions,
+)
 """What is said of the fleet, in this order; a section with nothing to say is empty text."""
 
 
@@ -41,11 +48,17 @@ PLANT_SECTIONS: tuple[Callable[[str, Document], str], ...] = (
     plant.summary,
     plant.classes,
     plant.confusion,
-    plant.environments,
+    plant.confused_pairs,
+    plant.by_group,
     plant.verdicts,
     plant.curve,
+    plant.skill,
+    failing.robustness,
+    failing.failures,
     trained,
     learned,
+    audit.openings,
+    audit.splits,
 )
 """What is said of a plant, in this order; a section with nothing to say is empty text."""
 
@@ -57,7 +70,11 @@ def write_report(document: Document, path: Path) -> None:
 
 
 def report_html(document: Document) -> str:
-    """The comparison as one page of HTML."""
+    """The comparison as one page of HTML.
+
+    Beside what `compare` writes the document may hold `sealed`, what `evaluate` writes, and `pictures`, small ones of
+    failures (`jobs.thumbnails`).
+    """
     title = f"crossplant: fleet {document['fleet']}"
     banner = ""
     if document["synthetic"]:
@@ -67,8 +84,19 @@ def report_html(document: Document) -> str:
         "All figures are counted per part on the split <code>decide</code>; the sealed test was not opened for them. "
         "Ranges are 95 % intervals over lots. Rates are in percent.</p>"
     )
-    parts = [words, banner, *(say(document) for say in FLEET_SECTIONS)]
-    for name in document["plants"]:
-        parts.append(f'<h2 id="plant-{text(name)}">Plant {text(name)}</h2>')
-        parts += [say(name, document) for say in PLANT_SECTIONS]
-    return page(title, "\n".join(parts))
+    whole = [words, *(say(document) for say in FLEET_SECTIONS)]
+    pages = [_page_of(name, document) for name in document["plants"]]
+    return page(title, "\n".join([banner, '<main id="fleet">', *whole, "</main>", *pages]))
+
+
+def _page_of(name: str, document: Document) -> str:
+    """What is said of a plant, with links to the fleet and to its neighbours in the order of the fleet."""
+    names = list(document["plants"])
+    at = names.index(name)
+    links = ['<a href="#fleet">the fleet at a glance</a>']
+    for words, other in (("before", at - 1), ("after", at + 1)):
+        if 0 <= other < len(names):
+            links.append(f'{words}: <a href="#plant-{text(names[other])}">{text(names[other])}</a>')
+    head = f'<nav aria-label="plants">{" | ".join(links)}</nav><h2>Plant {text(name)}</h2>'
+    said = "\n".join(say(name, document) for say in PLANT_SECTIONS)
+    return f'<section class="plant" id="plant-{text(name)}">{head}\n{said}\n</section>'

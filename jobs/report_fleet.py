@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
-from jobs.cells import METRICS, Document, count, figure_of, gap_of, money, number, seconds, text
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.alarms import WITHDRAWN, alarms
+from jobs.cells import METRICS, NONE, Document, count, figure_of, gap_of, money, number, percent, seconds, text
 from jobs.page import table
 
 METHODS = {"classical": "hand-made features", "scratch": "random weights", "frozen": "frozen", "chosen": "chosen"}
 
 
 def glance(document: Document) -> str:
-    """Every plant in a line, the worst first."""
+    """Every plant in a line, the worst first: the verdict, its money and macro-F1, how certain it is, and alarms."""
     rows = []
     for name in document["plants"]:
         decision, reports = document["decisions"].get(name, {}), document["details"].get(name, {})
         chosen, frozen = reports.get("chosen") or {}, reports.get("frozen") or {}
+        found = alarms(name, document)
+        model = f'<span class="chosen">{text(decision.get("model"))}</span>'
         rows.append(
             [
                 f'<a href="#plant-{text(name)}">{text(name)}</a>',
-                f'<span class="chosen">{text(decision.get("model"))}</span>',
+                f"<s>{model}</s>" if WITHDRAWN in found else model,
                 text(decision.get("why")),
+                f'<span class="certainty">{text(certainty(decision))}</span>',
+                "".join(f'<div class="alarm">{text(words)}</div>' for words in found) or NONE,
                 figure_of(chosen.get("macro_f1")),
                 figure_of(frozen.get("macro_f1")),
                 figure_of(chosen.get("cost"), show=money),
                 figure_of(frozen.get("cost"), show=money),
+                saved(decision.get("gain")),
             ]
         )
-    columns = ["plant", "model", "why", "macro-F1", "frozen: macro-F1", "cost a part", "frozen: cost a part"]
-    return "<h2>The fleet at a glance, worst plant first</h2>" + table(columns, rows, num_words=3)
+    columns = ["plant", "model", "verdict", "certainty", "alarm", "macro-F1", "frozen: macro-F1", "cost a part"]
+    columns += ["frozen: cost a part", "against frozen"]
+    return "<h2>The fleet at a glance, worst plant first</h2>" + table(columns, rows, num_words=5)
+
+
+def certainty(decision: Mapping[str, Any]) -> str:
+    """How sure the verdict is, in a few words."""
+    if decision.get("answer"):
+        return str(decision["answer"])
+    gap = decision.get("interval")
+    if not gap:
+        return "no rival to compare with"
+    if gap["low"] is None:
+        return str(gap.get("words") or "not enough lots")
+    return "no difference shown" if gap["low"] <= 0 <= gap["high"] else "difference shown"
+
+
+def saved(gain: Mapping[str, Any] | None) -> str:
+    """The chosen model less the frozen baseline, in money or in macro-F1."""
+    if not gain:
+        return NONE
+    show = money if gain["metric"] == "cost" else percent
+    return f"{figure_of({**gain, 'value': gain['diff']}, show=show)} {text(gain['metric'].replace('_', ' '))}"
 
 
 def bought(document: Document) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.alarms import alarms
 from jobs.cells import Document, count, figure_of, money, number, percent, text
 from jobs.curves import curve_figure, curve_words
+from jobs.learning import NUM_DRAWN
 from jobs.matrix import runs_of
 from jobs.page import inline_svg, table
+from jobs.skill import skill_figure, skill_words
 
 
 def reports_of(name: str, document: Document) -> Mapping[str, Any]:
@@ -26,6 +29,7 @@ def sides_of(name: str, document: Document) -> tuple[Mapping[str, Any], Mapping[
 def decision(name: str, document: Document) -> str:
     """The model decided for, why, and where its policy passes, rejects and asks a person."""
     found = document["decisions"].get(name, {})
+    told = "".join(f'<p class="alarm">{text(words)}</p>' for words in alarms(name, document))
     words = [f'<p><span class="chosen">{text(found.get("model"))}</span>: {text(found.get("why"))}.']
     for gap, other in (
         (found.get("interval"), found.get("against")),
@@ -38,7 +42,7 @@ def decision(name: str, document: Document) -> str:
                 f"{figure_of({**gap, 'value': gap['diff']}, show=show)}."
             )
     if len(found.get("members", ())) > 1:
-        words.append(f"Members: {text(', '.join(decision['members']))}.")
+        words.append(f"Members: {text(', '.join(found['members']))}.")
     policy = found.get("policy")
     if isinstance(policy, Mapping):
         words += _limits(policy, kind=found.get("kind"))
@@ -46,7 +50,7 @@ def decision(name: str, document: Document) -> str:
     names = {"bundle": found.get("bundle"), "policy": found.get("policy_digest")}
     digests = ", ".join(f"{key} <code>{text(name)}</code>" for key, name in names.items())
     words.append(f'<br><span class="small">{digests}</span></p>')
-    return " ".join(words)
+    return told + " ".join(words)
 
 
 def _limits(policy: Mapping[str, Any], *, kind: str | None) -> list[str]:
@@ -176,24 +180,50 @@ def confusion(name: str, document: Document) -> str:
     )
 
 
-def environments(name: str, document: Document) -> str:
-    """Macro-F1 of every environment, the worst first."""
+def confused_pairs(name: str, document: Document) -> str:
+    """Which class is taken for which, in words, the most costly first."""
+    rows = [
+        [text(row["words"]), number(row["share"]), number(row["cost"], show=money)]
+        for row in reports_of(name, document).get("confused", ())
+    ]
+    caption = "Which class is taken for which, the most costly first"
+    return table(["", "of its parts, %", "adds to the cost a part"], rows, caption=caption) if rows else ""
+
+
+GROUPS = {
+    "environment": "By environment, worst first",
+    "product": "By product, worst first",
+    "month": "By month in which a part was seen, worst first",
+    "pose": "By pose, worst first: a part as it is seen from there alone",
+}
+
+
+def by_group(name: str, document: Document) -> str:
+    """Macro-F1 and recall of defects by environment, product, month and pose where recorded, the worst first."""
     chosen, frozen = sides_of(name, document)
     if not chosen:
         return ""
+    found: dict[str, Any] = {
+        "environment": {"chosen": chosen["by_environment"], "frozen": frozen.get("by_environment")}
+    }
+    found |= reports_of(name, document).get("groups") or {}
+    return "\n".join(_groups(what, sides) for what, sides in found.items())
 
+
+def _groups(what: str, sides: Mapping[str, Any]) -> str:
     def badness(item: tuple[str, Mapping[str, Any]]) -> tuple[bool, float]:
         value = item[1]["macro_f1"]
         return value is None, value or 0.0
 
     rows = []
-    for name, figure in sorted(chosen["by_environment"].items(), key=badness):
-        baseline = frozen.get("by_environment", {}).get(name)
-        sides = [side and {**side, "value": side["macro_f1"]} for side in (figure, baseline)]
+    for name, figure in sorted(sides["chosen"].items(), key=badness):
+        both = (figure, (sides.get("frozen") or {}).get(name))
+        f1 = [side and {**side, "value": side["macro_f1"]} for side in both]
+        recalls = [(side or {}).get("recall") for side in both]
         counts = [number(figure.get(key), show=count) for key in ("n", "n_lots")]
-        rows.append([text(name), *map(figure_of, sides), *counts])
-    columns = ["environment", "macro-F1", "frozen: macro-F1", "parts", "lots"]
-    return table(columns, rows, caption="By environment, worst first")
+        rows.append([text(name), *map(figure_of, f1), *map(figure_of, recalls), *counts])
+    columns = ["macro-F1", "frozen: macro-F1", "recall of defects", "frozen: recall", "parts", "lots"]
+    return table([what, *columns], rows, caption=GROUPS[what])
 
 
 def verdicts(name: str, document: Document) -> str:
@@ -213,6 +243,16 @@ def verdicts(name: str, document: Document) -> str:
         figures = [(side.get("verdicts") or {}).get(key) for side in (chosen, frozen)]
         rows.append([words, *map(figure_of, figures), number((figures[0] or {}).get("n"), show=count)])
     return table(["verdicts", "chosen", "frozen baseline", "parts"], rows, caption="What the verdicts do")
+
+
+def skill(name: str, document: Document) -> str:
+    """How well its scores rank and how honest they are, drawn for the worst plants."""
+    chosen, frozen = sides_of(name, document)
+    if name not in document["plants"][:NUM_DRAWN] or not (chosen.get("curves") or chosen.get("calibration")):
+        return ""
+    label = f"ROC, precision and recall, and reliability of the chosen model at plant {name}"
+    picture = inline_svg(skill_figure(chosen, frozen), name=f"skill-{name}", label=label)
+    return f"<h3>How well it tells bad parts from good ones, and how sure it may be</h3>{picture}{skill_words(chosen)}"
 
 
 def curve(name: str, document: Document) -> str:

@@ -32,9 +32,9 @@ def robustness(
 ) -> dict[str, Any]:
     """Rows of corruption and strength, the worst first: what each model does on changed parts, and how much worse.
 
-    models: how a row calls it -> the model; the rows are ordered by the first. A row is `{kind, strength, words,
-    forbidden, MODEL: {macro_f1, recall, cost, damage}}`; forbidden: the environments where this cannot happen, whose
-    parts are changed all the same.
+    models: how a row calls it -> the model; the rows are ordered by the first. A row is `{kind, strength,
+    strength_rank, words, forbidden, MODEL: {macro_f1, recall, cost, damage}}`; forbidden: the environments where this
+    cannot happen, whose parts are changed all the same.
     """
     first = next(iter(models.values()))
     sample = sampled(inputs, loud=loudness(first, inputs=inputs), seed=seed)
@@ -43,11 +43,11 @@ def robustness(
     before = {name: said_by(model, inputs=sample, leaf_sets=leaf_sets) for name, model in models.items()}
     rows = []
     for corruption in CORRUPTIONS:
-        for strength in corruption.strengths:
+        for rank, strength in enumerate(corruption.strengths):
             changed = corrupted(pixels, corruption, strength=strength, seed=seed)
             befallen = sample.changed(np.where(blank, pixels, changed))
-            row = {"kind": corruption.kind, "strength": strength, "words": corruption.says(strength)}
-            row["forbidden"] = _forbidden(plant, corruption)
+            row = {"kind": corruption.kind, "strength": strength, "strength_rank": rank}
+            row |= {"words": corruption.says(strength), "forbidden": _forbidden(plant, corruption)}
             for name, model in models.items():
                 after = said_by(model, inputs=befallen, leaf_sets=leaf_sets)
                 worse = damage(after, before[name], policy=model.judged_by, seed=seed)
