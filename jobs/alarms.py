@@ -29,24 +29,10 @@ def alarms(name: str, document: Document) -> list[str]:
         said.append("worse than the frozen baseline on decide, the interval excludes 0")
     policy = decision.get("policy")
     said += [note for note in (policy.get("note", ()) if isinstance(policy, Mapping) else ()) if "infeasible" in note]
-    return said + _fragile(document["details"].get(name, {}).get("robustness"))
+    return said
 
 
 def _is_lost(gain: Mapping[str, Any] | None) -> bool:
     if not gain or gain.get("low") is None:
         return False
     return bool(gain["low"] > 0 if gain["metric"] == "cost" else gain["high"] < 0)
-
-
-def _fragile(found: Mapping[str, Any] | None) -> list[str]:
-    """The mildest strengths under which macro-F1 is shown to fall, where this can happen at the plant."""
-    mild: dict[str, Mapping[str, Any]] = {}
-    for row in (found or {}).get("rows", ()):
-        if row["kind"] not in mild or row["strength_rank"] < mild[row["kind"]]["strength_rank"]:
-            mild[row["kind"]] = row
-    fallen = []
-    for row in mild.values():
-        worse = row["chosen"]["damage"]["macro_f1"]
-        if not row["forbidden"] and worse["high"] is not None and worse["high"] < 0:
-            fallen.append((worse["diff"], row["words"]))
-    return [f"fragile: {'; '.join(words for _, words in sorted(fallen))}"] if fallen else []

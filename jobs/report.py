@@ -24,6 +24,7 @@ from jobs.remarks import remarks_html
 FLEET_SECTIONS: tuple[Callable[[Document], str], ...] = (
     fleet.glance,
     picture,
+    fleet.fragile,
     fleet.bought,
     audit.versions,
 )

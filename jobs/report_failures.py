@@ -17,25 +17,27 @@ def robustness(name: str, document: Document) -> str:
     if not found:
         return ""
     clean = found["clean"]
-    rows = [_row("as they are", "", clean["chosen"], clean.get("frozen"))]
+    rows = [_row("as they are", clean["chosen"], clean.get("frozen"))]
     for row in found["rows"]:
-        forbidden = f"cannot happen at {', '.join(row['forbidden'])}" if row["forbidden"] else ""
-        rows.append(_row(f"{row['kind']}: {row['words']}", forbidden, row["chosen"], row.get("frozen")))
-    columns = ["what befalls the parts", "note", "macro-F1", "change", "recall of defects", "change", "cost a part"]
+        forbidden = f" (cannot happen at {', '.join(row['forbidden'])})" if row["forbidden"] else ""
+        what = f"{row['kind']}: {row['words']}{forbidden}"
+        rows.append(_row(what, row["chosen"], row.get("frozen")))
+    columns = ["what befalls the parts", "macro-F1", "change", "recall of defects", "change", "cost a part"]
     columns += ["change", "frozen: macro-F1", "frozen: cost"]
     tiles = " Of a frame in tiles only the loudest are changed: alarms elsewhere go uncounted." * found["is_tiled"]
     words = (
         f"{number(found['n'], show=count)} of {number(found['of'], show=count)} parts of decide, drawn by lot "
         f"({number(found['n_lots'], show=count)} lots), changed before the exported trunk and judged by the same "
-        f"policy.{tiles} Changes are to the same parts as they are; each range is a 95 % interval of its own, so that of many "
+        f"policy.{tiles} Changes are to the same parts as they are; each range is a 95 % interval of its own: of many "
         "rows one may exclude 0 by chance. Recall of defects: bad parts called by their own class."
     )
     note = f'<p class="small">{words}</p>'
-    return f"<h3>What dark, blur and noise would do, worst first</h3>{table(columns, rows, num_words=2)}{note}"
+    shown = f'<div class="tight">{table(columns, rows)}</div>'
+    return f"<h3>What dark, blur and noise would do, worst first</h3>{shown}{note}"
 
 
-def _row(what: str, note: str, chosen: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> list[str]:
-    cells = [escape(what), escape(note)]
+def _row(what: str, chosen: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> list[str]:
+    cells = [escape(what)]
     worse = chosen.get("damage") or {}
     for key in ("macro_f1", "recall", "cost"):
         show = {"show": money} if key == "cost" else {}
@@ -60,7 +62,7 @@ def failures(name: str, document: Document) -> str:
 
 def _group(group: Mapping[str, Any], *, frames: Mapping[str, str]) -> str:
     where = ", ".join(f"{name}: {n}" for name, n in group["environments"].items())
-    price = "" if group["cost"] is None else f"; adds {number(group['cost'], show=money)} to the cost a part"
+    price = "" if not group["cost"] else f"; adds {number(group['cost'], show=money)} to the cost a part"
     counts = f"{number(group['n'], show=count)} of {number(group['of'], show=count)}"
     head = f"{escape(group['what'])}: {text(group['truth'])}, {text(_said(group))}: {counts}{price}"
     pictures = "".join(_figure(one, frames=frames) for one in group["examples"])
@@ -76,7 +78,7 @@ def _said(group: Mapping[str, Any]) -> str:
 
 def _figure(one: Mapping[str, Any], *, frames: Mapping[str, str]) -> str:
     uri = frames.get(one["frame"])
-    picture = f'<img src="{uri}" alt="{escape(one["frame"])}" loading="lazy">' if uri else ""
+    picture = f'<img src="{uri}" alt="{escape(one["frame"])}">' if uri else ""
     ranked = sorted(one["probabilities"].items(), key=lambda item: -item[1])[:3]
     said = ", ".join(f"{text(name)} {number(p)}" for name, p in ranked) or NONE
     where = f"{text(one['part_id'])} of lot {text(one['lot'])}, {text(one['environment'])}"

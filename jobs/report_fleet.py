@@ -20,23 +20,22 @@ def glance(document: Document) -> str:
         chosen, frozen = reports.get("chosen") or {}, reports.get("frozen") or {}
         found = alarms(name, document)
         model = f'<span class="chosen">{text(decision.get("model"))}</span>'
+        model = f"<s>{model}</s>" if WITHDRAWN in found else model
         rows.append(
             [
                 f'<a href="#plant-{text(name)}">{text(name)}</a>',
-                f"<s>{model}</s>" if WITHDRAWN in found else model,
-                text(decision.get("why")),
+                f"{model}: {text(decision.get('why'))}.",
                 f'<span class="certainty">{text(certainty(decision))}</span>',
                 "".join(f'<div class="alarm">{text(words)}</div>' for words in found) or NONE,
+                figure_of(chosen.get("cost"), show=money),
+                saved(decision.get("gain")),
                 figure_of(chosen.get("macro_f1")),
                 figure_of(frozen.get("macro_f1")),
-                figure_of(chosen.get("cost"), show=money),
-                figure_of(frozen.get("cost"), show=money),
-                saved(decision.get("gain")),
             ]
         )
-    columns = ["plant", "model", "verdict", "certainty", "alarm", "macro-F1", "frozen: macro-F1", "cost a part"]
-    columns += ["frozen: cost a part", "against frozen"]
-    return "<h2>The fleet at a glance, worst plant first</h2>" + table(columns, rows, num_words=5)
+    columns = ["plant", "verdict", "certainty", "alarm", "cost a part", "against frozen", "macro-F1"]
+    shown = table([*columns, "frozen: macro-F1"], rows, num_words=4)
+    return f'<h2>The fleet at a glance, worst plant first</h2><div class="tight">{shown}</div>'
 
 
 def certainty(decision: Mapping[str, Any]) -> str:
@@ -85,3 +84,26 @@ def bought(document: Document) -> str:
         "A classical model draws nothing at random, so that one seed is all of them."
     )
     return f'<h2>What transfer bought here</h2>{table(columns, rows, num_words=2)}<p class="small">{words}</p>'
+
+
+def fragile(document: Document) -> str:
+    """What the mildest strength of every corruption does to the chosen models; nothing where none was tried."""
+    tried = {name: document["details"].get(name, {}).get("robustness") for name in document["plants"]}
+    mild = {
+        name: {row["kind"]: row for row in found["rows"] if row["strength_rank"] == 0}
+        for name, found in tried.items()
+        if found
+    }
+    if not mild:
+        return ""
+    kinds = sorted({kind: row["words"] for rows in mild.values() for kind, row in rows.items()}.items())
+    rows = []
+    for name, found in mild.items():
+        gaps = [found[kind]["chosen"]["damage"]["macro_f1"] if kind in found else None for kind, _ in kinds]
+        marks = [" *" if kind in found and found[kind]["forbidden"] else "" for kind, _ in kinds]
+        cells = [figure_of(gap and {**gap, "value": gap["diff"]}) + mark for gap, mark in zip(gaps, marks, strict=True)]
+        rows.append([f'<a href="#plant-{text(name)}">{text(name)}</a>', *cells])
+    shown = table(["plant", *(f"{kind}: {words}" for kind, words in kinds)], rows)
+    words = "Change in macro-F1 of the chosen model, in points. *: cannot happen at an environment of that plant."
+    head = "<h2>What mild dark, blur and noise would do</h2>"
+    return f'{head}<div class="tight">{shown}</div><p class="small">{words}</p>'

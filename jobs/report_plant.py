@@ -14,6 +14,10 @@ from jobs.page import inline_svg, table
 from jobs.skill import skill_figure, skill_words
 
 
+MAX_MODELS = 60
+"""What a plant's table shows of all models; `--json` has them all."""
+
+
 def reports_of(name: str, document: Document) -> Mapping[str, Any]:
     """What was found out about a plant; nothing where nothing could be decided."""
     found: Mapping[str, Any] = document["details"].get(name, {})
@@ -73,9 +77,9 @@ def models(name: str, document: Document) -> str:
     rows = []
     chosen = document["decisions"].get(name, {}).get("model")
     judged = [(run, document["matrix"][run].get(name) or {}) for run in runs_of(document)]
-    for run, cell in sorted(judged, key=lambda item: -(item[1].get("macro_f1") or 0)):
-        if cell.get("n") is None:
-            continue
+    judged = [(run, cell) for run, cell in judged if cell.get("n") is not None]
+    judged.sort(key=lambda item: (item[0] != chosen, -(item[1].get("macro_f1") or 0)))
+    for run, cell in sorted(judged[:MAX_MODELS], key=lambda item: -(item[1].get("macro_f1") or 0)):
         f1, cost = (
             {"value": cell.get(key), "low": cell.get(f"{key}_low"), "high": cell.get(f"{key}_high")}
             for key in ("macro_f1", "cost")
@@ -89,7 +93,8 @@ def models(name: str, document: Document) -> str:
             + [number(cell.get(key), show=count) for key in ("n", "n_lots")]
         )
     columns = ["model", "macro-F1", "lowest recall (class)", "AUC", "cost a part", "parts", "lots"]
-    return table(columns, rows, caption="Every model at this plant, best macro-F1 first")
+    what = "Every model" if len(judged) <= MAX_MODELS else f"The chosen and the best of {len(judged)} models"
+    return table(columns, rows, caption=f"{what} at this plant, best macro-F1 first")
 
 
 def beyond(name: str, document: Document) -> str:
