@@ -254,14 +254,24 @@ def tune(
 
 
 @app.command()
-def compare(fleet: FleetFile = FLEET, json_to: JsonFile = None) -> None:
+def compare(
+    fleet: FleetFile = FLEET,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness/--no-robustness", help="Also judge the chosen models on dark, blurred, noisy, ... parts."
+        ),
+    ] = True,
+    json_to: JsonFile = None,
+) -> None:
     """Judge every model at every plant on `decide`, from the exported files, and decide plant by plant.
 
     Example: crossplant compare --fleet steel.yaml
     """
     from jobs import release
 
-    _finish(release.compare(_fleet(fleet), settings=_settings(), show=console), to=json_to)
+    document = release.compare(_fleet(fleet), settings=_settings(), show=console, is_robust=robustness)
+    _finish(document, to=json_to)
 
 
 @app.command()

@@ -144,8 +144,17 @@ def nameless(figures: dict[str, Any]) -> dict[str, Any]:
         "macro_f1": {"value": None, **none},
         "per_class": classes,
         "confusion": {"classes": [], "counts": []},
-        "by_environment": {name: {**row, "macro_f1": None, **none} for name, row in figures["by_environment"].items()},
+        "by_environment": nameless(figures["by_environment"]),
         "calibration": None,
+    }
+
+
+def nameless(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures by group of a model that tells no classes apart."""
+    none = {"low": None, "high": None, "words": "it names no class"}
+    return {
+        name: {**row, "macro_f1": None, **none, "recall": {"value": None, **none, "n": row["recall"]["n"]}}
+        for name, row in groups.items()
     }
 
 

@@ -23,6 +23,7 @@ from jobs.candidates import (
     normality_at,
     runs_for,
 )
+from jobs.failing import failing
 from jobs.incumbent import incumbent_at
 from jobs.learning import ids_of, learning
 from jobs.material import Material
@@ -66,6 +67,7 @@ def compare_plant(
     exports: Exports,
     done: Sequence[str],
     seed: int,
+    is_robust: bool = True,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]] | str:
     """A plant's column of the matrix, its decision and its details; or why nothing can be decided."""
     inputs = role_inputs(plant.name, role="decide", exports=exports)
@@ -117,6 +119,7 @@ def compare_plant(
         "learning": [
             learning(exports.words(run_id)) for run_id in ids_of(plan, plant=plant.name, seed=seed) if run_id in done
         ],
+        **failing(plant, chosen=chosen, base=base, inputs=inputs, is_robust=is_robust, seed=seed),
         "training": remarks(chosen.members, plant=plant.name, words=exports.words),
     }
     return column, made, details
@@ -138,12 +141,12 @@ def worst_first(decisions: Mapping[str, Any], matrix: Mapping[str, Mapping[str, 
 
 
 def _compare_one(
-    name: str, *, material: Mapping[str, Any], plan: Mapping[str, Any], done: Sequence[str], seed: int
+    name: str, *, material: Mapping[str, Any], plan: Mapping[str, Any], done: Sequence[str], seed: int, is_robust: bool
 ) -> Any:
     """`compare_plant` in a process of its own."""
     exports = Exports(Material.from_config(material), plan=Plan.from_json(plan))
     plant = exports.material.fleet.plant(name)
-    return compare_plant(plant, plan=exports.plan, exports=exports, done=done, seed=seed)
+    return compare_plant(plant, plan=exports.plan, exports=exports, done=done, seed=seed, is_robust=is_robust)
 
 
 Say = Callable[[str], None]
@@ -159,10 +162,12 @@ def compare_fleet(
     seed: int,
     say: Say = lambda text: None,
     map_tasks: MapTasks = map,
+    is_robust: bool = True,
 ) -> dict[str, Any]:
     """The `compare` document without bundles: matrix, decisions, details, plants worst first.
 
     map_tasks: like `map`, possibly elsewhere; plants are judged side by side where it is Ray's.
+    is_robust: whether the chosen models are judged on corrupted parts too, see `jobs.robustness`.
     """
     left_out = not_judged(plan, done=done, refused=refused, seed=seed)
     for why in sorted(set(left_out.values())):
@@ -176,7 +181,12 @@ def compare_fleet(
     details: dict[str, Any] = {}
     undecided: dict[str, str] = {}
     work = functools.partial(
-        _compare_one, material=exports.material.to_config(), plan=plan.to_json(), done=list(done), seed=seed
+        _compare_one,
+        material=exports.material.to_config(),
+        plan=plan.to_json(),
+        done=list(done),
+        seed=seed,
+        is_robust=is_robust,
     )
     names = exports.material.largest_first([plant.name for plant in fleet.plants])
     for name, found in zip(names, map_tasks(work, names), strict=True):

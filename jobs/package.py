@@ -77,7 +77,7 @@ def _publish_run(
         governance=flags(map(fleet.plant, sorted({*learned_from, *serves}))),
         seed=spec.seed,
         recipe=spec.recipe,
-        splits_digest=_splits_digest(exports),
+        splits_digest=splits_digest(exports),
         data={name: plan.data[name] for name in learned_from if name in plan.data},
         parent=spec.start or ", ".join(spec.sources) or None,
         code_version=code_version(),
@@ -125,7 +125,7 @@ def _publish_ensemble(
         serves=_views(fleet, [name]),
         governance=flags(map(fleet.plant, sorted({*learned_from, name}))),
         seed=document["seed"],
-        splits_digest=_splits_digest(exports),
+        splits_digest=splits_digest(exports),
         data={name: plan.data[name] for name in learned_from if name in plan.data},
         members=tuple(members),
         weights=mix.weights,
@@ -188,7 +188,8 @@ def _views(fleet: Fleet, names: list[str]) -> dict[str, PlantView]:
     }
 
 
-def _splits_digest(exports: Exports) -> str:
+def splits_digest(exports: Exports) -> str:
+    """The digest of the record of who plays which role; empty before there is one."""
     assignments = exports.material.catalog.assignments()
     return "" if assignments is None else splits.digest(assignments)
 

@@ -22,8 +22,19 @@ td.num, th.num { text-align: right; white-space: nowrap; }
 figure { display: inline-block; margin: 0 .4rem .6rem 0; width: 100px; vertical-align: top; font-size: .7em; }
 figure img { width: 96px; height: 96px; object-fit: contain; background: #eee; border: 2px solid #eee; }
 figure.suspect img { border-color: #b00020; } figcaption { overflow-wrap: anywhere; color: #404040; }
+a { color: #00407a; } :focus-visible { outline: 3px solid #00407a; outline-offset: 2px; }
+.alarm { color: #7a0016; font-weight: 700; } .alarm::before { content: "\\26A0  "; } nav { margin: .6rem 0; }
+.tight .range { display: block; } .tight td:first-child { min-width: 7rem; } .tight td { min-width: 4rem; } .tight th { white-space: normal; }
+.failures { break-inside: avoid; } .failures figure { width: 150px; } .failures p { margin: .4rem 0; }
+@supports selector(:has(a)) { @media screen {
+  section.plant:not(:target) { display: none; } body:has(section.plant:target) main { display: none; }
+} }
+@page { size: A4 landscape; margin: 12mm; }
 @media print {
-  body { font-size: 10pt; max-width: none; margin: 0; } table, svg { break-inside: avoid; } h2 { break-after: avoid; }
+  body { font-size: 8pt; max-width: none; margin: 0; padding: 0; } nav { display: none; }
+  section.plant { break-before: page; } th, td { padding: .1rem .3rem; overflow-wrap: anywhere; }
+  td.num, th.num, caption { white-space: normal; }
+  figure { break-inside: avoid; } table, svg { break-inside: avoid; } h2 { break-after: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .wide { overflow: visible; }
 }
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -53,11 +54,14 @@ def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
     return Exports(material, plan=plan)
 
 
-def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]:
-    """Matrix, decisions with bundles and policies in the store, and the HTML report."""
+def compare(fleet: Fleet, *, settings: Settings, show: Console, is_robust: bool = True) -> dict[str, Any]:
+    """Matrix, decisions with bundles and policies in the store, and the HTML report.
+
+    is_robust: whether the chosen models are judged on corrupted parts too.
+    """
     from jobs.compare import SCORES, compare_fleet
     from jobs.package import publish_decision
-    from jobs.report import write_report
+    from jobs.provenance import provenance
     from jobs.transfer import with_seconds
 
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
@@ -81,6 +85,7 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
         seed=seed,
         say=lambda text: show.print(text, markup=False),
         map_tasks=session.map_tasks,
+        is_robust=is_robust,
     )
     prepared = RunLedger(store, plan.plan_id).preparations()
     document["transfer"] = with_seconds(document["transfer"], plan=plan, records=records, prepared=prepared)
@@ -91,15 +96,26 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
         )
         scores = store.read(SCORES.format(plant=name))
         store.write(BUNDLE_SCORES.format(bundle=decision["bundle"], plant=name), scores)
-    report = settings.home / "reports" / fleet.fleet / "compare.html"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    write_report(document, report)
-    store.upload(report, "reports/compare.html")
+    document["data"] = provenance(plan=plan, exports=exports)
+    report = write_report(document, material=exports.material, settings=settings)
     document["report"] = str(report)
     store.write_json(COMPARED, document)
     show_matrix(document, show=show)
     show.print(f"report: {report}", markup=False, soft_wrap=True)
     return document
+
+
+def write_report(document: Mapping[str, Any], *, material: Material, settings: Settings) -> Path:
+    """The HTML report stands under home and in the store, with what is known of the sealed test; returns its path."""
+    from jobs import report
+    from jobs.thumbnails import pictures
+
+    store, fleet = material.store, material.fleet.fleet
+    sealed = store.read_json(EVALUATED) if store.exists(EVALUATED) else None
+    path = settings.home / "reports" / fleet / "compare.html"
+    report.write_report({**document, "sealed": sealed, "pictures": pictures(document, material=material)}, path)
+    store.upload(path, "reports/compare.html")
+    return path
 
 
 def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
@@ -167,17 +183,19 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
         store.write_json(EVALUATED, {"fleet": fleet.fleet, "synthetic": fleet.synthetic, "plants": kept})
 
     plan = Plan.from_json(store.read_json(f"runs/{document['plan']}/plan.json"))
+    exports = exports_of(fleet, settings=settings, plan=plan)
     found = evaluate_fleet(
         fleet,
         names=_decided(names, document=document, show=show),
         document=document,
-        exports=exports_of(fleet, settings=settings, plan=plan),
+        exports=exports,
         who=who(),
         now=datetime.now(UTC),
         budget=settings.budget,
         keep=keep,
     )
     store.write_json(EVALUATED, {**found, "plants": kept})
+    report = write_report(document, material=exports.material, settings=settings)
     table = new_table(
         "Sealed test, opened once for what was chosen", "plant", "model", "macro-F1", "money a part", "frozen", ""
     )
@@ -193,6 +211,7 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
         base = _span(row.get("frozen") or row, "macro_f1")
         table.add_row(name, row["model"], _span(row, "macro_f1"), _span(row, "cost"), base, words)
     show.print(table)
+    show.print(f"report: {report}", markup=False, soft_wrap=True)
     return found
 
 

@@ -6,6 +6,7 @@ serving applies, so that a part gets the same probabilities here, from a bundle 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -113,6 +114,30 @@ class RoleInputs:
     def activations(self) -> dict[int, np.ndarray]:
         """By cut, [N, ...]."""
         return self.exports.evaluator.activations(self.pack.take(self.inputs), batch=8)
+
+    def some(self, frames: Sequence[str], *, keep: np.ndarray) -> RoleInputs:
+        """These frames, and of their inputs those that `keep` [N] holds, at least one of each frame."""
+        other = RoleInputs(
+            self.plant, rows=self.frames.loc[list(frames)].reset_index(), pack=self.pack, exports=self.exports
+        )
+        known = keep[np.isin(self.inputs, other.inputs)]
+        other.inputs, other.frame_groups = other.inputs[known], other.frame_groups[known]
+        at = np.searchsorted(self.inputs, other.inputs)
+        other.__dict__["activations"] = {cut: found[at] for cut, found in self.activations.items()}
+        return other
+
+    def split(self, names: Sequence[str]) -> None:
+        """From now on a part is what its frames of one name show. names: of every frame [F]."""
+        each = [f"{part}\t{name}" for part, name in zip(self.frames["part_id"], names, strict=True)]
+        self.frames = self.frames.assign(part_id=each)
+        self.parts, self.part_groups = np.unique(np.array(each, dtype=object), return_inverse=True)
+
+    def changed(self, pixels: np.ndarray) -> RoleInputs:
+        """The same inputs with other pixels [N, S, S, 3]; not for a classical model."""
+        other = copy.copy(self)
+        other.__dict__.pop("novelty", None)
+        other.__dict__["activations"] = self.exports.evaluator.activations(pixels, batch=8)
+        return other
 
     @cached_property
     def novelty(self) -> np.ndarray | None:

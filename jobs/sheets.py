@@ -60,7 +60,7 @@ def draw_sheets(
         drawn = pd.concat([group[group["frame"].isin(list(suspects))], drawn]).drop_duplicates("frame")
         order = drawn.assign(_sure=[confidence.get(frame, 1.0) for frame in drawn["frame"]]).sort_values("_sure")
         with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="sheets") as pool:
-            uris = pool.map(lambda row: _thumbnail(row, plant=plant, read=read), order.to_dict("records"))
+            uris = pool.map(lambda row: thumbnail(row, plant=plant, read=read), order.to_dict("records"))
             sheets[str(name)] = [
                 Picture(frame, uri, suspects.get(frame, ""), frame in suspects)
                 for frame, uri in zip(order["frame"], uris, strict=True)
@@ -87,7 +87,8 @@ def _figures(pictures: Iterable[Picture]) -> Iterable[str]:
         )
 
 
-def _thumbnail(row: Mapping[str, Any], *, plant: Plant, read: Callable[[str], bytes]) -> str:
+def thumbnail(row: Mapping[str, Any], *, plant: Plant, read: Callable[[str], bytes]) -> str:
+    """A label row's frame as a small JPEG in a data URI, with its located defect framed."""
     geometry = plant.environments[row["environment"]].geometry
     frame = str(row["frame"])
     pixels = decode(read(frame), bit_depth=geometry.bit_depth, window=geometry.window, source=frame)

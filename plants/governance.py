@@ -14,7 +14,8 @@ was copied. The plant's own folder of images is not ours to delete from. Where c
 - contact sheets, on the audit's page under home: `jobs.look`.
 
 Each has a record beside it of its plants and oldest frames; `cluster.retention` deletes what is due whenever a verb of
-the fleet runs. Nothing else holds pixels: probes are drawn, the prediction log, MLflow and reports hold digests,
+the fleet runs. Small pictures of failures stand in the report of `compare` of plants that set neither of these two: a
+report is passed on and kept. Nothing else holds pixels: probes are drawn, the prediction log and MLflow hold digests,
 figures and names.
 """
 
@@ -64,6 +65,15 @@ def may_hold(plant: Plant, *, serves: Iterable[str]) -> bool:
     Weights, normality and drift references are such things; figures in a report are not.
     """
     return plant.may_train and (plant.may_leave or set(serves) <= {plant.name})
+
+
+def not_shown(plant: Plant) -> str:
+    """Why pictures of this plant must not stand in a report that people pass on; empty where they may."""
+    if not plant.may_leave:
+        return "may_leave is false: its images do not leave the plant"
+    if plant.retention_days is not None:
+        return f"retention_days is {plant.retention_days}: a report may be kept longer"
+    return ""
 
 
 def check_holds(learned_from: Sequence[Plant], *, serves: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from plants.costs import OK, REJECT, REVIEW, OutOfFold, Policy, decide_many, par
 from plants.scores import Mask, PartScores, calibrate
 from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction, joint, never_seen, student
 
-__all__ = ["PartScores", "joint_level", "macro_f1", "paired", "report"]
+__all__ = ["PartScores", "grouped", "joint_level", "macro_f1", "paired", "report"]
 
 MIN_LOTS_OF_KIND = 5
 """What is counted on some parts only needs this many lots that hold any."""
@@ -52,7 +52,7 @@ def report(
         "per_class": _per_class(scores, whole, drawn, lots=lots),
         "confusion": {"classes": list(scores.classes), "counts": whole.astype(int).tolist()},
         **_ranking(scores, lots=lots, draws=draws),
-        "by_environment": _by_environment(scores, counts, lots=lots, draws=draws),
+        "by_environment": _by(scores.environments, scores, counts, lots=lots, draws=draws),
         **_money(scores, policy=policy, lots=lots, draws=draws),
         "calibration": _calibration(scores, temperature=policy.temperature if policy else 1.0),
     }
@@ -273,18 +273,27 @@ def _per_class(scores: PartScores, whole: Floats, drawn: Floats | None, *, lots:
     return table
 
 
-def _by_environment(scores: PartScores, counts: Floats, *, lots: Lots, draws: Floats | None) -> dict[str, Any]:
-    """Environment -> its macro-F1, the worst first."""
+def grouped(scores: PartScores, names: npt.ArrayLike, *, n_boot: int = 500, seed: int = 0) -> dict[str, Any]:
+    """Group -> macro-F1 and recall of its defects, the worst first. names: the group of each part [N], text."""
+    lots = Lots(scores.lots)
+    draws = lots.draws(n_boot, seed=seed) if lots.is_enough else None
+    return _by(np.asarray(names, dtype=object), scores, _confusion(scores), lots=lots, draws=draws)
+
+
+def _by(
+    names: npt.NDArray[Any], scores: PartScores, counts: Floats, *, lots: Lots, draws: Floats | None
+) -> dict[str, Any]:
     found = []
-    for name in sorted(set(scores.environments)):
-        rows = scores.environments == name
+    named = scores.predicted_index == scores.truth_index
+    for name in sorted(set(names)):
+        rows = names == name
         num_lots = len(np.unique(lots.index[rows]))
-        drawn = None
-        if draws is not None and num_lots >= MIN_LOTS:
-            drawn = _over_draws(draws, lots, counts * rows[:, None, None])
+        here = draws if draws is not None and num_lots >= MIN_LOTS else None
+        drawn = None if here is None else _over_draws(here, lots, counts * rows[:, None, None])
         figure = _macro_figure(counts[rows].sum(axis=0), drawn, num_lots=num_lots)
         found.append((name, {"macro_f1": figure["value"], "low": figure["low"], "high": figure["high"]}))
-        found[-1][1].update(words=figure["words"], n=int(rows.sum()), n_lots=num_lots)
+        recall = _rates([(rows & ~scores.is_good, named)], lots=lots, draws=here)[0]
+        found[-1][1].update(words=figure["words"], recall=recall, n=int(rows.sum()), n_lots=num_lots)
     return dict(sorted(found, key=lambda item: item[1]["macro_f1"]))
 
 

@@ -241,6 +241,18 @@ def _placement(width: int, height: int, *, geometry: Geometry, size_px: int) -> 
     return left, top, left + w, top + h
 
 
+def margins(box: Sequence[int], *, geometry: Geometry, size_px: int) -> _Mask | None:
+    """Where a view of this box (x0, y0, x1, y1) shows nothing of the frame, bool [S, S]; None where it is filled."""
+    if geometry.fit == "whole":
+        return None
+    left, top, right, bottom = _placement(box[2] - box[0], box[3] - box[1], geometry=geometry, size_px=size_px)
+    if geometry.fit == "tiles" or (left, top, right, bottom) == (0, 0, size_px, size_px):
+        return None
+    found = np.ones((size_px, size_px), dtype=bool)
+    found[top:bottom, left:right] = False
+    return found
+
+
 def scale(width: int, height: int, *, geometry: Geometry, size_px: int) -> tuple[float, float]:
     """How many pixels of the model's input one pixel of a frame becomes, along x and y."""
     x0, y0, x1, y1 = _places(width, height, geometry=geometry)[0].tolist()

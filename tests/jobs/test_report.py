@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.report import SYNTHETIC, matrix_png, report_html, write_report
+from jobs.cells import SYNTHETIC
+from jobs.matrix import matrix_png
+from jobs.report import report_html, write_report
 from plants.costs import solve
 from plants.metrics import report
 from plants.plant import Costs

@@ -1,0 +1,38 @@
+"""What somebody should look at before a plant's model goes on the line, in sentences, from the document alone. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.cells import Document
+
+WITHDRAWN = "WITHDRAWN by the sealed test: significantly worse there than the frozen baseline"
+
+
+def sealed_of(name: str, document: Document) -> Mapping[str, Any]:
+    """What the sealed test said of the bundle that is decided for; nothing where it was not opened for it."""
+    row: Mapping[str, Any] = ((document.get("sealed") or {}).get("plants") or {}).get(name) or {}
+    is_same = row.get("bundle") == document["decisions"].get(name, {}).get("bundle")
+    return row if is_same else {}
+
+
+def alarms(name: str, document: Document) -> list[str]:
+    """The gravest first; nothing where all is as it should be."""
+    decision, sealed = document["decisions"].get(name, {}), sealed_of(name, document)
+    said = [WITHDRAWN] if sealed.get("withdrawn") else []
+    if sealed.get("contaminated"):
+        said.append(
+            f"the sealed test is contaminated: the model has learned from {sealed['contaminated']} of its images"
+        )
+    if _is_lost(decision.get("gain")):
+        said.append("worse than the frozen baseline on decide, the interval excludes 0")
+    policy = decision.get("policy")
+    said += [note for note in (policy.get("note", ()) if isinstance(policy, Mapping) else ()) if "infeasible" in note]
+    return said
+
+
+def _is_lost(gain: Mapping[str, Any] | None) -> bool:
+    if not gain or gain.get("low") is None:
+        return False
+    return bool(gain["low"] > 0 if gain["metric"] == "cost" else gain["high"] < 0)
