@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.packs import MapTasks
 from jobs.candidates import candidate_of, candidates_at, cell, figures_of, first_model, is_part, may_serve, runs_for
+from jobs.donors import donors_at, graph
 from jobs.learning import ids_of, learning
 from jobs.lora import tier
 from jobs.material import Material
@@ -92,6 +93,7 @@ def compare_plant(
     details = {
         "outside": beyond,
         "transfer": bought,
+        "donors": donors_at(plant.name, plan=plan, material=exports.material, done=done, seed=seed),
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
@@ -188,6 +190,7 @@ def compare_fleet(
         "not_judged": left_out,
         "decisions": decisions,
         "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
+        "donors": graph([row for name in ranked for row in details[name].pop("donors")]),
         "details": details,
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.curves import curve_figure, curve_words
+from jobs.donor_graph import donors_html
 from jobs.learning import NUM_DRAWN, section
 from jobs.page import inline_svg, page, table
 from jobs.remarks import remarks_html
@@ -45,7 +46,7 @@ def report_html(document: Document) -> str:
         "Ranges are 95 % intervals over lots. Rates are in percent.</p>"
     )
     plants = "\n".join(_plant(name, document) for name in document["plants"])
-    parts = [words, banner, _glance(document), _bought(document), _picture(document), plants]
+    parts = [words, banner, _glance(document), _bought(document), _picture(document), donors_html(document), plants]
     return page(title, "\n".join(parts))
 
 
