@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.activations import RunData
-from jobs.align import AlignedData, meet
 from jobs.adapt import Parent, mean_of
+from jobs.align import AlignedData, meet
 from jobs.classical import fit_classical
 from jobs.forgetting import MOST_PLANTS
 from jobs.material import Material

@@ -94,7 +94,7 @@ class Recipe(Config):
     """Models without a plant (`train --leave-out`) learn from activations that have one mean and spread at every plant,
     and the new plant's are brought to these by its frames without labels, see `jobs.align`; no other run changes."""
     average: bool = False
-    """Beside each epoch of a stage's second half, the mean of the weights of these epochs is judged, and may be kept."""
+    """Beside each epoch of a stage's second half, the mean of these epochs' weights is judged, and may be kept."""
     lora_rank: int | None = None
     """Rank of adapters that learn in place of the stages' own layers, all at `lr_backbone`; None: the layers learn."""
 

@@ -1,10 +1,10 @@
 """Whether a donor built to harm is refused, and one built to help is chosen: a small fleet a seed, in this process.
 
 A plant with few labels has two sisters of its own kind. The twin makes the same parts under the same light and has
-plenty of labels. The spoilt one says its classes by how bright a frame is, so that what its stages learn is the lamp and
-not the defect, and its words stand for other defects than the fleet's. Both have the same number of parts. For every
-seed the guard judges both as donors of a warm start (`jobs.fit`), and the graph of the comparison does (`jobs.donors`):
-their figures must be the same. Prints one JSON object last.
+plenty of labels. The spoilt one says its classes by how bright a frame is, so that what its model learns is the lamp
+and not the defect, and its words stand for other defects than the fleet's. For every seed the guard judges both as
+donors of a warm start (`jobs.fit`), and the graph of the comparison does (`jobs.donors`): their figures must be the
+same. Prints one JSON object last.
 
     python tests/benchmarks/bench_donors.py                       20 seeds
     python tests/benchmarks/bench_donors.py --quick               two seeds: a smoke run
