@@ -49,14 +49,24 @@ def with_head_fitted(run: Run) -> Fitted:
     elif parent:
         if run.replay:
             losses = _on_features(replace(run, replay=None), branch, cut=cut, prior=prior)[1]
-        plain = run.model.new_branch(0, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
-        pretrained = _on_features(run, plain, cut=0, prior=None)[1]
+        pretrained = losses_of_start(replace(run, parent=None, replay=None))
         lots = taught.part_lots
         fitted.donor = adapt.judged(
             parent.name, donor=-losses, pretrained=-pretrained, lots=lots, is_itself=parent.is_itself
         )
         fitted.notes.append(adapt.words(fitted.donor, num_lots=len(set(lots))))
     return fitted
+
+
+def losses_of_start(run: Run) -> np.ndarray:
+    """The loss of every select part [P] by a head on the parent's features, without one on the pretrained ones.
+
+    Judged out of fold, by lot. This is what a donor is judged by, before it is built upon and in `jobs.donors`.
+    """
+    cut = run.parent.cut if run.parent else 0
+    branch = run.model.new_branch(cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
+    prior = load_parent(branch, parent=run.parent, leaves=run.taught.leaves) if run.parent else None
+    return _on_features(run, branch, cut=cut, prior=prior)[1]
 
 
 def _on_features(run: Run, branch: Any, *, cut: int, prior: Head | None) -> tuple[Fitted, np.ndarray]:

@@ -144,12 +144,12 @@ def nameless(figures: dict[str, Any]) -> dict[str, Any]:
         "macro_f1": {"value": None, **none},
         "per_class": classes,
         "confusion": {"classes": [], "counts": []},
-        "by_environment": nameless(figures["by_environment"]),
+        "by_environment": nameless_groups(figures["by_environment"]),
         "calibration": None,
     }
 
 
-def nameless(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def nameless_groups(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Figures by group of a model that tells no classes apart."""
     none = {"low": None, "high": None, "words": "it names no class"}
     return {

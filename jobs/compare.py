@@ -23,6 +23,7 @@ from jobs.candidates import (
     normality_at,
     runs_for,
 )
+from jobs.donors import donors_at, graph
 from jobs.failing import failing
 from jobs.incumbent import incumbent_at
 from jobs.learning import ids_of, learning
@@ -112,6 +113,7 @@ def compare_plant(
     details = {
         "outside": beyond,
         "transfer": bought,
+        "donors": donors_at(plant.name, plan=plan, material=exports.material, done=done, seed=seed),
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         **existing,
@@ -212,6 +214,7 @@ def compare_fleet(
         "decisions": decisions,
         "undecided": undecided,
         "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
+        "donors": graph([row for name in ranked for row in details[name].pop("donors")]),
         "details": details,
     }
 

@@ -78,7 +78,7 @@ class BranchExporter:
             raise ValueError(
                 f"the branch has cut {branch.cut} and {len(branch.leaves)} leaves, not those exported here"
             )
-        if self.template is not None:
+        if self.template is not None and isinstance(branch.align, nn.Identity):
             return _write(self.template.filled(_arrays(branch)), path)
         return _write(_exported(copy.deepcopy(branch).cpu().eval(), self.shape, optimize=True), path)
 

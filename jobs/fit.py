@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.activations import RunData
 from jobs.adapt import Parent, mean_of
+from jobs.align import AlignedData, meet
 from jobs.classical import fit_classical
 from jobs.forgetting import MOST_PLANTS
 from jobs.material import Material
@@ -46,12 +47,14 @@ def fit_run(
         data = tuple(pixels(name, material=material, recipe=recipe) for name in spec.plants)
     else:
         model, data = material.learner, tuple(material.data(name, left_out=spec.left_out) for name in spec.plants)
+    unseen = spec.left_out.plant if recipe.align and spec.left_out and spec.left_out.what == "plant" else None
+    learned = AlignedData(data) if unseen else RunData(data)
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     known = known_plants(spec, fleet=material.fleet, plan=plan)
     taught_by = (*spec.plants, *known)
     fitted = fit(
         model,
-        data=RunData(data),
+        data=learned,
         leaf_sets=material.leaf_sets(taught_by),
         leaves=material.leaves(taught_by if recipe.replay else spec.plants),
         recipe=recipe,
@@ -67,6 +70,8 @@ def fit_run(
         on_epoch=on_epoch,
         on_part=on_part,
     )
+    if unseen:
+        fitted.notes += meet(fitted, sources=learned, plant=material.data(unseen))
     if world.rank == 0:
         material.save(fitted, spec=spec, plan=plan)
     return fitted
@@ -83,6 +88,12 @@ def known_plants(spec: RunSpec, *, fleet: Fleet, plan: Plan) -> tuple[str, ...]:
     return tuple([*able[first:], *able[:first]][:MOST_PLANTS])
 
 
+def parent_of(run_id: str, *, material: Material, plan: Plan) -> Parent:
+    """What a finished run of the plan left for others to start from."""
+    words, start, _ = material.load(run_id, plan_id=plan.plan_id, what="start")
+    return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=run_id)
+
+
 def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
     """What the run starts from: nothing, its parent's branch, or the mean of its parents' that were not refused."""
     if spec.start:
@@ -94,8 +105,7 @@ def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
         words = material.store.read_json(f"runs/{plan.plan_id}/{run_id}/model.json")
         if words["donor"] and words["donor"]["refused"]:
             continue
-        words, start, _ = material.load(run_id, plan_id=plan.plan_id, what="start")
-        found.append(Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=run_id))
+        found.append(parent_of(run_id, material=material, plan=plan))
     if not spec.parents:
         return found[0] if found else None
     data = RunData(tuple(material.data(name) for name in spec.plants))

@@ -68,6 +68,21 @@ class TrunkNet(nn.Module):
         return {cut: value.float() for cut, value in zip(self.cuts, values, strict=True)}
 
 
+class Aligned(nn.Module):
+    """Activations [N, C, ...] times a factor and plus an offset for each channel, see `jobs.align`."""
+
+    def __init__(self, scale: Tensor, offset: Tensor) -> None:
+        """scale, offset: [C, 1, ...], as many axes as an activation has."""
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Activations of the same shape."""
+        aligned: Tensor = activation * self.scale + self.offset
+        return aligned
+
+
 class Branch(nn.Module):
     """Activation at a cut -> logits [N, L] and features [N, F]: pretrained stages, dropout, linear head."""
 
@@ -86,6 +101,7 @@ class Branch(nn.Module):
         super().__init__()
         self.cut, self.leaves, self.freeze_norm = cut, tuple(leaves), freeze_norm
         self.body, self.dropout, self.head = body, nn.Dropout(dropout), nn.Linear(feature_dim, len(leaves))
+        self.align: nn.Module = nn.Identity()
         self._stage_of = dict(stage_of)
         generator = torch.Generator().manual_seed(seed)
         nn.init.xavier_uniform_(self.head.weight, generator=generator)
@@ -95,7 +111,7 @@ class Branch(nn.Module):
 
     def forward(self, activation: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, L] and pooled features [N, F]."""
-        features: Tensor = self.body(activation)
+        features: Tensor = self.body(self.align(activation))
         return self.head(self.dropout(features)), features
 
     def train(self, mode: bool = True) -> Branch:
@@ -116,6 +132,8 @@ class Branch(nn.Module):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """The branch holds these parameters and statistics. Raises InputError when they are of another branch."""
+        if "align.scale" in state:
+            self.align = Aligned(state["align.scale"], state["align.offset"])
         try:
             self.load_state_dict(dict(state))
         except RuntimeError as error:

@@ -201,7 +201,7 @@ def make_plan(
         for plant in taught:
             parents: dict[str, str | None] = {"own": None}
             if group := next((g for g in groups if plant.name in g), ()):
-                sister = nearest_sister(fleet, plant=plant, among=group, train_parts=train_parts)
+                sister = nearest(fleet, plant=plant, among=group, train_parts=train_parts)[0]
                 parents |= {"warm": _pooled(group, groups=groups, tail=tail), "sister": f"own-{sister}{tail}"}
             runs.append(RunSpec(f"frozen-{plant.name}{tail}", "frozen", (plant.name,), seed, frozen, target=plant.name))
             for kind, parent in parents.items():
@@ -291,12 +291,13 @@ def pooling_groups(fleet: Fleet, *, plants: Sequence[Plant]) -> list[tuple[str, 
     return groups
 
 
-def nearest_sister(fleet: Fleet, *, plant: Plant, among: Sequence[str], train_parts: Mapping[str, int]) -> str:
-    """The sister that shares most defect classes with the plant; of equals the one with most training parts."""
+def nearest(fleet: Fleet, *, plant: Plant, among: Sequence[str], train_parts: Mapping[str, int]) -> list[str]:
+    """The other plants, those that share most defect classes with this one first, of equals that with most parts."""
 
     def defects(p: Plant) -> set[str]:
         return {value.fleet for value in p.classes.values()} - {OK}
 
     others = [name for name in among if name != plant.name]
     own = defects(plant)
-    return max(others, key=lambda n: (len(own & defects(fleet.plant(n))), train_parts.get(n, 0), n))
+    order = {n: (len(own & defects(fleet.plant(n))), train_parts.get(n, 0), n) for n in others}
+    return sorted(others, key=lambda n: order[n], reverse=True)

@@ -90,6 +90,11 @@ class Recipe(Config):
     patience: int = Field(default=5, ge=1)
     freeze_norm: bool = True
     """Keep the pretrained statistics of BatchNorm: an unfrozen stage then starts exactly where the frozen one stood."""
+    align: bool = False
+    """Models without a plant (`train --leave-out`) learn from activations that have one mean and spread at every plant,
+    and the new plant's are brought to these by its frames without labels, see `jobs.align`; no other run changes."""
+    average: bool = False
+    """Beside each epoch of a stage's second half, the mean of these epochs' weights is judged, and may be kept."""
     lora_rank: int | None = None
     """Rank of adapters that learn in place of the stages' own layers, all at `lr_backbone`; None: the layers learn."""
 

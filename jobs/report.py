@@ -16,6 +16,7 @@ from jobs import report_failures as failing
 from jobs import report_fleet as fleet
 from jobs import report_plant as plant
 from jobs.cells import SYNTHETIC, Document, text
+from jobs.donor_graph import donors_html
 from jobs.incumbent_section import incumbent_html
 from jobs.learning import NUM_DRAWN, section
 from jobs.matrix import picture
@@ -27,6 +28,7 @@ FLEET_SECTIONS: tuple[Callable[[Document], str], ...] = (
     picture,
     fleet.fragile,
     fleet.bought,
+    donors_html,
     audit.versions,
 )
 """What is said of the fleet, in this order; a section with nothing to say is empty text."""

@@ -13,7 +13,6 @@ from jobs.matrix import runs_of
 from jobs.page import inline_svg, table
 from jobs.skill import skill_figure, skill_words
 
-
 MAX_MODELS = 60
 """What a plant's table shows of all models; `--json` has them all."""
 

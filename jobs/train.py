@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from jobs import forgetting, lora
 from jobs.activations import RunData
@@ -115,6 +116,8 @@ class _State:
     optimizer: dict[str, Any]
     since_best: int
     rate: float
+    mean: dict[str, Tensor]
+    """Of the weights of the epochs that count towards it, see `Recipe.average`."""
 
 
 def _unfreeze(
@@ -131,10 +134,13 @@ def _unfreeze(
     """Train one stage from the best so far; `best` becomes its best epoch when that wins. Returns whether it won."""
     branch = _to_be_trained(run, stage=stage, best=best)
     optimizer = _optimizer(run, branch, stage=stage)
-    at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0)
+    at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0, {})
+    mean = AveragedModel(branch) if run.recipe.average else None
     if resumed:
         branch.load_state_dict(resumed.branch)
         optimizer.load_state_dict(resumed.optimizer)
+    if mean and at.mean:
+        mean.load_state_dict(at.mean)
     wrapped = nn.parallel.DistributedDataParallel(branch, broadcast_buffers=False) if run.world.size > 1 else branch
     saved_at = clock()
     for epoch in range(at.epoch, stage.epochs):
@@ -142,13 +148,18 @@ def _unfreeze(
             break
         loss = epoch_of(run, wrapped, optimizer, stage=stage, index=index, epoch=epoch, scale=at.rate)
         _average_buffers(branch, world=run.world)
-        found = agreed(run.taught.judge_branch(branch, cut=stage.cut), world=run.world)
+        found, kept = agreed(run.taught.judge_branch(branch, cut=stage.cut), world=run.world), branch
+        if mean and epoch >= stage.epochs // 2:
+            mean.update_parameters(branch)
+            averaged = agreed(run.taught.judge_branch(mean.module, cut=stage.cut), world=run.world)
+            if averaged.beats(found):
+                found, kept = averaged, mean.module
         row = {"stage": index + 1, "epoch": epoch + 1, "loss": loss, "select": found.value, "select_nll": found.nll}
         row["rate"] = at.rate  # of the schedule's, halved where a rule says so
         best.history.append(row)
         on_epoch(row)
         if found.beats(at.stage_best):
-            at.stage_best, at.stage_best_state, at.since_best = found, copied(branch), 0
+            at.stage_best, at.stage_best_state, at.since_best = found, copied(kept), 0
         else:
             at.since_best += 1
         if why := halving(best.history, stage=index + 1, since_best=at.since_best, recipe=run.recipe):
@@ -157,6 +168,7 @@ def _unfreeze(
         at.epoch = epoch + 1
         if clock() - saved_at >= save.every_s and run.world.rank == 0:
             at.branch, at.optimizer = copied(branch), optimizer.state_dict()
+            at.mean = copied(mean) if mean else {}
             save.save(_frozen(at))
             saved_at = clock()
     best.notes.extend(jumping(best.history, stage=index + 1, recipe=run.recipe))

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from jobs.plan import BASELINES, Plan, make_plan, nearest_sister, pooling_groups, strategies
+from jobs.plan import BASELINES, Plan, make_plan, nearest, pooling_groups, strategies
 from jobs.recipe import Recipe
 from jobs.scratch import scratch_recipe
 from plants.errors import InputError
@@ -134,7 +134,7 @@ def test_a_plan_survives_storage():
 
 def test_the_sister_with_most_in_common_is_taken():
     f = fleet(tiles={"classes": {"free": "ok", "scratch": "scratch", "crazing": "crazing"}})
-    assert nearest_sister(f, plant=f.plant("neu"), among=["neu", "xsdd", "tiles"], train_parts=PARTS) == "tiles"
+    assert nearest(f, plant=f.plant("neu"), among=["neu", "xsdd", "tiles"], train_parts=PARTS)[0] == "tiles"
 
 
 def test_what_is_left_out_gets_a_run_that_does_not_see_it_and_is_judged_on_it():
