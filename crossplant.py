@@ -158,7 +158,8 @@ def train(
     recipe: Annotated[Path | None, typer.Option(help="A recipe file, as `crossplant tune` writes it.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
     leave_out: Annotated[
-        list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
+        list[str] | None,
+        typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME, or without each: all."),
     ] = None,
     strategy: Annotated[
         Literal["all", "by-data"],
@@ -254,14 +255,23 @@ def tune(
 
 
 @app.command()
-def compare(fleet: FleetFile = FLEET, json_to: JsonFile = None) -> None:
+def compare(
+    fleet: FleetFile = FLEET,
+    floor_points: Annotated[
+        float,
+        typer.Option(min=0, max=100, help="How far under what all its labels give a left-out plant's floor lies."),
+    ] = 5.0,
+    json_to: JsonFile = None,
+) -> None:
     """Judge every model at every plant on `decide`, from the exported files, and decide plant by plant.
 
     Example: crossplant compare --fleet steel.yaml
     """
     from jobs import release
 
-    _finish(release.compare(_fleet(fleet), settings=_settings(), show=console), to=json_to)
+    _finish(
+        release.compare(_fleet(fleet), settings=_settings(), show=console, floor_margin=floor_points / 100), to=json_to
+    )
 
 
 @app.command()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.packs import MapTasks
+from jobs.arrival import arrival
 from jobs.candidates import candidate_of, candidates_at, cell, figures_of, first_model, is_part, may_serve, runs_for
+from jobs.forecast import forecast
 from jobs.learning import ids_of, learning
 from jobs.lora import tier
 from jobs.material import Material
@@ -21,6 +23,7 @@ from jobs.plan import BASELINES, HEADLESS, Plan
 from jobs.remarks import remarks
 from jobs.scoring import Exports, role_inputs
 from jobs.transfer import transfer
+from plants.arrival import MARGIN
 from plants.curves import cost_curve
 from plants.plant import Fleet, Plant
 from plants.verdict import Candidate, Decision, decide, decide_first, difference, idle_cost
@@ -92,6 +95,7 @@ def compare_plant(
     details = {
         "outside": beyond,
         "transfer": bought,
+        "arrival": arrival(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, seed=seed),
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
@@ -138,11 +142,13 @@ def compare_fleet(
     done: Sequence[str],
     refused: Sequence[str] = (),
     seed: int,
+    floor_margin: float = MARGIN,
     say: Say = lambda text: None,
     map_tasks: MapTasks = map,
 ) -> dict[str, Any]:
     """The `compare` document without bundles: matrix, decisions, details, plants worst first.
 
+    floor_margin: see `plants.arrival.floor_of`.
     map_tasks: like `map`, possibly elsewhere; plants are judged side by side where it is Ray's.
     """
     left_out = not_judged(plan, done=done, refused=refused, seed=seed)
@@ -188,6 +194,9 @@ def compare_fleet(
         "not_judged": left_out,
         "decisions": decisions,
         "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
+        "forecast": forecast(
+            fleet, arrivals=[found for name in ranked if (found := details[name].pop("arrival"))], margin=floor_margin
+        ),
         "details": details,
     }
 

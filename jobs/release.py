@@ -17,8 +17,10 @@ from cluster.storage import Store, open_store
 from jobs.carry_out import latest_plan
 from jobs.fleet import COMPARED
 from jobs.material import Material
+from jobs.outlook import show_forecast
 from jobs.plan import Plan
 from jobs.verbs import new_table, who
+from plants.arrival import MARGIN
 from plants.bundle import read as read_bundle
 from plants.costs import Policy
 from plants.errors import InputError
@@ -52,7 +54,7 @@ def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
     return Exports(material, plan=plan)
 
 
-def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]:
+def compare(fleet: Fleet, *, settings: Settings, show: Console, floor_margin: float = MARGIN) -> dict[str, Any]:
     """Matrix, decisions with bundles and policies in the store, and the HTML report."""
     from jobs.compare import SCORES, compare_fleet
     from jobs.package import publish_decision
@@ -78,6 +80,7 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any
         done=done,
         refused=[run_id for run_id, record in records.items() if record.state == "refused"],
         seed=seed,
+        floor_margin=floor_margin,
         say=lambda text: show.print(text, markup=False),
         map_tasks=session.map_tasks,
     )
@@ -129,6 +132,7 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
     show.print(table)
     if document.get("transfer"):
         _show_transfer(document["transfer"], show=show)
+    show_forecast(document.get("forecast"), show=show)
     if document["synthetic"]:
         show.print("These data are synthetic: the figures say nothing about a real plant.", style="bold")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.curves import curve_figure, curve_words
 from jobs.learning import NUM_DRAWN, section
+from jobs.outlook import forecast_html
 from jobs.page import inline_svg, page, table
 from jobs.remarks import remarks_html
 
@@ -45,7 +46,8 @@ def report_html(document: Document) -> str:
         "Ranges are 95 % intervals over lots. Rates are in percent.</p>"
     )
     plants = "\n".join(_plant(name, document) for name in document["plants"])
-    parts = [words, banner, _glance(document), _bought(document), _picture(document), plants]
+    parts = [words, banner, _glance(document), _bought(document), _picture(document)]
+    parts += [forecast_html(document.get("forecast")), plants]
     return page(title, "\n".join(parts))
 
 
