@@ -260,7 +260,7 @@ def compare(
     floor_points: Annotated[
         float,
         typer.Option(min=0, max=100, help="How far under what all its labels give a left-out plant's floor lies."),
-    ] = 5.0,
+    ] = 2.0,
     json_to: JsonFile = None,
 ) -> None:
     """Judge every model at every plant on `decide`, from the exported files, and decide plant by plant.

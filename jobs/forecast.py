@@ -53,7 +53,11 @@ def _plant(
     day_one = {}
     for metric in METRICS:
         found, told = arrival["day_one"][metric], _day_one(metric, others)
-        day_one[metric] = {"found": found, "forecast": asdict(told), "holds": told.holds(found["value"])}
+        day_one[metric] = {
+            "found": found,
+            "forecast": asdict(told),
+            "holds": told.holds(METRICS[metric].seen(found["value"], found["n"])),
+        }
     words, found = reached[name]
     told = _labels([reached[other["plant"]][1] for other in others])
     labels = {

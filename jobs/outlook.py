@@ -68,8 +68,8 @@ def forecast_html(found: Found | None) -> str:
     near = held["labels_within_factor_2"]
     words = (
         "Each plant was left out of a pooled model in turn; its forecast is made of the other plants alone, and holds "
-        "how plants differ and what was measured wrongly. Then its labels arrive lot by lot, and a head is refitted: no "
-        "stages, which may do better or worse. Money is the share of what passing all or rejecting all costs, with "
+        "how plants differ and what was measured wrongly. Then its labels arrive lot by lot, and a head is refitted, "
+        "but no stage. Money is the share of what passing all or rejecting all costs, with "
         f"thresholds from the costs alone. What happened lay inside: {escape(counts)}. Labels to the floor were within "
         f"a factor of two at {near['hits']} of {near['of']}."
     )

@@ -28,6 +28,8 @@ MIN_PLANTS = 3
 """Others that a forecast needs: of two it would say nothing, as Student's t with one degree of freedom does."""
 TOO_FEW = "not enough plants"
 TINY = 1e-6
+LEAST_SCATTER = 0.2
+"""Of labels in logarithms: a curve is measured at sizes a factor of two apart, and drawn straight between them."""
 LEAST = 1e-3
 """Money in logarithms: less than this counts as this."""
 Floats = npt.NDArray[np.float64]
@@ -56,6 +58,10 @@ class Scale:
 
     inside: Callable[[float, float], float]
     outside: Callable[[float], float]
+
+    def seen(self, value: float | None, n: float) -> float | None:
+        """The figure of n parts as the scale knows it: of 40 parts all right it is not known that none is wrong."""
+        return None if value is None else self.outside(self.inside(value, n))
 
 
 def _odds(value: float, n: float) -> float:
@@ -115,6 +121,7 @@ def labels_of_new_plant(found: Sequence[Reached], *, least: int = LEAST_LABELS, 
     if len(done) < 2:
         return Forecast(None, None, None, num, words)
     mean, scatter = _fitted(done, beyond)
+    scatter = max(scatter, LEAST_SCATTER)
     low, _, high = _around(mean, scatter**2 * num / (num - 1), num=num, level=level)
     middle = float(np.median([*done, *([math.inf] * len(beyond))]))
     value = math.exp(middle) if math.isfinite(middle) else None
