@@ -158,7 +158,8 @@ def train(
     recipe: Annotated[Path | None, typer.Option(help="A recipe file, as `crossplant tune` writes it.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
     leave_out: Annotated[
-        list[str] | None, typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME.")
+        list[str] | None,
+        typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME, or without each: all."),
     ] = None,
     strategy: Annotated[
         Literal["all", "by-data"],
@@ -262,6 +263,10 @@ def compare(
             "--robustness/--no-robustness", help="Also judge the chosen models on dark, blurred, noisy, ... parts."
         ),
     ] = True,
+    floor_points: Annotated[
+        float,
+        typer.Option(min=0, max=100, help="How far under what all its labels give a left-out plant's floor lies."),
+    ] = 2.0,
     json_to: JsonFile = None,
 ) -> None:
     """Judge every model at every plant on `decide`, from the exported files, and decide plant by plant.
@@ -270,7 +275,9 @@ def compare(
     """
     from jobs import release
 
-    document = release.compare(_fleet(fleet), settings=_settings(), show=console, is_robust=robustness)
+    document = release.compare(
+        _fleet(fleet), settings=_settings(), show=console, is_robust=robustness, floor_margin=floor_points / 100
+    )
     _finish(document, to=json_to)
 
 

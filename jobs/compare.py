@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.packs import MapTasks
+from jobs.arrival import arrival
 from jobs.candidates import (
     candidate_of,
     candidates_at,
@@ -25,6 +26,7 @@ from jobs.candidates import (
 )
 from jobs.donors import donors_at, graph
 from jobs.failing import failing
+from jobs.forecast import forecast
 from jobs.incumbent import incumbent_at
 from jobs.learning import ids_of, learning
 from jobs.material import Material
@@ -33,6 +35,7 @@ from jobs.plan import HEADLESS, Plan
 from jobs.remarks import remarks
 from jobs.scoring import Exports, role_inputs
 from jobs.transfer import transfer
+from plants.arrival import MARGIN
 from plants.curves import cost_curve
 from plants.ensembles import to_json
 from plants.plant import Fleet, Plant
@@ -114,6 +117,7 @@ def compare_plant(
         "outside": beyond,
         "transfer": bought,
         "donors": donors_at(plant.name, plan=plan, material=exports.material, done=done, seed=seed),
+        "arrival": arrival(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, seed=seed),
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         **existing,
@@ -162,12 +166,14 @@ def compare_fleet(
     done: Sequence[str],
     refused: Sequence[str] = (),
     seed: int,
+    floor_margin: float = MARGIN,
     say: Say = lambda text: None,
     map_tasks: MapTasks = map,
     is_robust: bool = True,
 ) -> dict[str, Any]:
     """The `compare` document without bundles: matrix, decisions, details, plants worst first.
 
+    floor_margin: see `plants.arrival.floor_of`.
     map_tasks: like `map`, possibly elsewhere; plants are judged side by side where it is Ray's.
     is_robust: whether the chosen models are judged on corrupted parts too, see `jobs.robustness`.
     """
@@ -215,6 +221,9 @@ def compare_fleet(
         "undecided": undecided,
         "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
         "donors": graph([row for name in ranked for row in details[name].pop("donors")]),
+        "forecast": forecast(
+            fleet, arrivals=[found for name in ranked if (found := details[name].pop("arrival"))], margin=floor_margin
+        ),
         "details": details,
     }
 

@@ -23,7 +23,7 @@ from cluster.settings import Settings
 from cluster.storage import Store
 from jobs.carry_out import Caps, Say, Trained, carried_out, lanes_of
 from jobs.cautions import cautions, check_money
-from jobs.leave_out import parse
+from jobs.leave_out import named
 from jobs.plan import Plan, make_plan, strategies
 from jobs.recipe import Recipe
 from jobs.tracking import Tracker
@@ -138,8 +138,7 @@ def planned(
         shapes = {
             p.name: {**shapes[p.name], "costs": p.costs.model_dump(mode="json", include=MONEY)} for p in fleet.plants
         }
-    for text in leave_out:
-        out = parse(text, fleet=fleet)
+    for out in named(leave_out, fleet=fleet):
         out.check(material.rows(out.plant))
     made_from: list[Any] = [shapes, fleet.seed]
     from_scratch = None

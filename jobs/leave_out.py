@@ -1,13 +1,14 @@
 """What a model is worth where it has never been: one plant, one environment or one product is left out of its learning.
 
-Written `mill`, `mill/cam2` or `mill:product=B7`. Without a plant the others are pooled; without an environment or a
-product the plant's other images teach a model of its own recipe. It is judged on what was left out, beside the plant's
-own model, which has seen it: out-of-plant and in-plant are never the same figure.
+Written `mill`, `mill/cam2` or `mill:product=B7`, and `all` for every plant in turn. Without a plant the others are
+pooled; without an environment or a product the plant's other images teach a model of its own recipe. It is judged on
+what was left out, beside the plant's own model, which has seen it: out-of-plant and in-plant are never the same figure.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ from plants.hashing import sha256
 from plants.plant import Fleet
 
 FIELD = "--leave-out"
+ALL = "all"
+"""Every plant that is pooled with two others, each left out in turn."""
 What = Literal["plant", "environment", "product"]
 
 
@@ -54,6 +57,11 @@ class LeftOut:
             raise InputError(f"no frame is of {self.what} {self.value!r}", remedy=f"There are: {known}", **given)
         if self.what != "plant" and not (rows.loc[~out, "role"] == "train").any():
             raise InputError(f"without {self.what} {self.value!r} nothing is left to learn from", **given)
+
+
+def named(texts: Iterable[str], *, fleet: Fleet) -> list[LeftOut]:
+    """What is named one by one: all but `ALL`. Raises InputError for what the fleet does not know."""
+    return [parse(text, fleet=fleet) for text in dict.fromkeys(texts) if text != ALL]
 
 
 def parse(text: str, *, fleet: Fleet | None = None) -> LeftOut:

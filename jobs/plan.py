@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from jobs.leave_out import FIELD, LeftOut, parse
+from jobs.leave_out import ALL, FIELD, LeftOut, named, parse
 from jobs.recipe import Recipe
 from plants.balance import may_unfreeze, median_class, strategy
 from plants.errors import InputError
@@ -173,7 +173,8 @@ def make_plan(
     train_parts: training parts of each plant; a plant without any, or that may not train, learns nothing of its own.
     train_defects: those of them that are not good; a plant without any has nothing but its normality.
     leave_out: plants for which a pooled model without them is fitted too (what a new plant could expect), and
-    environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is.
+    environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is; `all`
+    names every plant that is pooled with two others.
     labelled: plant -> labelled images by fleet defect class, by which runs train stages or not; None trains them all.
     average: also the mean of the weights of each plant's own, warm-started and pooled model, and of its own over seeds.
     data: the snapshot of each plant's rows that may be learned from.
@@ -181,12 +182,13 @@ def make_plan(
     scratch for every seed, and one classical model, which draws nothing at random.
     Raises InputError when a model without what is named cannot be fitted.
     """
-    outs = [parse(text, fleet=fleet) for text in dict.fromkeys(leave_out)]
+    outs = named(leave_out, fleet=fleet)
     full = recipe.model_dump(mode="json")
     frozen = {**full, "stages": []}
     able = [p for p in fleet.plants if p.may_train and train_parts.get(p.name, 0) > 0]
     taught = [p for p in able if train_defects.get(p.name, 0) > 0]
     groups = pooling_groups(fleet, plants=[p for p in taught if p.may_leave])
+    outs += [out for out in _every(groups) if out not in outs] if ALL in leave_out else []
     runs: list[RunSpec] = []
     for seed in seeds:
         tail = f"-s{seed}"
@@ -221,6 +223,14 @@ def make_plan(
         runs = [by_data(run, labelled=labelled) for run in runs]
     governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
     return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance, data=data or {})
+
+
+def _every(groups: Sequence[Sequence[str]]) -> list[LeftOut]:
+    """Every plant that is pooled with two others. Raises InputError where none is."""
+    found = dict.fromkeys(name for group in groups if len(group) > 2 for name in group)
+    if not found:
+        raise InputError("no plant can be left out: none is pooled with two others", field=FIELD)
+    return [LeftOut(name) for name in found]
 
 
 def _without(out: LeftOut, *, plants: tuple[str, ...], seed: int, recipe: dict[str, Any]) -> RunSpec:

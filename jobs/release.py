@@ -18,8 +18,10 @@ from cluster.storage import Store, open_store
 from jobs.carry_out import latest_plan
 from jobs.fleet import COMPARED
 from jobs.material import Material
+from jobs.outlook import show_forecast
 from jobs.plan import Plan
 from jobs.verbs import new_table, who
+from plants.arrival import MARGIN
 from plants.bundle import read as read_bundle
 from plants.costs import Policy
 from plants.errors import InputError
@@ -54,7 +56,9 @@ def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
     return Exports(material, plan=plan)
 
 
-def compare(fleet: Fleet, *, settings: Settings, show: Console, is_robust: bool = True) -> dict[str, Any]:
+def compare(
+    fleet: Fleet, *, settings: Settings, show: Console, is_robust: bool = True, floor_margin: float = MARGIN
+) -> dict[str, Any]:
     """Matrix, decisions with bundles and policies in the store, and the HTML report.
 
     is_robust: whether the chosen models are judged on corrupted parts too.
@@ -83,6 +87,7 @@ def compare(fleet: Fleet, *, settings: Settings, show: Console, is_robust: bool 
         done=done,
         refused=[run_id for run_id, record in records.items() if record.state == "refused"],
         seed=seed,
+        floor_margin=floor_margin,
         say=lambda text: show.print(text, markup=False),
         map_tasks=session.map_tasks,
         is_robust=is_robust,
@@ -149,6 +154,7 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
     show.print(table)
     if document.get("transfer"):
         _show_transfer(document["transfer"], show=show)
+    show_forecast(document.get("forecast"), show=show)
     if document["synthetic"]:
         show.print("These data are synthetic: the figures say nothing about a real plant.", style="bold")
 

@@ -20,8 +20,15 @@ from jobs.donor_graph import donors_html
 from jobs.incumbent_section import incumbent_html
 from jobs.learning import NUM_DRAWN, section
 from jobs.matrix import picture
+from jobs.outlook import forecast_html
 from jobs.page import page
 from jobs.remarks import remarks_html
+
+
+def outlook(document: Document) -> str:
+    """What a plant that no model has seen can expect."""
+    return forecast_html(document.get("forecast"))
+
 
 FLEET_SECTIONS: tuple[Callable[[Document], str], ...] = (
     fleet.glance,
@@ -29,6 +36,7 @@ FLEET_SECTIONS: tuple[Callable[[Document], str], ...] = (
     fleet.fragile,
     fleet.bought,
     donors_html,
+    outlook,
     audit.versions,
 )
 """What is said of the fleet, in this order; a section with nothing to say is empty text."""

@@ -161,7 +161,7 @@ def train(
     from jobs.carry_out import Caps
     from jobs.fleet import train_fleet
     from jobs.learning import write_page
-    from jobs.leave_out import parse
+    from jobs.leave_out import named
     from jobs.recipe import default_recipe, load_recipe
     from jobs.refresh import refresh_fleet
 
@@ -171,8 +171,7 @@ def train(
         "is_estimate": is_estimate,
     }
     recipe = load_recipe(recipe_file) if recipe_file else default_recipe(fleet.trunks[0].cuts)
-    for name in leave_out:
-        parse(name, fleet=fleet)
+    named(leave_out, fleet=fleet)
     with _Progress(show) as progress:
         if refresh:
             trained = refresh_fleet(fleet, settings=settings, say=progress.say, **terms)
