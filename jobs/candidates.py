@@ -173,6 +173,7 @@ def cell(*, figures: Mapping[str, Any]) -> dict[str, Any]:
         "macro_f1_high": figures["macro_f1"]["high"],
         "recall": recalls[worst] if worst else None,
         "recall_class": worst,
+        "recall_by_class": {name: row["recall"] for name, row in figures["per_class"].items()},
         "cost": cost.get("value"),
         "cost_low": cost.get("low"),
         "cost_high": cost.get("high"),

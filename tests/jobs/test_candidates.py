@@ -46,6 +46,7 @@ def test_a_cell_names_the_class_that_is_missed_most_and_counts_nothing_as_zero()
     found = cell(figures=figures)
     recalls = {name: row["recall"]["value"] for name, row in figures["per_class"].items()}
     assert found["recall"] == min(recalls.values()) == recalls[found["recall_class"]]
+    assert {name: row["value"] for name, row in found["recall_by_class"].items()} == recalls
     assert (found["n"], found["n_lots"]) == (200, 100)
     nothing = cell(figures=report(model.scores.take([]), policy=model.policy))
     assert (nothing["macro_f1"], nothing["recall"], nothing["cost"], nothing["n"]) == (None, None, None, 0)
