@@ -3,9 +3,9 @@
 Fleets are simulated: in each, five plants, one for every truth there is: its own model is best, the pooled one is, the
 warm-started one is, six models of one skill, and too little data. Models see a part through noise that they share (a
 hard part is hard for all) and noise of their own. A model's true cost is what its published policy costs on very many
-new parts. What is measured is `plants.verdict.decide` itself. Two other rules see the same parts: the best estimate
-with a plain 95 % interval against the cheapest, as comparisons are usually done, and the cheapest unless another is
-shown to be better. Prints one JSON object last; `--quick` is a smoke run.
+new parts. What is measured is `plants.verdict.decide` itself. Two other rules see the same parts: the best estimate,
+with a plain 95 % interval of each model against the cheapest, as comparisons are usually done, and the cheapest unless
+another is shown to be better. Prints one JSON object last; `--quick` is a smoke run.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_verdict.py
 """
@@ -100,14 +100,15 @@ def candidates(num_lots: int, *, skills: Mapping[str, float], rng: np.random.Gen
 
 
 def plain_rule(found: Sequence[Candidate], *, seed: int) -> tuple[str, list[tuple[str, str, str]]]:
-    """The best estimate, and whether its plain 95 % interval against the cheapest to serve excludes 0."""
+    """The best estimate, and what plain 95 % intervals of each model against the cheapest to serve state."""
     cost = {one.name: expected_cost(one.scores, one.judged_by) or 0.0 for one in found}
-    best, floor = (
-        min(found, key=key) for key in (lambda one: cost[one.name], lambda one: (one.serving_cost, one.name))
-    )
-    gap = difference(best, floor, seed=seed)
-    is_better = best is not floor and gap["low"] is not None and gap["high"] < 0
-    return best.name, [(best.name, "better", floor.name)] if is_better else []
+    floor = min(found, key=lambda one: (one.serving_cost, one.name))
+    claims = []
+    for one in found:
+        gap = difference(one, floor, seed=seed)
+        if one is not floor and gap["low"] is not None and not gap["low"] <= 0 <= gap["high"]:
+            claims.append((one.name, "better" if gap["high"] < 0 else "worse", floor.name))
+    return min(cost, key=lambda name: cost[name]), claims
 
 
 def claims_of(decision: Any) -> list[tuple[str, str, str]]:
