@@ -24,7 +24,8 @@ figure img { width: 96px; height: 96px; object-fit: contain; background: #eee; b
 figure.suspect img { border-color: #b00020; } figcaption { overflow-wrap: anywhere; color: #404040; }
 a { color: #00407a; } :focus-visible { outline: 3px solid #00407a; outline-offset: 2px; }
 .alarm { color: #7a0016; font-weight: 700; } .alarm::before { content: "\\26A0  "; } nav { margin: .6rem 0; }
-.tight .range { display: block; } .tight td:first-child { min-width: 7rem; } .tight td { min-width: 4rem; } .tight th { white-space: normal; }
+.tight .range { display: block; } .tight td:first-child { min-width: 7rem; }
+.tight td { min-width: 4rem; } .tight th { white-space: normal; }
 .failures { break-inside: avoid; } .failures figure { width: 150px; } .failures p { margin: .4rem 0; }
 @supports selector(:has(a)) { @media screen {
   section.plant:not(:target) { display: none; } body:has(section.plant:target) main { display: none; }

@@ -16,7 +16,7 @@ from jobs import report_failures as failing
 from jobs import report_fleet as fleet
 from jobs import report_plant as plant
 from jobs.cells import SYNTHETIC, Document, text
-from jobs.learning import NUM_DRAWN, section
+from jobs.learning import section
 from jobs.matrix import picture
 from jobs.page import page
 from jobs.remarks import remarks_html
@@ -38,8 +38,8 @@ def trained(name: str, document: Document) -> str:
 
 def learned(name: str, document: Document) -> str:
     """Learning curves, drawn for the worst plants, in words for all."""
-    is_drawn = name in document["plants"][:NUM_DRAWN]
-    return section(name, plant.reports_of(name, document).get("learning", ()), is_drawn=is_drawn)
+    runs = plant.reports_of(name, document).get("learning", ())
+    return section(name, runs, is_drawn=plant.is_drawn(name, document))
 
 
 PLANT_SECTIONS: tuple[Callable[[str, Document], str], ...] = (

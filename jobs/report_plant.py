@@ -13,7 +13,6 @@ from jobs.matrix import runs_of
 from jobs.page import inline_svg, table
 from jobs.skill import skill_figure, skill_words
 
-
 MAX_MODELS = 60
 """What a plant's table shows of all models; `--json` has them all."""
 
@@ -22,6 +21,11 @@ def reports_of(name: str, document: Document) -> Mapping[str, Any]:
     """What was found out about a plant; nothing where nothing could be decided."""
     found: Mapping[str, Any] = document["details"].get(name, {})
     return found
+
+
+def is_drawn(name: str, document: Document) -> bool:
+    """Whether the plant's curves are drawn: a picture takes a third of a second, so the worst plants have them."""
+    return name in document["plants"][:NUM_DRAWN]
 
 
 def sides_of(name: str, document: Document) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -253,7 +257,7 @@ def verdicts(name: str, document: Document) -> str:
 def skill(name: str, document: Document) -> str:
     """How well its scores rank and how honest they are, drawn for the worst plants."""
     chosen, frozen = sides_of(name, document)
-    if name not in document["plants"][:NUM_DRAWN] or not (chosen.get("curves") or chosen.get("calibration")):
+    if not is_drawn(name, document) or not (chosen.get("curves") or chosen.get("calibration")):
         return ""
     label = f"ROC, precision and recall, and reliability of the chosen model at plant {name}"
     picture = inline_svg(skill_figure(chosen, frozen), name=f"skill-{name}", label=label)
@@ -266,7 +270,7 @@ def curve(name: str, document: Document) -> str:
     if not found:
         return ""
     label = f"Expected cost a part against the defect rate at plant {name}"
-    picture = inline_svg(curve_figure(found), name=f"curve-{name}", label=label)
+    picture = inline_svg(curve_figure(found), name=f"curve-{name}", label=label) if is_drawn(name, document) else ""
     return (
         f'<h3>What a part costs, by the defect rate of the line</h3>{picture}<p class="small">{curve_words(found)}</p>'
     )

@@ -337,7 +337,7 @@ def test_of_many_plants_the_worst_have_pictures_and_all_have_words(document, mon
     changed = copy.deepcopy(document)
     for name in changed["plants"]:
         changed["details"][name]["learning"] = [learned(f"own-{name}-s0")]
-    monkeypatch.setattr("jobs.report.NUM_DRAWN", 1)
+    monkeypatch.setattr("jobs.report_plant.NUM_DRAWN", 1)
     found = Page(report_html(changed))
     assert [name for name in found.ids if name.startswith("learning-")] == ["learning-panel"]
     for name in ("panel", "mill"):
