@@ -44,6 +44,7 @@ def learned(name: str, document: Document) -> str:
 
 PLANT_SECTIONS: tuple[Callable[[str, Document], str], ...] = (
     plant.decision,
+    plant.tests,
     plant.models,
     plant.beyond,
     plant.summary,

@@ -76,6 +76,19 @@ def _limits(policy: Mapping[str, Any], *, kind: str | None) -> list[str]:
     return words
 
 
+def tests(name: str, document: Document) -> str:
+    """Every candidate less the cheapest, with intervals that hold together; nothing where none was tested."""
+    decision = document["decisions"].get(name, {})
+    found = decision.get("tests") or ()
+    show = percent if (decision.get("interval") or {}).get("metric") == "macro_f1" else money
+    rows = [
+        [text(row.get("model")), figure_of({**row, "value": row.get("diff")}, show=show), text(row.get("words"))]
+        for row in found
+    ]
+    caption = "Every candidate less the cheapest; the intervals hold together"
+    return table(["candidate", "difference", "what is shown"], rows, caption=caption) if rows else ""
+
+
 def models(name: str, document: Document) -> str:
     """Every model at the plant."""
     rows = []
