@@ -36,9 +36,12 @@ def _made(decision: Decision, *, chosen: Candidate, base: Candidate | None, seed
         "model": chosen.name,
         "kind": chosen.kind,
         "members": list(chosen.members),
+        "answer": decision.answer,
         "why": decision.why,
         "against": decision.against,
         "interval": decision.interval,
+        "tests": list(decision.tests),
+        "level": decision.level,
         "policy": chosen.policy.model_dump(mode="json"),
         "gain": _gain(chosen, base, seed=seed),
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
@@ -160,6 +163,7 @@ def compare_fleet(
     matrix: dict[str, dict[str, Any]] = {run.run_id: {} for run in trained if run.seed == seed}
     decisions: dict[str, Any] = {}
     details: dict[str, Any] = {}
+    undecided: dict[str, str] = {}
     work = functools.partial(
         _compare_one,
         material=exports.material.to_config(),
@@ -171,6 +175,7 @@ def compare_fleet(
     names = exports.material.largest_first([plant.name for plant in fleet.plants])
     for name, found in zip(names, map_tasks(work, names), strict=True):
         if isinstance(found, str):
+            undecided[name] = found
             say(f"{name}: {found}")
             continue
         column, decisions[name], details[name] = found
@@ -197,6 +202,7 @@ def compare_fleet(
         "matrix": matrix,
         "not_judged": left_out,
         "decisions": decisions,
+        "undecided": undecided,
         "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
         "details": details,
     }

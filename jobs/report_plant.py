@@ -77,16 +77,21 @@ def _limits(policy: Mapping[str, Any], *, kind: str | None) -> list[str]:
 
 
 def tests(name: str, document: Document) -> str:
-    """Every candidate less the cheapest, with intervals that hold together; nothing where none was tested."""
+    """Every candidate less the one cheapest to serve; nothing where none was tested."""
     decision = document["decisions"].get(name, {})
-    found = decision.get("tests") or ()
-    show = percent if (decision.get("interval") or {}).get("metric") == "macro_f1" else money
-    rows = [
-        [text(row.get("model")), figure_of({**row, "value": row.get("diff")}, show=show), text(row.get("words"))]
-        for row in found
-    ]
-    caption = "Every candidate less the cheapest; the intervals hold together"
-    return table(["candidate", "difference", "what is shown"], rows, caption=caption) if rows else ""
+    rows = []
+    for row in decision.get("tests") or ():
+        show = money if row["metric"] == "cost" else percent
+        metric = text(row["metric"].replace("_", " "))
+        gap = figure_of({**row, "value": row["diff"]}, show=show)
+        rows.append([text(row["model"]), text(row["against"]), metric, text(row["words"]), gap])
+    if not rows:
+        return ""
+    level = decision.get("level")
+    caption = "Every candidate less the one cheapest to serve, the best first"
+    shown = table(["candidate", "less", "in", "shown", "difference"], rows, num_words=4, caption=caption)
+    words = "" if level is None else f"Each interval is at {number(level)} %, so that all hold together at 95 %."
+    return f'{shown}<p class="small">{words}</p>'
 
 
 def models(name: str, document: Document) -> str:
