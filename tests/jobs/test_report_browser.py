@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster import session
 from cluster.settings import Settings
@@ -16,10 +19,22 @@ from jobs import release
 from jobs.fleet import COMPARED
 from plants.plant import load_fleet
 from tests.browser import BrowserUnavailable, chromium, opened
-from tests.fleets import Works, console
+from tests.fleets import SHARES, Works, console, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 SHOW, _ = console()
+REAL_DATA = Path(os.environ.get("CROSSPLANT_REAL_DATA", "../shared/data"))
+NUM_OF_CLASS = 22
+MILLS = {
+    "neu": {"inclusion": "inclusion", "rolled-in_scale": "scale", "scratches": "scratch", "patches": "patches"},
+    "xsdd": {
+        "slag_inclusion": "inclusion",
+        "oxide_scale_of_plate_system": "scale",
+        "surface_scratch": "scratch",
+        "red_iron": "red_iron",
+    },
+}
+MAGNETIC = {name: name for name in ("blowhole", "break", "crack", "uneven")}
 A4_WIDE_PX = round((297 - 2 * 12) / 25.4 * 96)
 """What is printed on: A4 across, less its margins, in CSS pixels."""
 
@@ -45,8 +60,6 @@ def compared(works: Works) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def embedded(finished_works: Works, tmp_path_factory: pytest.TempPathFactory) -> Works:
     """Two plants of the embedded fleet, trained and compared."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("reported")
     shutil.copytree(Path(finished_works.fleet.store).parent, folder / "fleet")
     (folder / "home").mkdir()
@@ -195,3 +208,38 @@ def test_after_evaluate_the_report_shows_what_came_out_who_looked_and_when(embed
             assert expected - {None} <= set(shown)
             assert ("WITHDRAWN" in words) == row["withdrawn"]
     assert json.loads(json.dumps(document)) == embedded.store.read_json(COMPARED)
+
+
+def real_fleet(folder: Path) -> Path:
+    """Some images of some classes of the three real plants, linked; the path of their `fleet.yaml`."""
+    plants: list[dict[str, Any]] = [{"name": name, "classes": classes} for name, classes in MILLS.items()]
+    plants.append({"name": "magnetic", "classes": {"free": "ok", **MAGNETIC}, "ok": ["free"]})
+    for plant in plants:
+        source = REAL_DATA / ("magnetic" if plant["name"] == "magnetic" else f"steel/{plant['name']}")
+        if not source.is_dir():
+            pytest.skip(f"{plant['name']} is not under {REAL_DATA}: set CROSSPLANT_REAL_DATA")
+        plant["images"] = plant["name"]
+        for name in plant["classes"]:
+            (folder / plant["name"] / name).mkdir(parents=True)
+            num = NUM_OF_CLASS * (3 if name == "free" else 1)
+            for file in sorted((source / name).iterdir())[:num]:
+                (folder / plant["name"] / name / file.name).symlink_to(file.resolve())
+    raw = {"fleet": "real", "store": "store", "shares": SHARES, "plants": plants}
+    (folder / "fleet.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return folder / "fleet.yaml"
+
+
+@pytest.mark.real
+def test_the_report_of_the_real_plants_is_clicked_through_and_says_the_numbers_of_the_json(tmp_path):
+    works = trained(real_fleet(tmp_path), home=tmp_path / "home", kinds=("frozen", "own", "pooled", "normality"))
+    document = compared(works)
+    assert set(document["plants"]) == {"neu", "xsdd", "magnetic"}
+    asked: list[str] = []
+    with opened(Path(document["report"]).as_uri(), asked=asked) as page:
+        assert "These data are synthetic" not in page.content()
+        check_glance(page, document)
+        for name in document["plants"]:
+            page.locator("main").get_by_role("link", name=name, exact=True).first.click()
+            check_plant(page, name, document)
+            page.get_by_role("link", name="the fleet at a glance").locator("visible=true").click()
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
