@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,17 @@ def _cell(axes: Any, value: float, *, at: tuple[int, int], low: float, plant: st
         frame = Rectangle(corner, 0.9, 0.8, fill=False, linewidth=width, edgecolor=edge)
         frame.set_gid(f"chosen-{plant}-{edge}")
         axes.add_patch(frame)
-    red, green, blue, _ = colormaps[COLOURS]((value - low) / (1 - low))
-    ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+    ink = ink_on(colormaps[COLOURS]((value - low) / (1 - low))[:3])
     weight = "bold" if plant else "normal"
     axes.text(*at, percent(value), ha="center", va="center", color=ink, weight=weight)
+
+
+def luminance(rgb: Sequence[float]) -> float:
+    """Relative luminance of a colour in 0..1 a channel. Source: WCAG 2.2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def ink_on(rgb: Sequence[float]) -> str:
+    """The ink of more contrast on this shade, at least 4.5 : 1 on any."""
+    return "black" if (luminance(rgb) + 0.05) ** 2 > 0.05 * 1.05 else "white"

@@ -18,7 +18,7 @@ from jobs import report_plant as plant
 from jobs.cells import SYNTHETIC, Document, text
 from jobs.donor_graph import donors_html
 from jobs.incumbent_section import incumbent_html
-from jobs.learning import NUM_DRAWN, section
+from jobs.learning import section
 from jobs.matrix import picture
 from jobs.outlook import forecast_html
 from jobs.page import page
@@ -54,12 +54,13 @@ def incumbent(name: str, document: Document) -> str:
 
 def learned(name: str, document: Document) -> str:
     """Learning curves, drawn for the worst plants, in words for all."""
-    is_drawn = name in document["plants"][:NUM_DRAWN]
-    return section(name, plant.reports_of(name, document).get("learning", ()), is_drawn=is_drawn)
+    runs = plant.reports_of(name, document).get("learning", ())
+    return section(name, runs, is_drawn=plant.is_drawn(name, document))
 
 
 PLANT_SECTIONS: tuple[Callable[[str, Document], str], ...] = (
     plant.decision,
+    plant.tests,
     plant.models,
     plant.beyond,
     incumbent,

@@ -33,6 +33,8 @@ def glance(document: Document) -> str:
                 figure_of(frozen.get("macro_f1")),
             ]
         )
+    for name, why in (document.get("undecided") or {}).items():
+        rows.append([text(name), f"No model: {text(why)}.", "nothing is shown", NONE, *[NONE] * 4])
     columns = ["plant", "verdict", "certainty", "alarm", "cost a part", "against frozen", "macro-F1"]
     shown = table([*columns, "frozen: macro-F1"], rows, num_words=4)
     return f'<h2>The fleet at a glance, worst plant first</h2><div class="tight">{shown}</div>'

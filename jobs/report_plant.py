@@ -23,6 +23,11 @@ def reports_of(name: str, document: Document) -> Mapping[str, Any]:
     return found
 
 
+def is_drawn(name: str, document: Document) -> bool:
+    """Whether the plant's curves are drawn: a picture takes a third of a second, so the worst plants have them."""
+    return name in document["plants"][:NUM_DRAWN]
+
+
 def sides_of(name: str, document: Document) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The figures of the chosen model and of the frozen baseline; empty where there are none."""
     found = reports_of(name, document)
@@ -69,6 +74,24 @@ def _limits(policy: Mapping[str, Any], *, kind: str | None) -> list[str]:
     if distance:
         words.append(f"A person looks, too, at a part farther than {distance} from what is known here.")
     return words
+
+
+def tests(name: str, document: Document) -> str:
+    """Every candidate less the one cheapest to serve; nothing where none was tested."""
+    decision = document["decisions"].get(name, {})
+    rows = []
+    for row in decision.get("tests") or ():
+        show = money if row["metric"] == "cost" else percent
+        metric = text(row["metric"].replace("_", " "))
+        gap = figure_of({**row, "value": row["diff"]}, show=show)
+        rows.append([text(row["model"]), text(row["against"]), metric, text(row["words"]), gap])
+    if not rows:
+        return ""
+    level = decision.get("level")
+    caption = "Every candidate less the one cheapest to serve, the best first"
+    shown = table(["candidate", "less", "in", "shown", "difference"], rows, num_words=4, caption=caption)
+    words = "" if level is None else f"Each interval is at {number(level)} %, so that all hold together at 95 %."
+    return f'{shown}<p class="small">{words}</p>'
 
 
 def models(name: str, document: Document) -> str:
@@ -253,7 +276,7 @@ def verdicts(name: str, document: Document) -> str:
 def skill(name: str, document: Document) -> str:
     """How well its scores rank and how honest they are, drawn for the worst plants."""
     chosen, frozen = sides_of(name, document)
-    if name not in document["plants"][:NUM_DRAWN] or not (chosen.get("curves") or chosen.get("calibration")):
+    if not is_drawn(name, document) or not (chosen.get("curves") or chosen.get("calibration")):
         return ""
     label = f"ROC, precision and recall, and reliability of the chosen model at plant {name}"
     picture = inline_svg(skill_figure(chosen, frozen), name=f"skill-{name}", label=label)
@@ -266,7 +289,7 @@ def curve(name: str, document: Document) -> str:
     if not found:
         return ""
     label = f"Expected cost a part against the defect rate at plant {name}"
-    picture = inline_svg(curve_figure(found), name=f"curve-{name}", label=label)
+    picture = inline_svg(curve_figure(found), name=f"curve-{name}", label=label) if is_drawn(name, document) else ""
     return (
         f'<h3>What a part costs, by the defect rate of the line</h3>{picture}<p class="small">{curve_words(found)}</p>'
     )

@@ -22,8 +22,8 @@ from plants.scores import PartScores, suspicion
 from plants.verdict import Candidate
 from plants.views import margins
 
-MAX_INPUTS = 96
-"""How many inputs of a plant are changed, in every way."""
+MAX_INPUTS = 64
+"""How many inputs of a plant are changed, in each of the ways."""
 NUM_TILES = 8
 
 

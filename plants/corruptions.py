@@ -55,11 +55,14 @@ def _noisy(image: Pixels, sigma_levels: float, rng: np.random.Generator) -> npt.
 
 def _turned(image: Pixels, angle_deg: float, rng: np.random.Generator) -> npt.NDArray[np.floating]:
     """About its centre; what comes in at the corners is mirrored."""
-    angle = angle_deg if rng.random() < 0.5 else -angle_deg
-    rim = image.shape[0] // 4
-    wide = np.pad(image, ((rim, rim), (rim, rim), (0, 0)), mode="symmetric")
-    turned = np.asarray(Image.fromarray(wide).rotate(angle, Image.Resampling.BILINEAR), dtype=np.float32)
-    return turned[rim:-rim, rim:-rim]
+    angle = np.deg2rad(angle_deg if rng.random() < 0.5 else -angle_deg)
+    size = image.shape[0]
+    rim, centre, cos, sin = size // 4, size / 2, float(np.cos(angle)), float(np.sin(angle))
+    wide = Image.fromarray(np.pad(image, ((rim, rim), (rim, rim), (0, 0)), mode="symmetric"))
+    from_x, from_y = rim + centre * (1 - cos + sin), rim + centre * (1 - sin - cos)
+    affine = (cos, -sin, from_x, sin, cos, from_y)
+    turned = wide.transform((size, size), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    return np.asarray(turned, dtype=np.float32)
 
 
 def _covered(image: Pixels, area_share: float, rng: np.random.Generator) -> npt.NDArray[np.floating]:

@@ -30,8 +30,11 @@ def chromium() -> str:
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Iterator[Any]:
-    """A page of a fresh browser that has loaded `url`; what the page logs as an error is raised at the end."""
+def opened(url: str, *, asked: list[str] | None = None) -> Iterator[Any]:
+    """A page of a fresh browser that has loaded `url`; what the page logs as an error is raised at the end.
+
+    asked: takes every address that the page asks for.
+    """
     from playwright.sync_api import sync_playwright
 
     path, errors = chromium(), []
@@ -40,6 +43,7 @@ def opened(url: str) -> Iterator[Any]:
         page = browser.new_page()
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: asked is not None and asked.append(request.url))
         page.goto(url)
         yield page
         browser.close()

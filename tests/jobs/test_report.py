@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
+from jobs.alarms import WITHDRAWN
 from jobs.cells import SYNTHETIC
-from jobs.matrix import matrix_png
+from jobs.matrix import COLOURS, ink_on, luminance, matrix_png
+from jobs.page import STYLE
 from jobs.report import report_html, write_report
 from plants.costs import solve
 from plants.metrics import report
@@ -337,7 +341,7 @@ def test_of_many_plants_the_worst_have_pictures_and_all_have_words(document, mon
     changed = copy.deepcopy(document)
     for name in changed["plants"]:
         changed["details"][name]["learning"] = [learned(f"own-{name}-s0")]
-    monkeypatch.setattr("jobs.report.NUM_DRAWN", 1)
+    monkeypatch.setattr("jobs.report_plant.NUM_DRAWN", 1)
     found = Page(report_html(changed))
     assert [name for name in found.ids if name.startswith("learning-")] == ["learning-panel"]
     for name in ("panel", "mill"):
@@ -365,3 +369,106 @@ def test_floors_that_cannot_be_held_and_reviews_that_cannot_be_done_are_said_in_
         note = solve(scores, costs=costs, plant="panel").note
         changed["decisions"]["panel"]["policy"]["note"] = note
         assert words in Page(report_html(changed)).text
+
+
+def test_members_of_an_ensemble_are_named(document):
+    changed = copy.deepcopy(document)
+    changed["decisions"]["panel"]["members"] = ["own-panel-s0", "pooled-<s0>"]
+    assert "Members: own-panel-s0, pooled-<s0>." in Page(report_html(changed)).text
+
+
+def opening(bundle: str, *, plant: str = "panel") -> dict[str, Any]:
+    return {"plant": plant, "generation": 1, "who": "ada <a>", "bundles": [bundle], "at": "2026-03-01T00:00:00Z"}
+
+
+def sealed(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The document with the sealed test opened for the panel's decision, after it was opened for another bundle."""
+    row = {"macro_f1": 0.4321, "cost": 99.5, "n": 77, "n_lots": 19, "bundle": "b" * 64, **fields}
+    ledger = [opening("a" * 64), opening("b" * 64)]
+    return {**document, "sealed": {"plants": {"panel": row}, "ledger": ledger}}
+
+
+def test_openings_of_the_seal_say_who_looked_when_at_what_and_what_came_out(document):
+    text = Page(report_html(sealed(document))).text
+    assert "1 1 2026-03-01T00:00:00Z ada <a> aaaaaaaaaaaa another bundle than the one decided for now" in text
+    assert "2 1 2026-03-01T00:00:00Z ada <a> bbbbbbbbbbbb stands" in text
+    assert "macro-F1 43.2" in text
+    assert text.count("It is not known to have been opened for this plant.") == 1
+    assert WITHDRAWN not in text
+
+
+def test_a_withdrawn_decision_is_marked_in_the_glance_and_at_its_plant_and_another_bundles_result_is_not(document):
+    html = report_html(sealed(document, withdrawn=True, contaminated=3))
+    for part in html.split('<section class="plant"')[:2]:
+        assert WITHDRAWN in part
+        assert "the model has learned from 3 of its images" in part
+    assert "<s>" in html
+    assert WITHDRAWN not in html.split('id="plant-mill"')[1]
+    other = report_html(sealed(document, withdrawn=True, contaminated=3, bundle="a" * 64))
+    assert WITHDRAWN not in other
+    assert "<s>" not in other
+
+
+def test_a_model_that_is_shown_to_be_worse_than_frozen_and_a_floor_that_cannot_be_held_are_alarms(document):
+    assert 'class="alarm"' not in report_html(document)
+    changed = copy.deepcopy(document)
+    changed["decisions"]["panel"]["gain"] = {"metric": "cost", "diff": 20.0, "low": 5.0, "high": 35.0, "words": None}
+    changed["decisions"]["panel"]["policy"]["note"] = ["the recall floors are infeasible: nothing holds them"]
+    glance = report_html(changed).split("</main>")[0]
+    assert "worse than the frozen baseline on decide" in glance
+    assert "the recall floors are infeasible" in glance
+
+
+def test_a_plant_without_a_decision_stands_in_the_glance_with_the_reason(document):
+    text = Page(report_html({**document, "undecided": {"kiln": "no labelled part in <decide>"}})).text
+    assert "kiln No model: no labelled part in <decide>. nothing is shown" in text
+
+
+def test_the_tests_of_a_verdict_are_shown_with_their_level(document):
+    changed = copy.deepcopy(document)
+    row = {"model": "own-<p>", "against": "frozen", "metric": "cost", "diff": -12.5, "low": -30.25, "high": 5.25}
+    changed["decisions"]["panel"] |= {"tests": [{**row, "words": "no difference shown"}], "level": 0.9912}
+    text = Page(report_html(changed)).text
+    assert "own-<p> frozen cost no difference shown -12.50 -30.25 to 5.25" in text
+    assert "Each interval is at 99.1 %" in text
+
+
+def test_words_and_numbers_stand_out_from_what_is_behind_them():
+    def contrast(one: float, other: float) -> float:
+        return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+    inks = re.findall(r"[ ;{]color: #([0-9a-f]{6}|[0-9a-f]{3})", STYLE)
+    assert len(inks) > 3
+    for ink in inks:
+        rgb = [int(ink[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        assert contrast(luminance(rgb), 1.0) >= 4.5
+    for value in np.linspace(0, 1, 101):
+        shade = colormaps[COLOURS](value)[:3]
+        assert contrast(luminance(shade), {"black": 0.0, "white": 1.0}[ink_on(shade)]) >= 4.5
+
+
+def test_shades_of_the_matrix_differ_in_lightness_alone_so_that_no_eye_confuses_them():
+    light = [luminance(colormaps[COLOURS](value)[:3]) for value in np.linspace(0, 1, 101)]
+    assert light == sorted(light)
+    assert light[-1] / light[0] > 10
+
+
+def test_with_a_hundred_plants_the_page_stays_small_and_the_matrix_shows_kinds(document, monkeypatch):
+    monkeypatch.setattr("jobs.report_plant.NUM_DRAWN", 2)
+    names = [f"panel-{i:03d}" for i in range(100)]
+    models, matrix, decisions = {}, {}, {}
+    for name in names:
+        for kind in ("own", "frozen"):
+            run = f"{kind}-{name}-s0"
+            models[run] = {**document["models"]["own-panel-s0"], "kind": kind, "plants": [name]}
+            matrix[run] = dict.fromkeys(names, document["matrix"][f"{kind}-panel-s0"]["panel"])
+        decisions[name] = {**document["decisions"]["panel"], "model": f"own-{name}-s0"}
+    details = dict.fromkeys(names, document["details"]["panel"])
+    large = {**document, "plants": names, "models": models, "matrix": matrix, "decisions": decisions}
+    html = report_html({**large, "details": details})
+    found = Page(html)
+    assert len(html) < 8_000_000
+    assert [name for name in found.ids if name.startswith("plant-")] == [f"plant-{name}" for name in names]
+    assert {name for name in found.ids if name.startswith("chosen-")} >= {f"chosen-{name}-black" for name in names}
+    assert "each plant's best one of every kind is shown" in found.text
+    assert "The chosen and the best of 200 models" in found.text
