@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from jobs.candidates import cell, figures_of, may_serve, normality_at, runs_for
+from jobs.candidates import candidate_of, cell, figures_of, may_serve, normality_at, runs_for
 from jobs.plan import Plan, RunSpec
+from jobs.scoring import role_inputs
+from plants.costs import lot_folds, solve
 from plants.metrics import report
 from plants.plant import Fleet
 from plants.verdict import Candidate
@@ -38,6 +41,37 @@ def test_a_plant_is_judged_by_its_normality_too_and_served_by_it_only_where_few_
     served = {"plant": plant, "plan": plan, "fleet": toy_fleet("north")}
     assert [may_serve(found, **served, num_defects=num) for num in (0, 19, 20)] == [True, True, False]
     assert runs_for(plan, fleet=toy_fleet("north"), plant=plant, done=["n", "o"], seed=0) == ["o"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["weighted", "stacked"])
+def test_neither_weights_nor_thresholds_of_a_fitted_ensemble_know_the_lots_that_judge_it(works, kind):
+    """What the parts of one fold are is turned round: how these are judged does not change."""
+    exports, plant = works.exports(), works.fleet.plant("arden")
+    runs = ("own-arden-s0", "pooled-s0", "sister-arden-s0")
+
+    def judged(truth: np.ndarray | None = None) -> tuple[Candidate, np.ndarray]:
+        inputs = role_inputs("arden", role="decide", exports=exports)
+        assert inputs is not None
+        if truth is not None:
+            inputs.__dict__["truth"] = truth
+        found = candidate_of(f"{kind}-arden", kind, runs, plant=plant, inputs=inputs, exports=exports)
+        return found, inputs.truth
+
+    before, truth = judged()
+    _, at = lot_folds(before.scores.lots)
+    turned = np.where(at == 0, np.where(truth == "ok", "dent", "ok"), truth).astype(object)
+    after, _ = judged(turned)
+    assert np.array_equal(before.scores.probs[at == 0], after.scores.probs[at == 0])
+    assert before.judged_by.policies[0] == after.judged_by.policies[0]
+    assert before.policy != after.policy, "what is published knows all lots"
+    inputs = role_inputs("arden", role="decide", exports=exports)
+    assert inputs is not None
+    said = inputs.scores(
+        [inputs.probabilities(run) for run in before.members], leaf_sets=works.fleet.leaf_sets(plant), mix=before.mix
+    )
+    assert np.array_equal(said.probs, before.published.probs)
+    assert before.policy == solve(before.published, costs=plant.costs, plant="arden")
 
 
 def test_a_cell_names_the_class_that_is_missed_most_and_counts_nothing_as_zero():
