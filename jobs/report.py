@@ -17,6 +17,7 @@ from jobs.incumbent_section import incumbent_html
 from jobs.learning import NUM_DRAWN, section
 from jobs.page import inline_svg, page, table
 from jobs.remarks import remarks_html
+from plants.ensembles import described
 
 Document = Mapping[str, Any]
 
@@ -158,7 +159,7 @@ def _decision(decision: Mapping[str, Any]) -> str:
                 f"{_figure({**figure, 'value': figure['diff']}, show=show)}."
             )
     if len(decision.get("members", ())) > 1:
-        words.append(f"Members: {_text(', '.join(decision['members']))}.")
+        words.append(f"It is {_text(described(decision))}.")
     policy = decision.get("policy")
     if isinstance(policy, Mapping):
         words += _limits(policy, kind=decision.get("kind"))

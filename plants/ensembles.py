@@ -202,6 +202,15 @@ def to_json(mix: Mix | None) -> dict[str, Any]:
     return {"weights": list(mix.weights) if mix else None, "rule": mix.rule if mix else None}
 
 
+def described(decision: Any) -> str:
+    """The members of a decision's model in words, with their weights where it is an ensemble."""
+    names, mix = decision["members"], from_json(decision, num=len(decision["members"]))
+    if len(names) == 1:
+        return str(names[0])
+    rule = {"mean": "the mean of", "log": "the log-linear pool of"}[mix.rule]
+    return f"{rule} {', '.join(f'{name} ({weight:.2f})' for name, weight in zip(names, mix.weights, strict=True))}"
+
+
 def from_json(decision: Any, *, num: int) -> Mix:
     """What `to_json` wrote; the plain average of `num` members where a decision says nothing, as older ones do."""
     weights = decision.get("weights")
