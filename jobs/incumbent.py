@@ -28,7 +28,7 @@ def incumbent_at(
     if INCUMBENT not in inputs.frames:
         return {}, {}
     said = inputs.frames[INCUMBENT].to_numpy(dtype=object)
-    found = judged(chosen.scores, said=said, part_of=inputs.part_groups, plant=plant, costs=plant.costs)
+    found = judged(chosen.scores, said=said, part_of=inputs.part_groups, plant=plant)
     if found is None:
         return {}, {}
     figures = _figures(found, plant=plant, fleet=fleet, seed=seed)

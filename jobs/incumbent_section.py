@@ -38,7 +38,8 @@ def incumbent_html(reports: Mapping[str, Any]) -> str:
         f"It has judged {found['figures']['n']} of {found['num_parts']} parts, in {found['figures']['n_lots']} lots. "
     )
     if gap:
-        words += f"The chosen model costs {_figure({**gap, 'value': gap['diff']}, show=_money)} a part more than it. "
+        shown = _figure({**gap, "value": gap["diff"]}, show=_money)
+        words += f"Difference in cost a part, the chosen model less the incumbent: {shown}. "
     words += (
         "Parts that it let pass are seen here as far as they were labelled: where labels come from what it stopped, "
         "its escapes are undercounted."

@@ -124,15 +124,14 @@ def write_report(document: Mapping[str, Any], *, material: Material, settings: S
 
 
 def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
-    """The matrix of macro-F1 and the decisions, worst plant first."""
+    """The matrix of macro-F1, or money of what names no class, and the decisions, worst plant first."""
     plants = document["plants"]
     matrix = new_table("Macro-F1 on decide, worst plant first; * is the decision", "model", *plants)
     for name, row in document["matrix"].items():
         cells = []
         for plant in plants:
-            value = row.get(plant, {}).get("macro_f1")
             star = "*" if document["decisions"][plant]["model"] == name else ""
-            cells.append(star if value is None else f"{100 * value:.1f}{star}")
+            cells.append(_judged(row.get(plant, {})) + star)
         matrix.add_row(name, *cells)
     show.print(matrix)
     table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "shown", "why")
@@ -157,6 +156,14 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
     show_forecast(document.get("forecast"), show=show)
     if document["synthetic"]:
         show.print("These data are synthetic: the figures say nothing about a real plant.", style="bold")
+
+
+def _judged(row: Mapping[str, Any]) -> str:
+    """Macro-F1 in percent, or money a part of what names no class; empty where nothing was judged."""
+    f1, cost = row.get("macro_f1"), row.get("cost")
+    if f1 is not None:
+        return f"{100 * f1:.1f}"
+    return "" if cost is None else f"costs {cost:,.0f}"
 
 
 def _show_transfer(rows: Sequence[Mapping[str, Any]], *, show: Console) -> None:

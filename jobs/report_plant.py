@@ -12,6 +12,7 @@ from jobs.learning import NUM_DRAWN
 from jobs.matrix import runs_of
 from jobs.page import inline_svg, table
 from jobs.skill import skill_figure, skill_words
+from plants.ensembles import described
 
 MAX_MODELS = 60
 """What a plant's table shows of all models; `--json` has them all."""
@@ -50,7 +51,7 @@ def decision(name: str, document: Document) -> str:
                 f"{figure_of({**gap, 'value': gap['diff']}, show=show)}."
             )
     if len(found.get("members", ())) > 1:
-        words.append(f"Members: {text(', '.join(found['members']))}.")
+        words.append(f"It is {text(described(found))}.")
     policy = found.get("policy")
     if isinstance(policy, Mapping):
         words += _limits(policy, kind=found.get("kind"))

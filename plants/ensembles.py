@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -154,6 +155,12 @@ class _Views:
     parts: npt.NDArray[np.intp]
     shares: Floats
 
+    @cached_property
+    def logs(self) -> Floats:
+        """Log probabilities, none under that of `LEAST` [K, M, L]."""
+        found: Floats = np.log(np.maximum(self.said, LEAST))
+        return found
+
     @classmethod
     def of(cls, speaking: Speakers, *, said: Floats, truth: Mask, chosen: Mask) -> _Views:
         at = chosen[speaking.groups]
@@ -186,7 +193,7 @@ def _loss(weights: Floats, views: _Views, rule: Rule) -> tuple[float, Floats]:
         slopes = true
         value = weights @ true
     else:
-        logs = np.log(np.maximum(views.said, LEAST))
+        logs = views.logs
         probs = softmax(np.tensordot(weights, logs, axes=1))
         value = (probs * views.truth).sum(axis=1)
         slopes = (logs * (probs * views.truth)).sum(axis=2) - value * (logs * probs).sum(axis=2)
@@ -200,6 +207,15 @@ def _loss(weights: Floats, views: _Views, rule: Rule) -> tuple[float, Floats]:
 def to_json(mix: Mix | None) -> dict[str, Any]:
     """As a decision holds it: `weights` and `rule`, None of a model that is no ensemble."""
     return {"weights": list(mix.weights) if mix else None, "rule": mix.rule if mix else None}
+
+
+def described(decision: Any) -> str:
+    """The members of a decision's model in words, with their weights where it is an ensemble."""
+    names, mix = decision["members"], from_json(decision, num=len(decision["members"]))
+    if len(names) == 1:
+        return str(names[0])
+    rule = {"mean": "the mean of", "log": "the log-linear pool of"}[mix.rule]
+    return f"{rule} {', '.join(f'{name} ({weight:.2f})' for name, weight in zip(names, mix.weights, strict=True))}"
 
 
 def from_json(decision: Any, *, num: int) -> Mix:

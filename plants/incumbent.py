@@ -18,7 +18,7 @@ import pandas as pd
 
 from plants.errors import InputError
 from plants.findings import Found
-from plants.plant import Costs, Plant
+from plants.plant import Plant
 from plants.policy import OK, REJECT, REVIEW, VERDICTS, Policy
 from plants.scores import Mask, PartScores
 from plants.tables import Files, read_named
@@ -138,7 +138,7 @@ class Incumbent:
 
 
 def judged(
-    parts: PartScores, *, said: npt.NDArray[Any], part_of: npt.NDArray[np.intp], plant: Plant, costs: Costs
+    parts: PartScores, *, said: npt.NDArray[Any], part_of: npt.NDArray[np.intp], plant: Plant
 ) -> Incumbent | None:
     """The incumbent at a plant; None where it has judged none of the parts [P].
 
@@ -162,7 +162,7 @@ def judged(
         pass_below=BETWEEN / 2,
         reject_above=1 - BETWEEN / 2,
         impossible_above=1.0,
-        costs=costs,
+        costs=plant.costs,
     )
     return Incumbent(rows, _scores(these, verdicts), policy, _named(these, verdicts) if names else None)
 

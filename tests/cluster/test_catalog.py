@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 from scipy.ndimage import gaussian_filter
 
 from cluster import snapshots
-from cluster.catalog import ASSIGNMENTS, Catalog
+from cluster.catalog import ASSIGNMENTS, Catalog, labels_key
 from cluster.imports import Imported, import_plant
 from cluster.likeness import Look, Looked
 from cluster.storage import LocalStore, PlantFiles
@@ -593,3 +594,38 @@ def test_an_import_reads_its_sisters_tables_once_while_they_stay_as_they_are(cat
     seen.clear()
     assert any("south" in note for note in read(catalog, fleet).notes)
     assert "labels/south.parquet" in seen
+
+
+def test_what_the_existing_inspection_said_is_kept_over_imports_added_later_and_sealed_of_test_rows(catalog, fleet):
+    first = read(catalog, fleet)
+    assert catalog.rows("north")["incumbent"].isna().all()
+    sealed = catalog.sealed("north")
+    catalog.write("north.parquet", sealed.drop(columns="incumbent"), store=catalog.seal)  # as older imports wrote it
+    table = Path(fleet.plant("north").images).parent / "line.csv"
+    said = {frame: "reject" if "crack" in frame else "ok" for frame in catalog.rows("north")["frame"]}
+    pd.DataFrame({"frame": list(said), "incumbent": list(said.values())}).to_csv(table, index=False)
+    plants = tuple(one.model_copy(update={"incumbent": str(table)}) for one in fleet.plants[:1])
+    later = fleet.model_copy(update={"plants": (*plants, *fleet.plants[1:])})
+    digest = catalog.snapshot("north")
+    for _ in range(2):
+        found = read(catalog, later)
+        rows = catalog.rows("north")
+        is_test = rows["role"] == "test"
+        assert rows.loc[is_test, "incumbent"].isna().all()
+        assert dict(zip(rows.loc[~is_test, "frame"], rows.loc[~is_test, "incumbent"], strict=True)) == {
+            frame: said[frame] for frame in rows.loc[~is_test, "frame"]
+        }
+        answers = splits.unseal(rows, catalog.sealed("north"))
+        assert answers["incumbent"].tolist() == [said[frame] for frame in answers["frame"]]
+        assert found.splits == first.splits
+    assert catalog.corrections() == "", "no answer of the sealed test was corrected"
+    assert catalog.snapshot("north") == digest, "nothing is learned from it"
+
+
+def test_label_rows_that_were_written_before_there_was_an_incumbent_are_read(catalog, fleet):
+    read(catalog, fleet)
+    table = pq.read_table(io.BytesIO(catalog.store.read(labels_key("north"))))
+    buffer = io.BytesIO()
+    pq.write_table(table.drop_columns(["incumbent"]), buffer)
+    catalog.store.write(labels_key("north"), buffer.getvalue())
+    assert catalog.rows("north")["incumbent"].isna().all()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from jobs.candidates import cell, figures_of, may_serve, normality_at, runs_for
+from jobs.candidates import candidate_of, candidates_at, cell, figures_of, may_serve, normality_at, runs_for
 from jobs.plan import Plan, RunSpec
+from jobs.scoring import role_inputs
+from plants.costs import lot_folds, solve
+from plants.ensembles import MIN_WEIGHT
 from plants.metrics import report
 from plants.plant import Fleet
 from plants.verdict import Candidate
@@ -38,6 +42,56 @@ def test_a_plant_is_judged_by_its_normality_too_and_served_by_it_only_where_few_
     served = {"plant": plant, "plan": plan, "fleet": toy_fleet("north")}
     assert [may_serve(found, **served, num_defects=num) for num in (0, 19, 20)] == [True, True, False]
     assert runs_for(plan, fleet=toy_fleet("north"), plant=plant, done=["n", "o"], seed=0) == ["o"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["weighted", "stacked"])
+def test_neither_weights_nor_thresholds_of_a_fitted_ensemble_know_the_lots_that_judge_it(works, kind):
+    """What the parts of one fold are is turned round: how these are judged does not change."""
+    exports, plant = works.exports(), works.fleet.plant("arden")
+    runs = ("own-arden-s0", "pooled-s0", "sister-arden-s0")
+
+    def judged(truth: np.ndarray | None = None) -> tuple[Candidate, np.ndarray]:
+        inputs = role_inputs("arden", role="decide", exports=exports)
+        assert inputs is not None
+        if truth is not None:
+            inputs.__dict__["truth"] = truth
+        found = candidate_of(f"{kind}-arden", kind, runs, plant=plant, inputs=inputs, exports=exports)
+        return found, inputs.truth
+
+    before, truth = judged()
+    _, at = lot_folds(before.scores.lots)
+    turned = np.where(at == 0, np.where(truth == "ok", "dent", "ok"), truth).astype(object)
+    after, _ = judged(turned)
+    assert np.array_equal(before.scores.probs[at == 0], after.scores.probs[at == 0])
+    assert before.judged_by.policies[0] == after.judged_by.policies[0]
+    assert before.policy != after.policy, "what is published knows all lots"
+    inputs = role_inputs("arden", role="decide", exports=exports)
+    assert inputs is not None
+    said = inputs.scores(
+        [inputs.probabilities(run) for run in before.members], leaf_sets=works.fleet.leaf_sets(plant), mix=before.mix
+    )
+    assert np.array_equal(said.probs, before.published.probs)
+    assert before.policy == solve(before.published, costs=plant.costs, plant="arden")
+
+
+@pytest.mark.slow
+def test_no_ensemble_is_offered_that_is_one_model_or_the_plain_average_by_another_name(works):
+    exports, plant = works.exports(), works.fleet.plant("essen")
+    inputs = role_inputs("essen", role="decide", exports=exports)
+    assert inputs is not None
+    runs = ["own-essen-s0", "warm-essen-s0", "pooled-s0", "sister-essen-s0"]
+    found = {one.name: one for one in candidates_at(plant, inputs=inputs, exports=exports, run_ids=runs)}
+    assert list(found)[:5] == [*runs, "ensemble-essen"]
+    assert found["ensemble-essen"].members == tuple(runs[:3]), "a sister's model is no part of it"
+    for name, one in list(found.items())[5:]:
+        assert name in ("weighted-essen", "stacked-essen")
+        assert one.mix is not None
+        assert len(one.members) == len(one.mix.weights) > 1
+        assert min(one.mix.weights) >= MIN_WEIGHT * sum(one.mix.weights)
+        assert one.serving_cost == sum(exports.words(run)["cut"] for run in one.members)
+    twice = candidates_at(plant, inputs=inputs, exports=exports, run_ids=["own-essen-s0", "own-essen-s0"])
+    assert not [one for one in twice if one.kind == "weighted"], "equal models are weighed alike"
 
 
 def test_a_cell_names_the_class_that_is_missed_most_and_counts_nothing_as_zero():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plants.ensembles import LEAST, MIN_WEIGHT, Mix, Parts, Rule, combined, fit, fitted, from_json, to_json
+from plants.ensembles import LEAST, MIN_WEIGHT, Mix, Parts, Rule, combined, described, fit, fitted, from_json, to_json
 from plants.scores import softmax, speakers
 
 LEAVES = ("ok", "crack", "dent")
@@ -134,5 +134,8 @@ def test_what_a_decision_holds_is_read_again_and_an_older_one_is_the_plain_avera
     assert from_json(to_json(mix), num=2) == mix
     assert from_json(to_json(None), num=1) == from_json({}, num=1) == Mix.plain(1)
     assert from_json({"model": "ensemble-north"}, num=2) == Mix.plain(2)
+    words = described({"members": ["a", "b"], **to_json(mix)})
+    assert words == "the log-linear pool of a (0.25), b (1.50)"
+    assert described({"members": ["a"], **to_json(None)}) == "a"
     with pytest.raises(ValueError, match="weight for each"):
         combined([(probs((1.0,)), ("ok",))] * 2, mix=Mix((1.0,)))

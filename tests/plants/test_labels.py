@@ -605,3 +605,27 @@ def test_a_part_is_the_defect_that_most_of_its_frames_with_one_show(words, expec
     classes = np.array(["other", *words, "other"], dtype=object)
     parts = np.array([0, *[1] * len(words), 2])
     assert truth_of_parts(classes, parts, ok=("good", "fine")).tolist() == ["other", expected, "other"]
+
+
+def test_a_column_of_the_existing_inspection_is_kept_as_written_and_never_costs_a_row(root):
+    rows = [
+        {"frame": "gut/0.png", "class": "gut", "incumbent": "OK "},
+        {"frame": "gut/1.png", "class": "gut", "incumbent": "perhaps"},
+        {"frame": "Delle/0.png", "class": "Delle", "incumbent": "Kratzer groß"},
+        {"frame": "Delle/1.png", "class": "Delle", "incumbent": ""},
+    ]
+    found = imported(root, labels=table(root, rows))
+    kept = found.rows.set_index("frame")["incumbent"]
+    assert kept.dropna().to_dict() == {"gut/0.png": "OK", "gut/1.png": "perhaps", "Delle/0.png": "Kratzer groß"}
+    assert found.rejected == []
+    assert [note for note in found.notes if "incumbent" in note] == [
+        "1 of 3 verdicts of the incumbent inspection are none: 'perhaps' (1); "
+        "known: ok, reject, review and the plant's classes"
+    ]
+
+
+def test_class_folders_take_the_verdicts_of_the_existing_inspection_from_a_table_among_them(root):
+    pd.DataFrame({"part_id": ["0", "1"], "incumbent": ["reject", "ok"]}).to_csv(root / "line.csv", index=False)
+    found = imported(root, incumbent=f"{root}/line.csv", part_pattern=r"(\d)\.png")
+    assert found.rejected == []
+    assert found.rows.groupby("part_id")["incumbent"].unique().map(list).to_dict() == {"0": ["reject"], "1": ["ok"]}
