@@ -113,6 +113,8 @@ class Recipe(Config):
             faults.append(f"accumulate {self.accumulate} is more than the batch ({self.batch}) has images: lower it")
         if self.init == "random" and (len(self.stages) != 1 or self.freeze_norm):
             faults.append("init: random needs one stage and freeze_norm: false, as no layer knows anything yet")
+        if self.average and not self.freeze_norm:
+            faults.append("average: the mean's norms would be nobody's; freeze_norm must be true")
         if self.init == "random" and (self.l2_sp or self.replay):
             faults.append("init: random has nothing to stay near to: leave out l2_sp and replay")
         faults += self._faults_of_adapters() if self.lora_rank is not None else []
