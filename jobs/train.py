@@ -117,7 +117,7 @@ class _State:
     since_best: int
     rate: float
     mean: dict[str, Tensor]
-    """Of the weights of the epochs that count towards it, see `Recipe.average`."""
+    """Of the weights of the epochs that count towards it, see `Recipe.average_epochs`."""
 
 
 def _unfreeze(
@@ -135,7 +135,7 @@ def _unfreeze(
     branch = _to_be_trained(run, stage=stage, best=best)
     optimizer = _optimizer(run, branch, stage=stage)
     at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0, {})
-    mean = AveragedModel(branch) if run.recipe.average else None
+    mean = AveragedModel(branch) if run.recipe.average_epochs else None
     if resumed:
         branch.load_state_dict(resumed.branch)
         optimizer.load_state_dict(resumed.optimizer)
