@@ -6,8 +6,8 @@ Macro-F1 per part on `decide` of the plant left out, over the fleet's classes th
     plain      one loop as a careful person writes it: all sources' rows weighted alike by plant, the last stages and a
                new head trained together from the pretrained start; best epoch on `select`
     pooled     `train --leave-out` as it is by default: balanced, heads first, then stage after stage
-    ours       the same with `align: true` and `average_epochs: true`: activations aligned by plant, the new plant met by
-               its frames without labels (`jobs.align`), weights averaged over epochs
+    ours       the same with `align: true` and `average_epochs: true`: activations aligned by plant, the new plant met
+               by its frames without labels (`jobs.align`), weights averaged over epochs
     tones      X6's first step alone: every environment's photometry brings its tones to the mean of all environments'
     both       ours after tones
 
