@@ -7,7 +7,8 @@ its branch. It is what adapting the statistics of BatchNorm does, for any backbo
 default (`Recipe.align`), for models without a plant alone: a plant with a model of its own needs none of it.
 
 It is guarded: the fewer frames, the nearer the statistics are held to the sources' mean, and under `MIN_FRAMES`
-nothing is adapted. Frames must be what the line makes: of defects alone they would hide what a defect is.
+nothing is adapted. That it helped cannot be known without labels: it is no candidate for serving, and its first
+verdicts want a person. Where classes fill the frame, their mix moves the statistics (README, Decisions).
 Source: Li et al., Adaptive batch normalization for practical domain adaptation, Pattern Recognition 80, 2018;
 Schneider et al., Improving robustness against common corruptions by covariate shift adaptation, NeurIPS 2020.
 """

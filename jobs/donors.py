@@ -28,7 +28,7 @@ from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS
 
 HELPS, HARMS, NEITHER, CANNOT = "helps", "harms", "no difference shown", "cannot"
 LEVEL = 0.95
-MOST = 12
+MOST = 6
 """Donors measured at a plant, those that share most classes with it, so that the cost stays linear in plants."""
 
 

@@ -93,7 +93,7 @@ class Recipe(Config):
     align: bool = False
     """Models without a plant (`train --leave-out`) learn from activations that have one mean and spread at every plant,
     and the new plant's are brought to these by its frames without labels, see `jobs.align`; no other run changes."""
-    average: bool = False
+    average_epochs: bool = False
     """Beside each epoch of a stage's second half, the mean of these epochs' weights is judged, and may be kept."""
     lora_rank: int | None = None
     """Rank of adapters that learn in place of the stages' own layers, all at `lr_backbone`; None: the layers learn."""
@@ -113,6 +113,8 @@ class Recipe(Config):
             faults.append(f"accumulate {self.accumulate} is more than the batch ({self.batch}) has images: lower it")
         if self.init == "random" and (len(self.stages) != 1 or self.freeze_norm):
             faults.append("init: random needs one stage and freeze_norm: false, as no layer knows anything yet")
+        if self.average_epochs and not self.freeze_norm:
+            faults.append("average_epochs: the mean's norms would be nobody's; freeze_norm must be true")
         if self.init == "random" and (self.l2_sp or self.replay):
             faults.append("init: random has nothing to stay near to: leave out l2_sp and replay")
         faults += self._faults_of_adapters() if self.lora_rank is not None else []

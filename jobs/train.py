@@ -117,7 +117,7 @@ class _State:
     since_best: int
     rate: float
     mean: dict[str, Tensor]
-    """Of the weights of the epochs that count towards it, see `Recipe.average`."""
+    """Of the weights of the epochs that count towards it, see `Recipe.average_epochs`."""
 
 
 def _unfreeze(
@@ -135,7 +135,7 @@ def _unfreeze(
     branch = _to_be_trained(run, stage=stage, best=best)
     optimizer = _optimizer(run, branch, stage=stage)
     at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0, {})
-    mean = AveragedModel(branch) if run.recipe.average else None
+    mean = AveragedModel(branch) if run.recipe.average_epochs else None
     if resumed:
         branch.load_state_dict(resumed.branch)
         optimizer.load_state_dict(resumed.optimizer)
@@ -148,12 +148,7 @@ def _unfreeze(
             break
         loss = epoch_of(run, wrapped, optimizer, stage=stage, index=index, epoch=epoch, scale=at.rate)
         _average_buffers(branch, world=run.world)
-        found, kept = agreed(run.taught.judge_branch(branch, cut=stage.cut), world=run.world), branch
-        if mean and epoch >= stage.epochs // 2:
-            mean.update_parameters(branch)
-            averaged = agreed(run.taught.judge_branch(mean.module, cut=stage.cut), world=run.world)
-            if averaged.beats(found):
-                found, kept = averaged, mean.module
+        found, kept = _judged(run, branch, mean=mean if epoch >= stage.epochs // 2 else None, cut=stage.cut)
         row = {"stage": index + 1, "epoch": epoch + 1, "loss": loss, "select": found.value, "select_nll": found.nll}
         row["rate"] = at.rate  # of the schedule's, halved where a rule says so
         best.history.append(row)
@@ -183,6 +178,16 @@ def _unfreeze(
         best.adapter, best.state = lora.taken(branch)
         best.start = best.state
     return True
+
+
+def _judged(run: Run, branch: Any, *, mean: AveragedModel | None, cut: int) -> tuple[Score, Any]:
+    """The better on select of the branch and the mean, which then knows this epoch too, and its score."""
+    found = agreed(run.taught.judge_branch(branch, cut=cut), world=run.world)
+    if mean is None:
+        return found, branch
+    mean.update_parameters(branch)
+    averaged = agreed(run.taught.judge_branch(mean.module, cut=cut), world=run.world)
+    return (averaged, mean.module) if averaged.beats(found) else (found, branch)
 
 
 def _to_be_trained(run: Run, *, stage: Stage, best: Fitted) -> Any:

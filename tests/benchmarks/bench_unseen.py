@@ -6,14 +6,15 @@ Macro-F1 per part on `decide` of the plant left out, over the fleet's classes th
     plain      one loop as a careful person writes it: all sources' rows weighted alike by plant, the last stages and a
                new head trained together from the pretrained start; best epoch on `select`
     pooled     `train --leave-out` as it is by default: balanced, heads first, then stage after stage
-    ours       the same with `align: true` and `average: true` (`jobs.align`): activations aligned by plant, the new
-               plant met by its frames without labels, weights averaged over epochs
-    tones      X6's first step alone: every environment's photometry brings its tones to the mean of the sources'
+    ours       the same with `align: true` and `average_epochs: true`: activations aligned by plant, the new plant met
+               by its frames without labels (`jobs.align`), weights averaged over epochs
+    tones      X6's first step alone: every environment's photometry brings its tones to the mean of all environments'
+    both       ours after tones
 
-All have the same trunk and branch, so that an image costs the same; ours adds a factor and an offset a channel. Ours
-and tones have seen frames of the new plant (those of train and select, no label), the others have not. `guard` says
-what ours is worth when it is met by few frames or by frames that the line does not make. Differences are paired over
-lots. Prints one JSON object last.
+All have the same trunk and branch, so that an image costs the same; ours adds a factor and an offset a channel. Ours,
+tones and both have seen frames of the new plant (those of train and select, no label), the others have not. `guard`
+says what ours is worth when it is met by few frames or by frames that the line does not make. Differences are paired
+over lots. Prints one JSON object last.
 
     python tests/benchmarks/bench_unseen.py                            seeds 0, 1, 2 of fleet and training
     python tests/benchmarks/bench_unseen.py --real --backbone mobilenetv2_035    the two steel mills
@@ -182,7 +183,7 @@ def plain(left: Left, sources: Sequence[str]) -> Fitted:
 
 def ours(left: Left, sources: Sequence[str]) -> tuple[Fitted, AlignedData]:
     """The recipe for unseen plants, before it meets one."""
-    recipe = left.recipe.model_copy(update={"align": True, "average": True})
+    recipe = left.recipe.model_copy(update={"align": True, "average_epochs": True})
     data = AlignedData(left.data(sources))
     return left.fitted(sources, data=data, recipe=recipe), data
 
@@ -273,6 +274,8 @@ def left_out(left: Left, name: str, *, own: Mapping[str, Fitted], with_tones: Le
     by_name["ours"] = left.scores(met(recipe, data, plant), **judge)
     if with_tones:
         by_name["tones"] = with_tones.scores(with_tones.fitted(sources), **judge)
+        recipe_t, data_t = ours(with_tones, sources)
+        by_name["both"] = with_tones.scores(met(recipe_t, data_t, with_tones.material.data(name)), **judge)
     guarded = {key: left.scores(one, **judge) for key, one in guard(recipe, data, plant, seed=left.seed).items()}
     alike = {other: left.known([other]) & fleet_classes(left.fleet.plant(name)) for other in sources}
     shared = [_only(singles[o], alike[o]) - _only(by_name["ours"], alike[o]) for o in sources if len(alike[o]) > 1]

@@ -18,6 +18,7 @@ from plants.errors import InputError
         ("lora_rank: 3", "lora_rank 3 is outside 4..32: take 8, or leave it out"),
         ("lora_rank: 33", "lora_rank 33 is outside 4..32: take 8, or leave it out"),
         ("{lora_rank: 8, freeze_norm: false}", "freeze_norm must be true"),
+        ("{average_epochs: true, freeze_norm: false}", "freeze_norm must be true"),
         ("dropuot: 0.3", "dropuot"),
         ("loss: hinge", "loss"),
         ("balance: oversampling", "balance"),

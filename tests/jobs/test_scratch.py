@@ -47,7 +47,7 @@ def material(fleet: Fleet, cache: Path, **trunk: object) -> Material:
 
 @pytest.mark.parametrize(("num_parts", "epochs"), [(10_000, 30), (320, 30), (60, 160), (30, 320), (1, 500)])
 def test_a_run_from_scratch_has_thirty_epochs_and_more_where_they_are_short(num_parts: int, epochs: int):
-    recipe = scratch_recipe(Recipe(dropout=0.1, batch=16), cut=5, num_parts=num_parts)
+    recipe = scratch_recipe(Recipe(dropout=0.1, batch=16, average_epochs=True), cut=5, num_parts=num_parts)
     (stage,) = recipe.stages
     assert (stage.cut, stage.epochs, recipe.patience) == (5, epochs, epochs)
     assert stage.lr_head == stage.lr_backbone > 1e-3

@@ -75,6 +75,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
         (3, {}),
         (2, {"balance": "sampling", "loss": "focal", "accumulate": 3}),
         (2, {"balance": "sampling", "loss": "cost"}),
+        (2, {"average_epochs": True}),
     ],
 )
 @pytest.mark.slow
@@ -111,6 +112,18 @@ def test_a_run_killed_between_epochs_ends_as_if_it_had_not_been(tmp_path, die_af
     assert resumed.history == undisturbed.history
     for got, whole in ((resumed.state, undisturbed.state), (resumed.start, undisturbed.start)):
         assert all(torch.equal(got[k], whole[k]) for k in whole)
+
+
+def test_the_mean_of_epochs_is_kept_where_it_is_better_and_only_then(tmp_path):
+    run = toy_run(tmp_path)
+    for lr_backbone in (1e-3, 1e-5):
+        stage = Stage(cut=1, epochs=4, lr_backbone=lr_backbone, lr_head=0.1, warmup_epochs=0)
+        given = Recipe(stages=(stage,), views=2, patience=10)
+        recipes = (given, given.model_copy(update={"average_epochs": True}))
+        plain, mean = (fit(ToyModel(), **run, recipe=recipe, seed=3) for recipe in recipes)
+        assert [row.get("loss") for row in mean.history] == [row.get("loss") for row in plain.history]
+        assert mean.score.nll <= plain.score.nll
+        assert all(b["select_nll"] <= a["select_nll"] for a, b in zip(plain.history, mean.history, strict=True))
 
 
 def test_a_long_epoch_says_how_far_it_is_now_and_then_and_changes_nothing(tmp_path):
