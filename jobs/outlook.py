@@ -169,7 +169,8 @@ def _cell(told: Found, *, is_count: bool = False) -> str:
         return f'{NONE} <span class="range">{escape(told["words"] or "")}</span>'
     show = _count if is_count else _percent
     ends = [_data(told[end], show(told[end])) for end in ("low", "high") if told[end] is not None]
-    span = f' <span class="range">{" to ".join(ends)}</span>' if len(ends) == 2 else ""
+    words = f"at most {ends[-1]}" if is_count else " to ".join(ends)
+    span = f' <span class="range">{words}</span>' if len(ends) == 2 else ""
     return _data(told["value"], show(told["value"])) + span
 
 
@@ -192,4 +193,4 @@ def _count(value: float) -> str:
 def _labels(told: Found) -> str:
     if told["low"] is None or told["value"] is None:
         return told["words"] or "-"
-    return f"{_count(told['low'])} to {_count(told['high'])}, about {_count(told['value'])}"
+    return f"about {_count(told['value'])}, at most {_count(told['high'])}"

@@ -150,14 +150,14 @@ def _held(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _labels(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     told = [one for one in rows if one["is_near"] is not None]
-    spans = [one["forecast"]["high"] / one["forecast"]["low"] for one in told if one["forecast"]["high"]]
+    spans = [one["forecast"]["high"] / one["forecast"]["value"] for one in told if one["forecast"]["high"]]
     return {
         "n": len(told),
         "within_factor_2": _mean([one["is_near"] for one in told]),
         "coverage": _mean([one["holds"] for one in told if one["holds"] is not None]),
         "not_reached": sum((one["found"] or {"labels": 0})["labels"] is None for one in rows),
         "none_needed": sum((one["found"] or {"labels": 1})["labels"] == 0 for one in rows),
-        "median_high_over_low": round(float(np.median(spans)), 1) if spans else None,
+        "median_high_over_estimate": round(float(np.median(spans)), 1) if spans else None,
     }
 
 
