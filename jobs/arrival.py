@@ -71,7 +71,9 @@ class Newcomer:
     def rows(self) -> pd.DataFrame:
         """Those that a head learns from; the index is theirs among all rows. Nothing is chosen on `select` here."""
         rows = self.data.plants[0].rows
-        return rows[rows["is_learned"].to_numpy(dtype=bool) & rows["label"].isin(self.inputs.plant.classes).to_numpy()]
+        return rows[
+            rows["is_learned"].to_numpy(dtype=bool) & rows["label"].isin(self.inputs.plant.annotated).to_numpy()
+        ]
 
     @cached_property
     def decided(self) -> torch.Tensor:

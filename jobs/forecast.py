@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from plants.arrival import MARGIN, Reached, floor_of, labels_to_floor
+from plants.arrival import MARGIN, Reached, floor_of, labels_to_floor, risen
 from plants.forecast import LEVEL, LOG, MIN_PLANTS, ODDS, Forecast, labels_of_new_plant, new_plant, within_factor
 from plants.plant import Fleet, Plant
 
@@ -76,7 +76,8 @@ def _reached(plant: Plant, arrival: Arrival, *, margin: float) -> tuple[str | No
     """The plant's floor in words, and the labels that it took; None where there is no floor or no label."""
     costs = plant.costs
     recalls = {name: costs.recall_floor_by_class.get(name, costs.recall_floor) for name in plant.defects if plant.ok}
-    end = arrival["curve"][-1]["macro_f1"]["value"] if len(arrival["curve"]) > 1 else None
+    levels = [point["macro_f1"]["value"] for point in arrival["curve"]]
+    end = None if len(levels) < 2 or None in levels else float(risen(levels)[-1])
     floor = floor_of(recalls, end=end, margin=margin)
     if floor is None:
         return None, None

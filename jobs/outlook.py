@@ -31,9 +31,8 @@ def forecast_words(found: Found) -> str:
         return f"A new plant cannot be forecast: {first['words']}."
     many = f"{first['num_plants']} plants, each left out once"
     return (
-        f"On its first day a new plant would get macro-F1 {_percents(first)}, and needs "
-        f"{_labels(found['next']['labels'])} labelled parts to its floor: {100 * found['level']:.0f} % intervals from "
-        f"{many}."
+        f"On its first day a new plant would get macro-F1 {_percents(first)}; labelled parts to its floor: "
+        f"{_labels(found['next']['labels'])}. {100 * found['level']:.0f} % intervals from {many}."
     )
 
 
@@ -80,19 +79,26 @@ def forecast_html(found: Found | None) -> str:
 
 
 def _day_one(found: Found) -> str:
+    """Two tables: what the model says of parts, and what that ranks and costs."""
+    halves = (("macro_f1", "defect_recall"), ("auc", "cost"))
+    captions = ("Its first day, no label of it known, in percent", "The same: ranking, and money as a share")
+    return "".join(_metrics(found, half, caption=words) for half, words in zip(halves, captions, strict=True))
+
+
+def _metrics(found: Found, metrics: Sequence[str], *, caption: str) -> str:
     rows = []
     for row in found["plants"]:
         cells = [f'<a href="#plant-{escape(row["plant"])}">{escape(row["plant"])}</a>']
-        for metric in NAMES:
+        for metric in metrics:
             one = row["day_one"][metric]
             outside = ' <span class="chosen">outside</span>' if one["holds"] is False else ""
             cells += [_cell(one["found"]), _cell(one["forecast"]) + outside]
         rows.append(cells)
-    following = [f"<em>the next plant</em>{''}"]
-    for metric in NAMES:
+    following = ["<em>the next plant</em>"]
+    for metric in metrics:
         following += [NONE, _cell(found["next"]["day_one"][metric])]
-    columns = [column for name in NAMES.values() for column in (name, "forecast")]
-    return table(["plant", *columns], [*rows, following], caption="Its first day, no label of it known, in percent")
+    columns = [column for metric in metrics for column in (NAMES[metric], "forecast")]
+    return table(["plant", *columns], [*rows, following], caption=caption)
 
 
 def _to_floor(found: Found) -> str:
@@ -163,7 +169,8 @@ def _cell(told: Found, *, is_count: bool = False) -> str:
         return f'{NONE} <span class="range">{escape(told["words"] or "")}</span>'
     show = _count if is_count else _percent
     ends = [_data(told[end], show(told[end])) for end in ("low", "high") if told[end] is not None]
-    span = f' <span class="range">{" to ".join(ends)}</span>' if len(ends) == 2 else ""
+    words = f"at most {ends[-1]}" if is_count else " to ".join(ends)
+    span = f' <span class="range">{words}</span>' if len(ends) == 2 else ""
     return _data(told["value"], show(told["value"])) + span
 
 
@@ -186,4 +193,4 @@ def _count(value: float) -> str:
 def _labels(told: Found) -> str:
     if told["low"] is None or told["value"] is None:
         return told["words"] or "-"
-    return f"about {_count(told['value'])}, {_count(told['low'])} to {_count(told['high'])},"
+    return f"about {_count(told['value'])}, at most {_count(told['high'])}"

@@ -137,7 +137,7 @@ class Floor:
 
 
 def floor_of(recalls: Mapping[str, float], *, end: float | None, margin: float = MARGIN) -> Floor | None:
-    """The plant's own recall floors where it has any, else so much below the macro-F1 at the curve's end; else None.
+    """The plant's own recall floors where it has any, else so much below `end`, the macro-F1 of all labels; else None.
 
     From the second on, all labels that are left bring less than the margin.
     """
@@ -163,14 +163,22 @@ class Reached:
         return f"more than {self.more_than:,}" if self.labels is None else f"{self.labels:,.0f}"
 
 
+def risen(levels: Sequence[float]) -> Floats:
+    """The levels of a curve with those that fall averaged with the ones before, as labels harm by chance alone.
+
+    Source: isotonic regression, Barlow et al., Statistical Inference under Order Restrictions, 1972.
+    """
+    found: Floats = IsotonicRegression().fit_transform(np.arange(len(levels)), np.asarray(levels, dtype=np.float64))
+    return found
+
+
 def labels_to_floor(gaps: Sequence[float], *, sizes: Sequence[int]) -> Reached:
     """The fewest labels from which a curve lies on its floor or above, from its distance to the floor at every size.
 
-    sizes: ascending, the first 0 (day one). The curve is first made to rise, as labels harm by chance alone: adjacent
-    levels that fall are averaged; between two sizes it is straight in log(1 + labels).
-    Source: isotonic regression, Barlow et al., Statistical Inference under Order Restrictions, 1972.
+    sizes: ascending, the first 0 (day one). The curve is first made to rise; between two sizes it is straight in
+    log(1 + labels).
     """
-    rising = IsotonicRegression().fit_transform(np.arange(len(gaps)), np.asarray(gaps, dtype=np.float64))
+    rising = risen(gaps)
     held = np.flatnonzero(rising >= -1e-9)
     if not len(held):
         return Reached(None, int(sizes[-1]))

@@ -105,27 +105,31 @@ def _around(mean: float, variance: float, *, num: int, level: float) -> tuple[fl
 
 
 def labels_of_new_plant(found: Sequence[Reached], *, least: int = LEAST_LABELS, level: float = LEVEL) -> Forecast:
-    """The labels that one more plant needs to its floor, from those that known plants needed.
+    """The labels that one more plant needs to its floor, from those that known plants needed; under `least` are none.
 
-    The estimate is the median, as a plant that looks like another one needs next to none and says little of others.
-    The interval is that of a new value of a normal sample in the logarithm; a plant that had too few labels counts as
-    one that needs more than it had, and fewer labels than `least` as so many.
-    Source: maximum likelihood of a right-censored normal sample, `scipy.stats.CensoredData`.
+    The estimate is the median. low is 0: a plant that looks like a known one needs next to none, and a handful of
+    plants cannot tell how seldom that is. high is what a new plant that needs any stays under with that level: of those
+    that did, normal in the logarithm, one that had too few labels needing more than it had.
+    Source: maximum likelihood of a right-censored normal sample, `scipy.stats.CensoredData`; the bound as in
+    `new_plant`, on one side.
     """
     done = [math.log(max(r.labels, least)) for r in found if r.labels is not None]
     beyond = [math.log(max(r.more_than, least)) for r in found if r.more_than is not None]
-    num = len(done) + len(beyond)
+    num, num_done = len(done) + len(beyond), len(done)
     if num < MIN_PLANTS:
         return Forecast(None, None, None, num, TOO_FEW)
     words = f"{len(beyond)} of {num} plants did not get there" if beyond else None
-    if len(done) < 2:
+    if num_done < 2:
         return Forecast(None, None, None, num, words)
-    mean, scatter = _fitted(done, beyond)
-    scatter = max(scatter, LEAST_SCATTER)
-    low, _, high = _around(mean, scatter**2 * num / (num - 1), num=num, level=level)
     middle = float(np.median([*done, *([math.inf] * len(beyond))]))
-    value = math.exp(middle) if math.isfinite(middle) else None
-    return Forecast(value, math.exp(low), math.exp(high), num, words)
+    needed = [one for one in done if one > math.log(least)]
+    if len(needed) >= 2 and len(needed) + len(beyond) >= MIN_PLANTS:
+        done = needed
+    mean, scatter = _fitted(done, beyond)
+    used = len(done) + len(beyond)
+    variance = max(scatter, LEAST_SCATTER) ** 2 * used / (used - 1)
+    high = _around(mean, variance, num=used, level=2 * level - 1)[2]
+    return Forecast(math.exp(middle) if math.isfinite(middle) else None, 0.0, math.exp(high), num, words)
 
 
 def _fitted(done: Sequence[float], beyond: Sequence[float]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -85,8 +86,8 @@ def fleet_of(seed: int, *, folder: Path) -> Path:
     return path
 
 
-def forecast_of(seed: int, *, folder: Path) -> dict[str, Any]:
-    """The fleet's `forecast`, as `compare` has it."""
+def forecast_of(seed: int, *, folder: Path, home: Path) -> dict[str, Any]:
+    """The fleet's `forecast`, as `compare` has it. home: where the trunk is exported once for all fleets."""
     from cluster.catalog import Catalog
     from cluster.imports import import_plant
     from cluster.settings import Settings
@@ -101,7 +102,7 @@ def forecast_of(seed: int, *, folder: Path) -> dict[str, Any]:
     from jobs.scoring import Exports, role_inputs
     from plants.plant import load_fleet
 
-    fleet, settings = load_fleet(fleet_of(seed, folder=folder)), Settings(home=folder / "home", slots=1)
+    fleet, settings = load_fleet(fleet_of(seed, folder=folder)), Settings(home=home, slots=1)
     catalog, recipe = Catalog.of(fleet), Recipe(stages=(), views=1)
     for plant in fleet.plants:
         import_plant(catalog, fleet, plant, files=PlantFiles(), now=datetime.now(UTC))
@@ -149,14 +150,14 @@ def _held(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _labels(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     told = [one for one in rows if one["is_near"] is not None]
-    spans = [one["forecast"]["high"] / one["forecast"]["low"] for one in told if one["forecast"]["high"]]
+    spans = [one["forecast"]["high"] / one["forecast"]["value"] for one in told if one["forecast"]["high"]]
     return {
         "n": len(told),
         "within_factor_2": _mean([one["is_near"] for one in told]),
         "coverage": _mean([one["holds"] for one in told if one["holds"] is not None]),
         "not_reached": sum((one["found"] or {"labels": 0})["labels"] is None for one in rows),
         "none_needed": sum((one["found"] or {"labels": 1})["labels"] == 0 for one in rows),
-        "median_high_over_low": round(float(np.median(spans)), 1) if spans else None,
+        "median_high_over_estimate": round(float(np.median(spans)), 1) if spans else None,
     }
 
 
@@ -174,14 +175,16 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for every fleet's forecast as JSON")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    home = Path(tempfile.mkdtemp(prefix="bench-forecast-"))
     seeds, found, began = asked.seed or list(SEEDS)[: 2 if asked.quick else None], [], time.monotonic()
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            found.append(forecast_of(seed, folder=Path(folder)))
+            found.append(forecast_of(seed, folder=Path(folder), home=home))
         note(f"fleet {seed}: {len(found[-1]['plants'])} plants, {time.monotonic() - began:.0f} s")
         if asked.keep:
             asked.keep.mkdir(parents=True, exist_ok=True)
             (asked.keep / f"{seed}.json").write_text(json.dumps(found[-1]), encoding="utf-8")
+    shutil.rmtree(home)
     words = {"name": "forecast", "seeds": list(seeds), "seconds": round(time.monotonic() - began, 1)}
     print(json.dumps({**words, **figures(found), "cpus": os.cpu_count(), "machine": machine(threads={"torch": 1})}))
 

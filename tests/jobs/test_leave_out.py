@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from jobs.leave_out import LeftOut, parse
+from jobs.leave_out import ALL, LeftOut, named, parse
 from plants.errors import InputError
 from plants.plant import Fleet
 
@@ -77,3 +77,7 @@ def test_names_of_runs_are_plain_and_different_for_different_values():
     slugs = [parse(text).slug for text in ("mill", "mill/Kamera Süd", "mill/Kamera Sud", "mill/kamera-süd")]
     assert len(set(slugs)) == 4
     assert all(slug.replace("-", "").replace("_", "").isalnum() and slug.isascii() for slug in slugs)
+
+
+def test_all_is_no_name_of_its_own():
+    assert named(["mill/cam1", ALL, "mill/cam1"], fleet=FLEET) == [LeftOut("mill", "environment", "cam1")]

@@ -149,6 +149,19 @@ def test_what_is_left_out_gets_a_run_that_does_not_see_it_and_is_judged_on_it():
     assert {run.left_out for run in plan_of(fleet()).runs} == {None}
 
 
+def test_all_leaves_out_every_plant_that_is_pooled_with_two_others_once():
+    tiles = {"classes": {"free": "ok", "scratch": "scratch"}}
+    runs = [run for run in plan_of(fleet(tiles=tiles), leave_out=("xsdd", "all")).runs if run.kind == "without"]
+    assert {run.target: run.plants for run in runs} == {
+        "xsdd": ("neu", "tiles"),
+        "neu": ("xsdd", "tiles"),
+        "tiles": ("neu", "xsdd"),
+    }
+    assert len(runs) == 3
+    with pytest.raises(InputError, match="--leave-out: no plant can be left out: none is pooled with two others"):
+        plan_of(fleet(), leave_out=("all",))
+
+
 @pytest.mark.parametrize(
     ("out", "changes", "words"),
     [

@@ -98,7 +98,11 @@ def test_labels_to_the_floor_lie_inside_as_often_as_is_said_some_never_reached(n
 
 def test_a_plant_that_needs_no_label_does_not_move_the_estimate_of_the_others():
     usual = [Reached(x) for x in (60.0, 70.0, 80.0, 90.0)]
-    assert labels_of_new_plant([*usual, Reached(0.0)]).value == pytest.approx(70.0)
+    with_none, without = labels_of_new_plant([*usual, Reached(0.0)]), labels_of_new_plant(usual)
+    assert with_none.value == pytest.approx(70.0)
+    assert with_none.high == pytest.approx(without.high)
+    assert with_none.holds(0.0)
+    assert labels_of_new_plant([Reached(0.0)] * 4).value == pytest.approx(5.0)
 
 
 def test_where_plants_did_not_reach_their_floor_the_words_say_so():
@@ -115,7 +119,7 @@ def test_where_plants_did_not_reach_their_floor_the_words_say_so():
 def test_labels_alike_everywhere_are_not_taken_to_be_known_exactly():
     found = labels_of_new_plant([Reached(50.0)] * 5)
     assert found.value == pytest.approx(50.0)
-    assert found.low < 40
+    assert found.low == 0
     assert found.high > 60
 
 
