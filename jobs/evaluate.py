@@ -17,9 +17,10 @@ from jobs.scoring import Exports, role_inputs
 from plants import seal, splits
 from plants.confirmation import against_promise, standing
 from plants.costs import Policy
+from plants.differences import paired
 from plants.ensembles import from_json
 from plants.errors import InputError
-from plants.metrics import paired, report
+from plants.metrics import report
 from plants.plant import Fleet
 
 LEDGER = "ledger.jsonl"

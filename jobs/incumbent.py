@@ -10,8 +10,9 @@ from typing import Any
 
 from jobs.candidates import cell, nameless
 from jobs.scoring import RoleInputs
+from plants.differences import paired
 from plants.incumbent import INCUMBENT, Incumbent, judged
-from plants.metrics import paired, report
+from plants.metrics import report
 from plants.plant import Fleet, Plant
 from plants.shared import shared_classes, shared_f1
 from plants.verdict import Candidate

@@ -13,7 +13,8 @@ import numpy as np
 
 from jobs.plan import Plan
 from jobs.scoring import RoleInputs
-from plants.metrics import paired, report
+from plants.differences import paired
+from plants.metrics import report
 from plants.scores import PartScores
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.ledger import RunRecord
 from jobs.plan import BASELINES, Plan
-from plants.metrics import paired, report
+from plants.differences import paired
+from plants.metrics import report
 
 if TYPE_CHECKING:
     from plants.verdict import Candidate

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
-from plants.metrics import macro_f1
+from plants.counts import confusions, macro_f1, over_draws
 from plants.scores import PartScores
 from plants.stats import NOT_ENOUGH_LOTS, Floats, Lots, fraction
 
@@ -65,7 +65,7 @@ def level(orders: Sequence[PartScores], *, n_boot: int = 500, seed: int = 0) -> 
     """
     first = orders[0]
     lots, bad = Lots(first.lots), ~first.is_good if first.ok else np.zeros(len(first), dtype=bool)
-    counts = np.stack([_confusion(scores) for scores in orders])  # [O, N, C, C]
+    counts = np.stack([confusions(scores) for scores in orders])  # [O, N, C, C]
     caught = np.stack([bad & ~scores.ok_mask[scores.predicted_index] for scores in orders])  # [O, N]
     true = counts[0].sum(axis=(0, 2))
     seen = true[true > 0]
@@ -73,9 +73,9 @@ def level(orders: Sequence[PartScores], *, n_boot: int = 500, seed: int = 0) -> 
     if lots.is_enough:
         rng = np.random.default_rng(seed)
         draws, picked = lots.draws(n_boot, seed=seed), rng.integers(0, len(orders), size=(n_boot, len(orders)))
-        drawn = np.stack([_summed(one, draws, lots) for one in counts])
+        drawn = np.stack([over_draws(draws, lots, one) for one in counts])
         f1_drawn = _over_orders(macro_f1(drawn), picked)
-        hits, of = (_summed(values, draws, lots) for values in (caught.T.astype(np.float64), bad.astype(np.float64)))
+        hits, of = (over_draws(draws, lots, values) for values in (caught.T.astype(np.float64), bad.astype(np.float64)))
         with np.errstate(invalid="ignore", divide="ignore"):
             recall_drawn = _over_orders((hits / of[:, None]).T, picked)
     value = float(macro_f1(counts.sum(axis=1)).mean())
@@ -90,18 +90,6 @@ def level(orders: Sequence[PartScores], *, n_boot: int = 500, seed: int = 0) -> 
             if name not in first.ok and (first.truth_index == i).any()
         },
     }
-
-
-def _confusion(scores: PartScores) -> Floats:
-    """Each part's own table [N, C, C], truth by predicted."""
-    counts = np.zeros((len(scores), len(scores.classes), len(scores.classes)))
-    counts[np.arange(len(scores)), scores.truth_index, scores.predicted_index] = 1
-    return counts
-
-
-def _summed(values: Floats, draws: Floats, lots: Lots) -> Floats:
-    """Sums of per-part values [N, ...] in every draw [B, ...]."""
-    return (draws @ lots.sums(values)).reshape(len(draws), *values.shape[1:])
 
 
 def _over_orders(values: Floats, picked: npt.NDArray[np.int64]) -> Floats:

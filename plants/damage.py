@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from plants.costs import OutOfFold, Policy
-from plants.metrics import MIN_LOTS_OF_KIND, paired, report
+from plants.differences import paired
+from plants.metrics import MIN_LOTS_OF_KIND, report
 from plants.scores import Mask, PartScores
 from plants.stats import NOT_ENOUGH_LOTS, Floats, Interval, Lots, never_seen, paired_bootstrap
 

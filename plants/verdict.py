@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any, Literal
 
 from plants.costs import OutOfFold, Policy
+from plants.differences import joint_level, paired
 from plants.ensembles import Mix
-from plants.metrics import MIN_LOTS_OF_KIND, joint_level, paired, report
+from plants.metrics import MIN_LOTS_OF_KIND, report
 from plants.plant import Plant
 from plants.scores import PartScores
 from plants.stats import MIN_LOTS, Lots
@@ -249,7 +250,7 @@ def _badness(candidate: Candidate) -> tuple[float, float, int, str]:
 
 
 def difference(a: Candidate, b: Candidate, *, seed: int, level: float = 0.95) -> dict[str, Any]:
-    """a - b, see `plants.metrics.paired`."""
+    """a - b, see `plants.differences.paired`."""
     return paired(a.scores, b.scores, policy_a=a.judged_by, policy_b=b.judged_by, seed=seed, level=level)
 
 

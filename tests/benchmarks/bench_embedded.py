@@ -78,7 +78,7 @@ def _paired_runs(fleet: Any, *, settings: Any, a: str, b: str, plant: str) -> di
     from cluster.storage import open_store
     from jobs.release import exports_of, latest_plan
     from jobs.scoring import role_inputs
-    from plants.metrics import paired
+    from plants.differences import paired
 
     exports = exports_of(fleet, settings=settings, plan=latest_plan(open_store(fleet.store)))
     inputs = role_inputs(plant, role="decide", exports=exports)

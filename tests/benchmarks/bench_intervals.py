@@ -2,8 +2,8 @@
 
 Plants are simulated: an ok class, three defect classes of which one is rare, lots of 3 to 12 parts that resemble one
 another in what is wrong with them and in how well the model sees it. The truth is the same figure on a very large
-sample of the same plant. What is measured is `plants.metrics.report` and `paired` themselves, nothing rebuilt.
-Prints one JSON object last; `--quick` is a smoke run.
+sample of the same plant. What is measured is `plants.metrics.report` and `plants.differences.paired` themselves,
+nothing rebuilt. Prints one JSON object last; `--quick` is a smoke run.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_intervals.py
 """
@@ -26,7 +26,8 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from plants.costs import Policy
-from plants.metrics import paired, report
+from plants.differences import paired
+from plants.metrics import report
 from plants.scores import PartScores, softmax
 
 CLASSES = ("ok", "dent", "crack", "chip")

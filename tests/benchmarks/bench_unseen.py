@@ -53,8 +53,9 @@ from jobs.schedule import rate_groups
 from jobs.scoring import RoleInputs
 from jobs.supervision import Supervision
 from jobs.train import fit
+from plants.differences import paired
 from plants.geometry import Photometry
-from plants.metrics import paired, report
+from plants.metrics import report
 from plants.normality import Normalities
 from plants.plant import OK, Fleet, Plant, load_fleet
 from plants.scores import PartScores, softmax
