@@ -18,8 +18,8 @@ from cluster.storage import Store, open_store
 from jobs.carry_out import latest_plan
 from jobs.fleet import COMPARED
 from jobs.material import Material
-from jobs.outlook import show_forecast
 from jobs.plan import Plan
+from jobs.tables import show_matrix, span
 from jobs.verbs import new_table, who
 from plants.arrival import MARGIN
 from plants.bundle import read as read_bundle
@@ -123,65 +123,6 @@ def write_report(document: Mapping[str, Any], *, material: Material, settings: S
     return path
 
 
-def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
-    """The matrix of macro-F1, or money of what names no class, and the decisions, worst plant first."""
-    plants = document["plants"]
-    matrix = new_table("Macro-F1 on decide, worst plant first; * is the decision", "model", *plants)
-    for name, row in document["matrix"].items():
-        cells = []
-        for plant in plants:
-            star = "*" if document["decisions"][plant]["model"] == name else ""
-            cells.append(_judged(row.get(plant, {})) + star)
-        matrix.add_row(name, *cells)
-    show.print(matrix)
-    table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "shown", "why")
-    for plant in plants:
-        decision = document["decisions"][plant]
-        row = document["matrix"][decision["model"]][plant]
-        base = document["matrix"].get(f"frozen-{plant}-s{document['seed']}", {}).get(plant, {})
-        table.add_row(
-            plant,
-            decision["model"],
-            _span(row, "macro_f1"),
-            _span(row, "cost"),
-            _span(base, "macro_f1"),
-            decision["answer"],
-            decision["why"],
-        )
-    for plant, why in document["undecided"].items():
-        table.add_row(plant, "none", "-", "-", "-", "nothing", why)
-    show.print(table)
-    if document.get("transfer"):
-        _show_transfer(document["transfer"], show=show)
-    show_forecast(document.get("forecast"), show=show)
-    if document["synthetic"]:
-        show.print("These data are synthetic: the figures say nothing about a real plant.", style="bold")
-
-
-def _judged(row: Mapping[str, Any]) -> str:
-    """Macro-F1 in percent, or money a part of what names no class; empty where nothing was judged."""
-    f1, cost = row.get("macro_f1"), row.get("cost")
-    if f1 is not None:
-        return f"{100 * f1:.1f}"
-    return "" if cost is None else f"costs {cost:,.0f}"
-
-
-def _show_transfer(rows: Sequence[Mapping[str, Any]], *, show: Console) -> None:
-    """Macro-F1 and seconds of every method, worst plant first, and what the chosen model has over the baselines."""
-    methods = list(rows[0]["methods"])
-    table = new_table("What transfer bought here", "plant", *methods, "over scratch", "over classical")
-    for row in rows:
-        cells = []
-        for found in row["methods"].values():
-            f1, seconds = (found or {}).get("macro_f1"), (found or {}).get("seconds", 0.0)
-            cells.append("-" if f1 is None else f"{100 * f1['value']:.1f} in {seconds:,.0f} s")
-        for found in row["against"].values():
-            gap = found and found["macro_f1"]
-            cells.append("-" if not gap else f"{100 * gap['value']:+.1f}, {gap['words']}")
-        table.add_row(row["plant"], *cells)
-    show.print(table)
-
-
 def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console) -> dict[str, Any]:
     """The chosen models on the sealed test, and the ledger; plants without a decision are named."""
     from jobs.evaluate import evaluate_fleet
@@ -221,8 +162,8 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
             words += f"; WORSE THAN PROMISED: {amount(promise)} than on decide"
         if row["contaminated"]:
             words += f"; CONTAMINATED: it has learned from {row['contaminated']} of these images"
-        base = _span(row.get("frozen") or row, "macro_f1")
-        table.add_row(name, row["model"], _span(row, "macro_f1"), _span(row, "cost"), base, words)
+        base = span(row.get("frozen") or row, "macro_f1")
+        table.add_row(name, row["model"], span(row, "macro_f1"), span(row, "cost"), base, words)
     show.print(table)
     show.print(f"report: {report}", markup=False, soft_wrap=True)
     return found
@@ -417,13 +358,3 @@ def _show_routes(rows: Sequence[Mapping[str, Any]], *, show: Console) -> None:
             challenger[:12] if challenger else "",
         )
     show.print(table)
-
-
-def _span(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if value is None:
-        return "-"
-    scale, digits = (100, 1) if key == "macro_f1" else (1, 0)
-    text = f"{scale * value:.{digits}f}"
-    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    return text if low is None or high is None else f"{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"

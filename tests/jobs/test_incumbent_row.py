@@ -10,9 +10,9 @@ import pytest
 
 from jobs.compare import compare_fleet
 from jobs.incumbent_section import incumbent_html
-from jobs.release import show_matrix
 from jobs.report import report_html
 from jobs.scoring import role_inputs
+from jobs.tables import show_matrix
 from plants.incumbent import read_word
 from plants.policy import OK, REJECT, REVIEW
 from tests.fleets import Works, console
