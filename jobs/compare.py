@@ -47,9 +47,12 @@ def _made(decision: Decision, *, chosen: Candidate, base: Candidate | None, seed
         "kind": chosen.kind,
         "members": list(chosen.members),
         **to_json(chosen.mix),
+        "answer": decision.answer,
         "why": decision.why,
         "against": decision.against,
         "interval": decision.interval,
+        "tests": list(decision.tests),
+        "level": decision.level,
         "policy": chosen.policy.model_dump(mode="json"),
         "gain": _gain(chosen, base, seed=seed),
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
@@ -171,12 +174,14 @@ def compare_fleet(
     matrix: dict[str, dict[str, Any]] = {run.run_id: {} for run in trained if run.seed == seed}
     decisions: dict[str, Any] = {}
     details: dict[str, Any] = {}
+    undecided: dict[str, str] = {}
     work = functools.partial(
         _compare_one, material=exports.material.to_config(), plan=plan.to_json(), done=list(done), seed=seed
     )
     names = exports.material.largest_first([plant.name for plant in fleet.plants])
     for name, found in zip(names, map_tasks(work, names), strict=True):
         if isinstance(found, str):
+            undecided[name] = found
             say(f"{name}: {found}")
             continue
         column, decisions[name], details[name] = found
@@ -195,6 +200,7 @@ def compare_fleet(
         "matrix": matrix,
         "not_judged": left_out,
         "decisions": decisions,
+        "undecided": undecided,
         "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
         "details": details,
     }

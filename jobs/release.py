@@ -112,7 +112,7 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
             cells.append(_judged(row.get(plant, {})) + star)
         matrix.add_row(name, *cells)
     show.print(matrix)
-    table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "why")
+    table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "shown", "why")
     for plant in plants:
         decision = document["decisions"][plant]
         row = document["matrix"][decision["model"]][plant]
@@ -123,8 +123,11 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
             _span(row, "macro_f1"),
             _span(row, "cost"),
             _span(base, "macro_f1"),
+            decision["answer"],
             decision["why"],
         )
+    for plant, why in document["undecided"].items():
+        table.add_row(plant, "none", "-", "-", "-", "nothing", why)
     show.print(table)
     if document.get("transfer"):
         _show_transfer(document["transfer"], show=show)

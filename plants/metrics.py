@@ -7,7 +7,8 @@ escapes, false alarms and cost are of the policy's verdicts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,9 @@ import numpy.typing as npt
 
 from plants.costs import OK, REJECT, REVIEW, OutOfFold, Policy, decide_many, part_costs
 from plants.scores import Mask, PartScores, calibrate
-from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction, never_seen, student
+from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction, joint, never_seen, student
 
-__all__ = ["PartScores", "macro_f1", "paired", "report"]
+__all__ = ["PartScores", "joint_level", "macro_f1", "paired", "report"]
 
 MIN_LOTS_OF_KIND = 5
 """What is counted on some parts only needs this many lots that hold any."""
@@ -65,6 +66,7 @@ def paired(
     policy_b: Policy | OutOfFold | None = None,
     n_boot: int = 500,
     seed: int = 0,
+    level: float = 0.95,
 ) -> dict[str, Any]:
     """a - b on the same parts and lots: in cost (less is better) where both have money, else in macro-F1 (more is).
 
@@ -74,36 +76,112 @@ def paired(
     """
     scores_b = _aligned(scores_b, to=scores_a)
     lots = Lots(scores_a.lots)
-    good = scores_a.is_good
-    metric = "macro_f1"
-    sides = [_confusion(scores_a), _confusion(scores_b)]
-    statistic: Callable[[Floats], Floats] = macro_f1
-    unseen: Callable[[Floats], float] = _unseen_macro
-    if policy_a and policy_b and policy_a.has_money and policy_b.has_money and good.any() and not good.all():
-        if policy_a.rate != policy_b.rate:
-            raise ValueError("two costs compare at one defect rate only")
-        metric = "cost"
-        sides = [_cost_sums(scores_a, policy_a), _cost_sums(scores_b, policy_b)]
-        statistic = partial(_cost, rate=policy_a.rate)
-        dearest = np.maximum(_dearest(scores_a, policy_a), _dearest(scores_b, policy_b))
-        unseen = partial(_unseen_cost, rate=policy_a.rate, dearest=dearest)
-
-    diff = _number(statistic(sides[0].sum(axis=0)) - statistic(sides[1].sum(axis=0)))
+    measure = _measure([(scores_a, policy_a), (scores_b, policy_b)])
+    a, b = measure.values
+    diff = _number(a - b)
     interval = None
     if lots.is_enough and diff is not None:
-        draws = lots.draws(n_boot, seed=seed)
-        a, b = (statistic(_over_draws(draws, lots, side)) for side in sides)
-        interval = student(diff, a - b, num_lots=lots.num)
+        drawn_a, drawn_b = measure.drawn(lots, n=n_boot, seed=seed)
+        interval = student(diff, drawn_a - drawn_b, num_lots=lots.num, level=level)
         if interval and not (np.array_equal(scores_a.probs, scores_b.probs) and policy_a == policy_b):
-            interval = interval.at_least(diff, unseen(sides[0].sum(axis=0)))
+            interval = interval.at_least(diff, measure.unseen)
     return {
-        "metric": metric,
+        "metric": measure.metric,
         "diff": diff,
         "low": _number(interval.low) if interval else None,
         "high": _number(interval.high) if interval else None,
         "n_lots": lots.num,
         "words": None if lots.is_enough else NOT_ENOUGH_LOTS,
     }
+
+
+def joint_level(models: Sequence[Judged], *, level: float = 0.95, n_boot: int = 500, seed: int = 0) -> float:
+    """The level at which to take each of all `paired` differences between these models, so that all hold at `level`.
+
+    The more models and the less alike they err, the higher. `level` itself under ten lots, where no interval is given.
+    Raises ValueError for other parts.
+    """
+    first = models[0][0]
+    models = [(_aligned(scores, to=first), policy) for scores, policy in models]
+    lots = Lots(first.lots)
+    if not lots.is_enough or len(models) < 3:
+        return level
+    return joint(_measure(models).drawn(lots, n=n_boot, seed=seed), num_lots=lots.num, level=level)
+
+
+Judged = tuple[PartScores, "Policy | OutOfFold | None"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Measure:
+    """How models are compared on some parts: in cost where there is money and both kinds of parts, else macro-F1."""
+
+    metric: str
+    sums: list[Floats]
+    """Of each model [N, ...], what is added up over parts."""
+    statistic: Callable[[Floats], Floats]
+    """Sums [..., K] -> values."""
+    _unseen: Callable[[Floats], float]
+    by_fold: Floats | None = None
+    """[M, K], each model's cost were all parts judged by the policy of one fold; the same where it has one policy."""
+
+    @property
+    def values(self) -> list[Floats]:
+        """Of each model on all parts."""
+        return [self.statistic(side.sum(axis=0)) for side in self.sums]
+
+    def drawn(self, lots: Lots, *, n: int, seed: int) -> Floats:
+        """Of each model in every draw [M, B].
+
+        A policy would be another, too, were it solved on other lots. How its cost scatters by that is the jackknife of
+        the folds' policies, and every draw has as much added. Source: Kott, Journal of Official Statistics 17, 2001.
+        """
+        draws = lots.draws(n, seed=seed)
+        found = np.stack([self.statistic(_over_draws(draws, lots, side)) for side in self.sums])
+        if self.by_fold is None:
+            return found
+        num_folds = self.by_fold.shape[1]
+        apart = self.by_fold - self.by_fold.mean(axis=1, keepdims=True)
+        steps = np.random.default_rng([seed, num_folds]).standard_normal((num_folds, n))
+        moved: Floats = found + math.sqrt((num_folds - 1) / num_folds) * apart @ steps
+        return moved
+
+    @property
+    def unseen(self) -> float:
+        """By how much models may differ that gave the same verdict on each of these parts."""
+        return self._unseen(self.sums[0].sum(axis=0))
+
+
+def _measure(models: Sequence[Judged]) -> _Measure:
+    policies = [policy for _, policy in models if policy is not None and policy.has_money]
+    good = models[0][0].is_good
+    if len(policies) < len(models) or not good.any() or good.all():
+        return _Measure("macro_f1", [_confusion(scores) for scores, _ in models], macro_f1, _unseen_macro)
+    rate = policies[0].rate
+    if any(policy.rate != rate for policy in policies):
+        raise ValueError("costs compare at one defect rate only")
+    pairs = [(scores, policy) for (scores, _), policy in zip(models, policies, strict=True)]
+    dearest = np.max([_dearest(scores, policy) for scores, policy in pairs], axis=0)
+    sums = [_cost_sums(scores, policy) for scores, policy in pairs]
+    statistic = partial(_cost, rate=rate)
+    by_fold = _costs_by_fold(pairs, statistic=statistic)
+    return _Measure("cost", sums, statistic, partial(_unseen_cost, rate=rate, dearest=dearest), by_fold)
+
+
+def _costs_by_fold(
+    pairs: Sequence[tuple[PartScores, Policy | OutOfFold]], *, statistic: Callable[[Floats], Floats]
+) -> Floats | None:
+    """What every model would cost by the policy of each fold [M, K]; None where no policy was solved out of fold."""
+    num_folds = max(len(policy.policies) if isinstance(policy, OutOfFold) else 1 for _, policy in pairs)
+    if num_folds == 1:
+        return None
+    policies = [p.policies if isinstance(p, OutOfFold) else (p,) * num_folds for _, p in pairs]
+    return np.array(
+        [
+            [float(statistic(_cost_sums(scores, policy).sum(axis=0))) for policy in by_fold]
+            for (scores, _), by_fold in zip(pairs, policies, strict=True)
+        ]
+    )
 
 
 def macro_f1(confusion: Floats) -> Floats:

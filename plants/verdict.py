@@ -1,27 +1,33 @@
 """Which of several models should judge a plant's parts, and with what certainty. Pure; all numbers are of `decide`.
 
 Models are judged per part, by money where there is money and by macro-F1 where there is none. Money hangs on a few
-escapes, so that models whose money is not shown to differ are told apart by macro-F1. A model that is cheaper to serve
-is taken only where the paired interval over lots shows that it is not worse by more than a margin; otherwise the best
-estimate is taken and what is not known is said: "no difference shown", "not enough lots".
+escapes, so that models whose money is not shown to differ are told apart by macro-F1. The best estimate is taken,
+unless a model that is cheaper to serve ties with it or is shown not to be worse by more than a margin. What is known is
+an answer of its own: every difference between two models is taken at the level at which all of them hold together, so
+that among however many models a "better" is false in at most 5 % of comparisons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from plants.costs import OutOfFold, Policy
 from plants.ensembles import Mix
-from plants.metrics import paired, report
+from plants.metrics import MIN_LOTS_OF_KIND, joint_level, paired, report
 from plants.plant import Plant
 from plants.scores import PartScores
+from plants.stats import MIN_LOTS, Lots
 
 MARGIN_F1 = 0.01
 """A cheaper model may be this much worse in macro-F1 and still be taken."""
 MARGIN_COST = 0.02
 """Likewise in money, as a fraction of what the cheaper of passing all and rejecting all would cost."""
+TIE = 0.1
+"""Estimates that lie within this fraction of the margin are a tie. Of a whole margin, `bench_verdict.py` measured a
+dearer choice."""
 
 
 @dataclass(frozen=True)
@@ -50,48 +56,158 @@ class Candidate:
         return self.scores if self.solved_on is None else self.solved_on
 
 
+Answer = Literal[
+    "better", "not worse and cheaper", "no difference shown", "not enough lots", "not enough data", "the only candidate"
+]
+
+
 @dataclass(frozen=True)
 class Decision:
     """The model of one plant, why, and what the nearest alternative would mean."""
 
     model: str
+    answer: Answer
+    """What is shown. Of `better` and `no difference shown`: against the candidate that is cheapest to serve."""
     why: str
-    against: str | None
-    interval: dict[str, Any] | None
+    against: str | None = None
+    """The nearest alternative, and the paired difference to it."""
+    interval: dict[str, Any] | None = None
+    tests: tuple[dict[str, Any], ...] = ()
+    """Of every other candidate against the cheapest to serve, the best first: `{model, against, metric, diff, low,
+    high, n_lots, words}`."""
+    level: float | None = None
+    """At which each of these intervals was taken, so that all hold together at 95 %."""
 
 
 def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: int = 0) -> Decision:
-    """The one cheapest to serve that is shown not to be worse than the best by more than the margin, else the best.
+    """The best, or one cheaper to serve that ties with it or is shown not to be worse by more than the margin.
 
-    The best costs least a part, or has a higher macro-F1 and is not shown to cost another sum. Pure.
+    The best costs least a part, or has a higher macro-F1 and is not shown to cost another sum.
     idle_cost: money a part when nothing is inspected, None where there is no money.
     """
     order = sorted(candidates, key=_badness)
-    best = _told_apart(order, seed=seed)
-    taken, interval = best, None
-    for other in sorted(order, key=lambda c: (c.serving_cost, _badness(c))):
-        if other.serving_cost >= best.serving_cost:
-            continue
-        found = difference(other, best, seed=seed)
-        if _is_not_worse(found, idle_cost=idle_cost):
-            taken, interval = other, found
-            break
-    if taken is not best:
-        why = f"{taken.name} costs less to serve and is shown not to be worse than {best.name} by more than the margin"
-        return Decision(taken.name, why, best.name, interval)
     if len(order) == 1:
-        return Decision(best.name, "the only candidate", None, None)
-    rival = order[0] if best is not order[0] else order[1]
-    interval = difference(best, rival, seed=seed)
-    if interval["low"] is None:
-        why = f"not enough lots for an interval; best estimate, before {rival.name}"
-    elif best is not order[0]:
-        why = f"higher macro-F1 than {rival.name}, and no difference in money shown"
-    elif interval["low"] <= 0 <= interval["high"]:
-        why = f"best estimate; no difference shown to {rival.name}"
+        return Decision(order[0].name, "the only candidate", "the only candidate")
+    level = joint_level([(one.scores, one.judged_by) for one in order], seed=seed)
+    gap = partial(difference, seed=seed, level=level)
+    floor = min(order, key=lambda one: (one.serving_cost, one.kind != "frozen", _badness(one)))
+    tests = tuple(_test(one, floor, gap=gap) for one in order if one is not floor)
+    best = _told_apart(order, seed=seed)
+    taken, is_shown = _cheaper(best, order=order, gap=gap, idle_cost=idle_cost)
+    rival = best if taken is not best else order[0] if best is not order[0] else order[1]
+    interval = gap(taken, rival)
+    row = next((test for test in tests if test["model"] == taken.name), None)
+    answer: Answer
+    if lacking := _too_little(taken.scores):
+        answer, why = lacking[0], f"{lacking[1]}; best estimate, before {rival.name}"
+    elif is_shown:
+        answer = "not worse and cheaper"
+        why = f"costs less to serve than {rival.name} and is shown not to be worse by more than the margin"
+    elif taken is not best:
+        answer = "better" if row and row["words"] == "better" else "no difference shown"
+        why = f"costs less to serve than {rival.name}, which is not shown to be better"
+        if row and answer == "better":
+            why = f"{amount(row)} than {row['against']}, which is cheapest to serve; {why}"
+    elif row is None:
+        answer, why = _of_floor(tests, rival=rival, interval=interval)
     else:
-        why = f"better than {rival.name}, the interval excludes 0"
-    return Decision(best.name, why, rival.name, interval)
+        answer, why = _of_best(row, rival=rival, interval=interval, is_by_f1=best is not order[0])
+    return Decision(taken.name, answer, why, rival.name, interval, tests=tests, level=level)
+
+
+def _cheaper(
+    best: Candidate, *, order: Sequence[Candidate], gap: Callable[..., dict[str, Any]], idle_cost: float | None
+) -> tuple[Candidate, bool]:
+    """The cheapest to serve that is shown not to be worse than the best, or else ties with it; whether it is shown.
+
+    A tie: not shown to differ, and the estimate within `TIE` of the margin.
+    """
+    cheaper = [one for one in order if one.serving_cost < best.serving_cost]
+    cheaper = sorted(cheaper, key=lambda one: (one.serving_cost, _badness(one)))
+    gaps = [(one, gap(one, best)) for one in cheaper]
+    shown = [one for one, found in gaps if _is_within(found, by=1.0, is_shown=True, idle_cost=idle_cost)]
+    tied = [one for one, found in gaps if _is_within(found, by=TIE, is_shown=False, idle_cost=idle_cost)]
+    return next(iter(shown + tied), best), bool(shown)
+
+
+def _is_within(found: Mapping[str, Any], *, by: float, is_shown: bool, idle_cost: float | None) -> bool:
+    """Whether a difference is no worse than this much of the margin: its unfavourable end, or its estimate alone."""
+    is_money = found["metric"] == "cost"
+    end = found[("high" if is_money else "low") if is_shown else "diff"]
+    if end is None or (is_money and idle_cost is None) or (not is_shown and _words(found) == "worse"):
+        return False
+    return bool(end <= by * MARGIN_COST * (idle_cost or 0) if is_money else end >= -by * MARGIN_F1)
+
+
+def _test(one: Candidate, floor: Candidate, *, gap: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    found = gap(one, floor)
+    return {"model": one.name, "against": floor.name, **found, "words": _words(found)}
+
+
+def _words(found: Mapping[str, Any]) -> str:
+    """What a paired difference shows."""
+    if found["low"] is None:
+        return str(found["words"] or "nothing counted")
+    if found["low"] <= 0 <= found["high"]:
+        return "no difference shown"
+    return "better" if (found["high"] < 0) == (found["metric"] == "cost") else "worse"
+
+
+def _too_little(scores: PartScores) -> tuple[Answer, str] | None:
+    """Why nothing can be shown on these parts, if so."""
+    lots = Lots(scores.lots)
+    if not lots.is_enough:
+        return "not enough lots", f"{lots.num} lots, and an interval needs {MIN_LOTS}"
+    kinds = {"good parts": scores.is_good, "defects": ~scores.is_good} if scores.ok else {}
+    for name, rows in kinds.items():
+        if (holding := lots.holding(rows)) < MIN_LOTS_OF_KIND:
+            return "not enough data", f"{name} in {holding} lots, and money needs them in {MIN_LOTS_OF_KIND}"
+    return None
+
+
+def _of_best(
+    row: Mapping[str, Any], *, rival: Candidate, interval: Mapping[str, Any], is_by_f1: bool
+) -> tuple[Answer, str]:
+    """The answer for the best estimate, which is not the cheapest to serve. row: against that; interval: to the rival.
+
+    is_by_f1: it was told apart from the rival by macro-F1, as their money is not shown to differ.
+    """
+    is_better = row["words"] == "better"
+    if is_by_f1:
+        why = f"higher macro-F1 than {rival.name}, and no difference in money shown"
+        if is_better:
+            why = f"{amount(row)} than {row['against']}, which is cheapest to serve; {why}"
+        return ("better" if is_better else "no difference shown"), why
+    what = f"{amount(row)} than {row['against']}, which is cheapest to serve"
+    why = what if is_better else f"best estimate: {what}, but no difference is shown"
+    if rival.name != row["against"]:
+        words = _words(interval)
+        why += f"; {'no difference shown to' if words == 'no difference shown' else words + ' than'} {rival.name}"
+    return ("better" if is_better else "no difference shown"), why
+
+
+def _of_floor(
+    tests: Sequence[Mapping[str, Any]], *, rival: Candidate, interval: Mapping[str, Any]
+) -> tuple[Answer, str]:
+    """The answer for the cheapest to serve, which is the best estimate as well."""
+    if all(test["words"] == "worse" for test in tests):
+        return (
+            "better",
+            f"cheapest to serve, and shown to be better than all others: {amount(interval)} than {rival.name}",
+        )
+    return "no difference shown", f"cheapest to serve, and nothing is shown to be better; nearest is {rival.name}"
+
+
+def amount(found: Mapping[str, Any]) -> str:
+    """A paired difference with its interval, as "120 a part less (80 to 160)" or "3.1 points of macro-F1 more"."""
+    is_money = found["metric"] == "cost"
+    scale, unit = (1, "a part") if is_money else (100, "points of macro-F1")
+    diff = found["diff"] * scale
+    side = -1 if diff < 0 else 1
+    ends = sorted(side * scale * found[key] for key in ("low", "high") if found[key] is not None)
+    text = ",.0f" if is_money else ".1f"
+    interval = f" ({ends[0]:{text}} to {ends[1]:{text}})" if ends else ""
+    return f"{abs(diff):{text}} {unit} {'less' if diff < 0 else 'more'}{interval}"
 
 
 def decide_first(candidates: Sequence[Candidate], *, num_defects: int) -> Decision | None:
@@ -102,7 +218,7 @@ def decide_first(candidates: Sequence[Candidate], *, num_defects: int) -> Decisi
     lacking = "train" if len(candidates) == 1 else "decide"
     labelled = f"of {num_defects} labelled defects none is in {lacking}" if num_defects else "no defect is labelled"
     why = f"{labelled}, so no classifier can be judged: parts near the good ones pass, people look at the others"
-    return Decision(first.name, why, None, None)
+    return Decision(first.name, "not enough data", why)
 
 
 def _told_apart(order: Sequence[Candidate], *, seed: int) -> Candidate:
@@ -132,17 +248,9 @@ def _badness(candidate: Candidate) -> tuple[float, float, int, str]:
     return (cost if cost is not None else lost, lost, candidate.serving_cost, candidate.name)
 
 
-def difference(a: Candidate, b: Candidate, *, seed: int) -> dict[str, Any]:
+def difference(a: Candidate, b: Candidate, *, seed: int, level: float = 0.95) -> dict[str, Any]:
     """a - b, see `plants.metrics.paired`."""
-    return paired(a.scores, b.scores, policy_a=a.judged_by, policy_b=b.judged_by, seed=seed)
-
-
-def _is_not_worse(found: Mapping[str, Any], *, idle_cost: float | None) -> bool:
-    if found["low"] is None:
-        return False
-    if found["metric"] == "cost":
-        return idle_cost is not None and found["high"] <= MARGIN_COST * idle_cost
-    return bool(found["low"] >= -MARGIN_F1)
+    return paired(a.scores, b.scores, policy_a=a.judged_by, policy_b=b.judged_by, seed=seed, level=level)
 
 
 def idle_cost(plant: Plant) -> float | None:

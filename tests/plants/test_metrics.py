@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from plants.costs import OK, Policy, decide_many, expected_cost, out_of_fold, solve
-from plants.metrics import PartScores, paired, report
+from plants.metrics import PartScores, joint_level, paired, report
 from plants.plant import Costs
 from plants.scores import softmax
 
@@ -268,6 +268,28 @@ def test_two_models_of_equal_skill_are_rarely_said_to_differ():
         found = paired(parts(120, seed=seed, noise=1, lots=30), parts(120, seed=seed, noise=2, lots=30), seed=seed)
         different += not found["low"] <= 0 <= found["high"]
     assert different <= 8
+
+
+def test_policies_that_would_be_others_on_other_lots_widen_a_difference_in_money():
+    a, b = parts(noise=1), parts(noise=2)
+    folds = [out_of_fold(scores, costs=Costs(), plant="a") for scores in (a, b)]
+    fixed = [folded.model_copy(update={"policies": folded.policies[:1] * 5}) for folded in folds]
+    found, alike = (paired(a, b, policy_a=pair[0], policy_b=pair[1]) for pair in (folds, fixed))
+    assert found["metric"] == alike["metric"] == "cost"
+    once = paired(a, b, policy_a=fixed[0].policies[0], policy_b=fixed[1].policies[0])
+    assert (alike["low"], alike["high"]) == (once["low"], once["high"])
+    assert found["high"] - found["low"] > alike["high"] - alike["low"]
+
+
+def test_among_more_models_each_difference_is_taken_at_a_higher_level():
+    models = [(parts(noise=noise), None) for noise in range(1, 8)]
+    levels = [joint_level(models[:num]) for num in (2, 3, 5, 7)]
+    assert levels[0] == 0.95
+    assert levels == sorted(set(levels))
+    assert joint_level([models[0], models[1], models[0], models[1]]) == pytest.approx(0.95, abs=0.005)
+    wide, plain = (paired(parts(), parts(noise=2), level=level) for level in (levels[-1], 0.95))
+    assert wide["low"] < plain["low"] < wide["diff"] == plain["diff"]
+    assert joint_level([(parts(lots=9, noise=noise), None) for noise in (1, 2, 3)]) == 0.95
 
 
 def test_under_ten_lots_a_difference_has_no_interval():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from plants.metrics import report
 from plants.plant import Costs
-from plants.verdict import Candidate, Decision, decide, decide_first, idle_cost
+from plants.verdict import Candidate, Decision, decide, decide_first, difference, idle_cost
 from tests.jobs.toys import toy_fleet
 from tests.plants.candidates import IDLE, candidate, near_good
 
@@ -21,7 +23,8 @@ def test_a_cheaper_model_is_taken_when_it_is_shown_not_to_be_worse():
     assert cost["branch"] < cost["head"] < cost["branch"] + 0.01 * IDLE
     found = decide([best, cheap], idle_cost=IDLE)
     assert (found.model, found.against) == ("head", "branch")
-    assert found.why == "head costs less to serve and is shown not to be worse than branch by more than the margin"
+    assert found.answer == "not worse and cheaper"
+    assert found.why == "costs less to serve than branch and is shown not to be worse by more than the margin"
     assert 0 < found.interval["high"] <= 0.02 * IDLE
     assert decide([best, cheap], idle_cost=IDLE / 1000).model == "branch"
 
@@ -36,7 +39,8 @@ def test_a_cheaper_model_that_makes_the_same_verdicts_is_taken_with_its_interval
 def test_a_cheaper_model_that_loses_money_is_not_taken():
     found = decide([candidate("branch", skill=3), candidate("head", skill=0.5, price=0)], idle_cost=IDLE)
     assert found.model == "branch"
-    assert found.why == "better than head, the interval excludes 0"
+    assert found.answer == "better"
+    assert re.fullmatch(r"[\d,]+ a part less \([\d,]+ to [\d,]+\) than head, which is cheapest to serve", found.why)
     assert found.interval["metric"] == "cost"
     assert found.interval["high"] < 0
 
@@ -48,7 +52,9 @@ def test_a_cheaper_model_whose_difference_is_not_known_well_enough_is_not_taken(
     (other,) = (c.name for c in pair if c.name != best)
     found = decide([replaced(c, price=int(c.name == best)) for c in pair], idle_cost=IDLE)
     assert found.model == best
-    assert found.why == f"best estimate; no difference shown to {other}"
+    assert found.answer == "no difference shown"
+    assert found.why.startswith("best estimate: ")
+    assert found.why.endswith(f" than {other}, which is cheapest to serve, but no difference is shown")
     assert found.interval["low"] <= 0 <= found.interval["high"]
 
 
@@ -79,14 +85,17 @@ def test_few_lots_give_the_best_estimate_and_say_so():
         [candidate("branch", skill=3, num_lots=9), candidate("head", skill=1, price=0, num_lots=9)], idle_cost=IDLE
     )
     assert found.model == "branch"
-    assert found.why == "not enough lots for an interval; best estimate, before head"
+    assert (found.answer, found.why) == (
+        "not enough lots",
+        "9 lots, and an interval needs 10; best estimate, before head",
+    )
     assert found.interval["low"] is None
 
 
 def test_the_distance_to_good_parts_is_taken_where_no_other_model_can_be_judged_and_only_there():
     first, other = near_good(good_only=True), candidate("own", skill=2)
     found = decide_first([other, first], num_defects=0)
-    assert found == Decision(first.name, found.why, None, None)
+    assert found == Decision(first.name, "not enough data", found.why)
     assert found.why.startswith("no defect is labelled, so no classifier can be judged")
     assert "of 7 labelled defects none is in decide" in decide_first([other, first], num_defects=7).why
     judged = near_good(good_only=False)
@@ -96,7 +105,9 @@ def test_the_distance_to_good_parts_is_taken_where_no_other_model_can_be_judged_
 
 
 def test_the_only_candidate_is_taken_without_an_interval():
-    assert decide([candidate("own", skill=0)], idle_cost=IDLE) == Decision("own", "the only candidate", None, None)
+    assert decide([candidate("own", skill=0)], idle_cost=IDLE) == Decision(
+        "own", "the only candidate", "the only candidate"
+    )
 
 
 def test_without_a_good_class_macro_f1_decides():
@@ -125,8 +136,11 @@ def test_what_is_taken_for_its_price_is_within_the_margin_and_everything_else_is
     models = [candidate(f"m{i}", skill=float(rng.uniform(1, 2)), noise=i, price=i, num_lots=30) for i in range(3)]
     found = decide(models, idle_cost=IDLE)
     cost = {m.name: report(m.scores, policy=m.judged_by, n_boot=1)["cost"]["value"] for m in models}
-    if "costs less" in found.why:
+    if found.answer == "not worse and cheaper":
         assert found.interval["high"] <= 0.02 * IDLE
+    elif found.why.startswith("costs less"):
+        assert found.interval["diff"] <= 0.002 * IDLE
+        assert found.interval["low"] <= 0
     elif "higher macro-F1" in found.why:
         assert found.interval["low"] <= 0 <= found.interval["high"]
     else:
@@ -148,3 +162,49 @@ def test_doing_nothing_costs_the_cheaper_of_passing_and_rejecting_all(costs, exp
 def test_doing_nothing_has_no_price_where_no_class_is_good():
     plant = toy_fleet("north").plant("north").model_copy(update={"ok": ()})
     assert idle_cost(plant) is None
+
+
+def test_a_tie_goes_to_the_cheaper_tier_and_a_better_estimate_does_not():
+    """The head's estimate is a little worse, which is not shown, and money is dear or cheap beside that."""
+    best = candidate("branch", skill=2, num_lots=30)
+    heads = (candidate("head", skill=2, price=0, num_lots=30, noise=i) for i in range(1, 99))
+    gaps = ((head, difference(head, best, seed=0)) for head in heads)
+    head, gap = next((head, gap) for head, gap in gaps if 0 < 12 * gap["diff"] < gap["high"])
+    is_tie = decide([best, head], idle_cost=gap["diff"] / 0.0019)
+    assert (is_tie.model, is_tie.answer) == ("head", "no difference shown")
+    assert is_tie.why == "costs less to serve than branch, which is not shown to be better"
+    assert decide([best, head], idle_cost=gap["diff"] / 0.0021).model == "branch"
+
+
+def test_every_other_candidate_is_tested_against_the_cheapest_to_serve_at_one_level():
+    ways = {"frozen": (1, 0, 0), "own": (3, 1, 0), "pooled": (1, 1, 3)}
+    models = [candidate(n, skill=s, price=p, noise=i, num_lots=300) for n, (s, p, i) in ways.items()]
+    found = decide(models, idle_cost=IDLE)
+    assert (found.model, found.answer) == ("own", "better")
+    assert [(row["model"], row["against"]) for row in found.tests] == [("own", "frozen"), ("pooled", "frozen")]
+    assert [row["words"] for row in found.tests] == ["better", "no difference shown"]
+    assert 0.95 < found.level < 0.99
+    own = found.tests[0]
+    plain = difference(models[1], models[0], seed=0)
+    assert own["low"] <= plain["low"] < plain["high"] <= own["high"] < 0
+
+
+def test_defects_in_few_lots_are_not_enough_data():
+    """All cracks lie in four of a hundred lots."""
+    pair = [candidate("own", skill=2), candidate("frozen", skill=1, price=0)]
+    lots = np.unique(pair[0].scores.lots[~pair[0].scores.is_good])[:4]
+    rows = pair[0].scores.is_good | np.isin(pair[0].scores.lots, lots)
+    few = [Candidate(**{**vars(one), "scores": one.scores.take(rows), "judged_by": one.policy}) for one in pair]
+    found = decide(few, idle_cost=IDLE)
+    assert found.answer == "not enough data"
+    assert found.why == f"defects in 4 lots, and money needs them in 5; best estimate, before {found.against}"
+
+
+def test_the_cheapest_is_said_to_be_better_only_where_all_others_are_shown_to_be_worse():
+    best = candidate("frozen", skill=3, price=0)
+    worse = [candidate(f"m{i}", skill=0.5, noise=i) for i in (1, 2)]
+    found = decide([best, *worse], idle_cost=IDLE)
+    assert (found.model, found.answer) == ("frozen", "better")
+    assert found.why.startswith("cheapest to serve, and shown to be better than all others: ")
+    level = decide([best, *worse, candidate("twin", skill=3)], idle_cost=IDLE)
+    assert (level.model, level.answer) == ("frozen", "no difference shown")
