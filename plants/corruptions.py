@@ -84,9 +84,9 @@ CORRUPTIONS = (
     Corruption("dark", (0.8, 0.5), "{1:.0f} % of the grey level", _scaled, "brightness"),
     Corruption("bright", (1.25, 1.6), "{1:.0f} % of the grey level, clipped", _scaled, "brightness"),
     Corruption("low contrast", (0.7, 0.4), "{1:.0f} % of the contrast", _flat, "contrast"),
-    Corruption("blur", (0.8, 1.6), "blur of {0:g} px of the model's input (sigma)", _blurred),
-    Corruption("noise", (6.0, 15.0), "noise of {0:g} grey levels (sigma)", _noisy, "noise"),
-    Corruption("rotation", (5.0, 15.0), "turned by {0:g} degrees to either side", _turned, "rotate"),
+    Corruption("blur", (0.8, 1.6), "{0:g} px of the model's input (sigma)", _blurred),
+    Corruption("noise", (6.0, 15.0), "{0:g} grey levels (sigma)", _noisy, "noise"),
+    Corruption("rotation", (5.0, 15.0), "{0:g} degrees to either side", _turned, "rotate"),
     Corruption("occlusion", (0.04, 0.12), "{1:.0f} % of the input covered, dark", _covered),
 )
 

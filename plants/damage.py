@@ -38,7 +38,7 @@ def damage(after: PartScores, before: PartScores, *, policy: Rule, seed: int = 0
     money = paired(after, before, policy_a=policy, policy_b=policy, seed=seed)
     kept = ("diff", "low", "high", "words")
     return {
-        "macro_f1": {key: f1[key] for key in kept},
+        "macro_f1": {key: f1[key] for key in kept} | _within(f1["low"], f1["high"]),
         "recall": _recall(after, before, seed=seed),
         "cost": {key: money[key] for key in kept} if money["metric"] == "cost" else None,
     }
@@ -57,7 +57,12 @@ def _recall(after: PartScores, before: PartScores, *, seed: int) -> dict[str, An
         return {"diff": diff, "low": None, "high": None, "words": NOT_ENOUGH_LOTS}
     unseen = 0.0 if np.array_equal(after.probs, before.probs) else never_seen(int(bad.sum()))
     reach = Interval(found.low, found.high).at_least(found.diff, unseen)
-    return {"diff": diff, "low": round(reach.low, 6), "high": round(reach.high, 6), "words": None}
+    return {"diff": diff, **_within(round(reach.low, 6), round(reach.high, 6)), "words": None}
+
+
+def _within(low: float | None, high: float | None) -> dict[str, float | None]:
+    """The ends of an interval of a difference of two figures between 0 and 1."""
+    return {"low": None if low is None else max(low, -1.0), "high": None if high is None else min(high, 1.0)}
 
 
 def _share(hits: Mask, of: Mask, weights: Floats) -> Floats:

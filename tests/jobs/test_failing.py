@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -100,12 +102,14 @@ def test_parts_are_drawn_one_of_every_lot_before_two_of_any_up_to_the_limit(judg
         np.testing.assert_array_equal(found, inputs.activations[cut][np.isin(inputs.inputs, few.inputs)])
 
 
-def test_margins_of_a_letterbox_are_no_part_of_the_frame(judged):
+def test_what_is_blank_of_an_input_is_marked_for_each_of_them(judged):
     inputs: RoleInputs = judged["inputs"]
-    blank = margins_of(inputs)
-    assert blank.shape == (len(inputs.inputs), inputs.pack.size_px, inputs.pack.size_px, 1)
-    for image, where in zip(inputs.pack.take(inputs.inputs), blank[..., 0], strict=True):
-        assert (image[where] == 114).all()
+    wide = copy.copy(inputs)
+    wide.pack = SimpleNamespace(size_px=96, tile_boxes=np.array([[0, 0, 40, 20]] * len(inputs.pack.tile_boxes)))
+    blank = margins_of(wide)
+    assert blank.shape == (len(inputs.inputs), 96, 96, 1)
+    assert (blank[:, :24].all(), blank[:, 24:72].any(), blank[:, 72:].all()) == (True, False, True)
+    assert not margins_of(inputs).any()
 
 
 def test_products_and_poses_are_judged_apart_the_worst_first_and_count_every_part(judged, weak):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from plants.errors import InputError
 from plants.geometry import Geometry, Photometry
 from plants.images import decode
-from plants.views import PAD_VALUE, Views, is_judged, read_views, view_boxes, views
+from plants.views import PAD_VALUE, Views, is_judged, margins, read_views, view_boxes, views
 
 TRIANGLE = ((0, 0), (100, 0), (0, 100))
 
@@ -226,3 +226,14 @@ def test_a_line_scan_is_cut_into_tiles_that_show_every_pixel_at_its_own_size():
             assert tile[700 - y0 : 730 - y0, 5000 - x0 : 5030 - x0].min() == 255
     assert covered.all()
     assert shown
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (30, 30)])
+def test_margins_are_where_a_letterboxed_view_shows_nothing_of_the_frame(width, height):
+    frame = np.full((height, width, 3), 7, np.uint8)
+    seen = views(frame, geometry=Geometry(fit="letterbox"), photometry=Photometry(), size_px=32)
+    found = margins(seen.boxes[0].tolist(), geometry=Geometry(fit="letterbox"), size_px=32)
+    blank = (seen.pixels[0] == PAD_VALUE).all(axis=-1)
+    np.testing.assert_array_equal(np.zeros((32, 32), bool) if found is None else found, blank)
+    assert (found is None) == (width == height)
+    assert margins(seen.boxes[0].tolist(), geometry=Geometry(fit="whole"), size_px=32) is None
