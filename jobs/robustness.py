@@ -66,7 +66,8 @@ def robustness(
 
 def said_by(model: Candidate, *, inputs: RoleInputs, leaf_sets: Mapping[str, Any]) -> PartScores:
     """What a candidate says of other inputs than it was judged on."""
-    return inputs.scores([inputs.probabilities(run) for run in model.members], leaf_sets=leaf_sets)
+    said = [inputs.probabilities(run) for run in model.members]
+    return inputs.scores(said, leaf_sets=leaf_sets, mix=model.mix)
 
 
 def loudness(model: Candidate, *, inputs: RoleInputs) -> np.ndarray:

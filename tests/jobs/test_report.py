@@ -374,7 +374,7 @@ def test_floors_that_cannot_be_held_and_reviews_that_cannot_be_done_are_said_in_
 def test_members_of_an_ensemble_are_named(document):
     changed = copy.deepcopy(document)
     changed["decisions"]["panel"]["members"] = ["own-panel-s0", "pooled-<s0>"]
-    assert "Members: own-panel-s0, pooled-<s0>." in Page(report_html(changed)).text
+    assert "It is the mean of own-panel-s0 (0.50), pooled-<s0> (0.50)." in Page(report_html(changed)).text
 
 
 def opening(bundle: str, *, plant: str = "panel") -> dict[str, Any]:
