@@ -171,6 +171,10 @@ def train(
             "--average", help="Also the mean of the weights of own, warm and pooled, and of own over the seeds."
         ),
     ] = False,
+    measured_donors: Annotated[
+        bool,
+        typer.Option("--measured-donors", help="Start from the sister that the last `compare` measured to help most."),
+    ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would cost: hours and bytes.")] = False,
     max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may take longer.")] = None,
@@ -196,8 +200,8 @@ def train(
     from jobs import verbs
     from plants.errors import InputError
 
-    if refresh and (recipe or seed or leave_out or average or baselines or strategy != "all"):
-        remedy = "Leave out --recipe, --seed, --leave-out, --strategy, --average and --baselines"
+    if refresh and (recipe or seed or leave_out or average or baselines or measured_donors or strategy != "all"):
+        remedy = "Leave out --recipe, --seed, --leave-out, --strategy, --average, --measured-donors and --baselines"
         raise InputError("what is trained is that of the plan that is refreshed", field="--refresh", remedy=remedy)
     document = verbs.train(
         _fleet(fleet),
@@ -206,6 +210,7 @@ def train(
         seeds=tuple(seed or (0,)),
         leave_out=tuple(leave_out or ()),
         average=average,
+        is_by_donors=measured_donors,
         retry_failed=retry_failed,
         max_hours=max_hours,
         max_gb=max_gb,

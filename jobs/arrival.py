@@ -48,6 +48,7 @@ class Newcomer:
         parent = Parent(self.words["cut"], tuple(self.words["leaves"]), state=branch.state_dict())
         self.branch = self.material.model.new_branch(parent.cut, self.leaves)
         self.head = load_parent(self.branch, parent=parent, leaves=self.leaves)
+        self.branch.align = branch.align
 
     def day_one(self) -> PartScores:
         """What the exported model says of the plant's `decide` parts, no label of the plant known."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.lora import tier
-from jobs.plan import BASELINES, Plan
+from jobs.plan import BASELINES, Plan, RunSpec
 from jobs.scoring import Exports, Member, RoleInputs
 from plants.costs import OutOfFold, Policy, lot_folds, out_of_fold, solve, solve_by_novelty
 from plants.ensembles import Mix, Rule, fitted
@@ -192,8 +192,13 @@ def runs_for(plan: Plan, *, fleet: Fleet, plant: Plant, done: Sequence[str], see
     near = {plant.name, *(sister.name for sister in fleet.sisters(plant))}
     found = [run for run in plan.runs if run.run_id in done and run.seed == seed and run.kind != "normality"]
     found = [run for run in found if run.kind not in BASELINES or run.target == plant.name]
-    runs = [run for run in found if near & set(run.plants)]
+    runs = [run for run in found if near & set(run.plants) and not _met_another(run, plant=plant.name)]
     return [run.run_id for run in runs if not is_part(plan, run.run_id) or run.plants == (plant.name,)]
+
+
+def _met_another(run: RunSpec, *, plant: str) -> bool:
+    """Whether it was made to look like another plant, see `jobs.align`: here it is nobody's model."""
+    return bool(run.recipe.get("align") and run.left_out and run.left_out.plant != plant)
 
 
 def normality_at(plan: Plan, *, plant: Plant, done: Sequence[str]) -> list[str]:

@@ -59,7 +59,7 @@ def _made(decision: Decision, *, chosen: Candidate, base: Candidate | None, seed
         "tests": list(decision.tests),
         "level": decision.level,
         "policy": chosen.policy.model_dump(mode="json"),
-        "gain": _gain(chosen, base, seed=seed),
+        "gain": _gain(chosen, base, seed=seed, level=decision.level or 0.95),
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
     }
 
@@ -131,9 +131,9 @@ def compare_plant(
     return column, made, details
 
 
-def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int) -> dict[str, Any] | None:
+def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int, level: float) -> dict[str, Any] | None:
     """The chosen model against the frozen baseline, paired; None where they are the same."""
-    return difference(chosen, frozen, seed=seed) if frozen and frozen.name != chosen.name else None
+    return difference(chosen, frozen, seed=seed, level=level) if frozen and frozen.name != chosen.name else None
 
 
 def worst_first(decisions: Mapping[str, Any], matrix: Mapping[str, Mapping[str, Any]]) -> list[str]:

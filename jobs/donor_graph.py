@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from jobs.cells import count, number
 from jobs.page import inline_svg, table
 
-NONE = '<span class="none">–</span>'
 LOOKS = {
     "helps": ("#00558c", "▲", "white"),
     "harms": ("#b35900", "▼", "white"),
@@ -17,6 +17,8 @@ LOOKS = {
     "cannot": ("white", "", "black"),
 }
 """Words -> colour of a field, mark, ink. Blue and orange, and a mark each: told apart without colour and in grey."""
+NUM_DRAWN = 20
+"""Of more plants there is no picture, and a table of what is shown alone."""
 EXPLAINED = (
     "What a start from the row's own model is worth at the column's plant against the pretrained start: nats of "
     "log-likelihood a select part, by heads fitted out of fold by lot, with 95 % intervals over lots. A donor harms "
@@ -31,16 +33,23 @@ def donors_html(document: Mapping[str, Any]) -> str:
     measured = [row for row in rows if row["gain"] is not None]
     if not measured:
         return ""
-    picture = inline_svg(donor_figure(rows), name="donors", label="Which plant's model helps which plant at its start")
+    label, picture = "Which plant's model helps which plant at its start", ""
     order = sorted(measured, key=lambda row: (row["plant"], -row["gain"]))
+    caption = "Donors by plant, the best first"
+    if len({row["plant"] for row in rows}) <= NUM_DRAWN:
+        picture = inline_svg(donor_figure(rows), name="donors", label=label)
+    else:
+        order = [row for row in order if row["words"] in ("helps", "harms")]
+        caption = f"The {len(order)} of {len(measured)} donors that help or harm; `--json` has all"
     cells = [
         [escape(row["donor"]), escape(row["plant"]), escape(row["words"])]
-        + [_number(row[key], show=show) for key, show in _FIGURES]
+        + [number(row[key], show=show) for key, show in _FIGURES]
         for row in order
     ]
     columns = ["donor", "plant", "it", "gain", "low", "high", "p (Holm)", "lots"]
-    told = table(columns, cells, num_words=3, caption="Donors by plant, the best first")
-    return f'<h2>Who helps whom</h2><p class="small">{EXPLAINED}</p>{picture}{told}{_not_measured(rows)}'
+    told = table(columns, cells, num_words=3, caption=caption)
+    missing = _not_measured(rows) if picture else ""
+    return f'<h2>Who helps whom</h2><p class="small">{EXPLAINED}</p>{picture}{told}{missing}'
 
 
 def donor_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -90,8 +99,8 @@ def _not_measured(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<p class="small">Not measured: {"; ".join(said)}.</p>' if said else ""
 
 
-def _number(value: float | None, *, show: str) -> str:
-    return NONE if value is None else f'<data value="{value!r}">{value:{show}}</data>'
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
 
 
-_FIGURES = (("gain", "+.3f"), ("low", "+.3f"), ("high", "+.3f"), ("p_holm", ".3f"), ("n_lots", "d"))
+_FIGURES = (("gain", _signed), ("low", _signed), ("high", _signed), ("p_holm", "{:.3f}".format), ("n_lots", count))

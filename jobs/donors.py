@@ -29,31 +29,35 @@ from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS
 HELPS, HARMS, NEITHER, CANNOT = "helps", "harms", "no difference shown", "cannot"
 LEVEL = 0.95
 MOST = 6
-"""Donors measured at a plant, those that share most classes with it, so that the cost stays linear in plants."""
+"""Donors measured at a plant, those that share most classes with it, so that cost and rows stay linear in plants."""
 
 
 def donors_at(
     name: str, *, plan: Plan, material: Material, done: Collection[str], seed: int, most: int = MOST
 ) -> list[dict[str, Any]]:
-    """An arrow from every other plant to this one: donor, plant, gain in nats a select part with its interval, why.
+    """An arrow from each of the nearest sisters to this plant: donor, plant, gain in nats a select part, interval, why.
 
     gain is None, and `why` says it, where nothing could be measured. Words come from `graph`.
     """
     own = {run.target: run for run in plan.runs if run.kind == "own" and run.seed == seed}
     if name not in own:
         return []
-    others = [plant.name for plant in material.fleet.plants if plant.name != name]
-    train_parts = {other: _num_train_parts(material, other) for other in others if other in own}
-    ranked = nearest(material.fleet, plant=material.fleet.plant(name), among=others, train_parts=train_parts)
-    barred = {other: _barred(other, name, own=own, done=done, material=material) for other in ranked}
-    able = [other for other in ranked if not barred[other]]
-    barred |= dict.fromkeys(able[most:], f"only the {most} nearest are measured")
-    rows = [_arrow(other, name, why=barred[other]) for other in ranked if barred[other]]
+    fleet = material.fleet
+    sisters = [plant.name for plant in fleet.sisters(fleet.plant(name))]
+    rows: list[dict[str, Any]] = []
+    able: list[str] = []
+    for other in nearest(fleet, plant=fleet.plant(name), among=sisters, train_parts={}):
+        if why := _barred(other, name, own=own, done=done, material=material):
+            rows.append(_arrow(other, name, why=why))
+        else:
+            able.append(other)
+        if len(able) == most:
+            break
     if not able:
         return rows
     run = _run_at(name, recipe=Recipe.model_validate(own[name].recipe), material=material, seed=seed)
     pretrained = losses_of_start(run)
-    for other in able[:most]:
+    for other in able:
         parent = parent_of(own[other].run_id, plan=plan, material=material)
         losses = losses_of_start(Run(**{**vars(run), "parent": parent}))
         lots = run.taught.part_lots
@@ -61,7 +65,7 @@ def donors_at(
         num_lots = len(set(lots))
         why = f"{num_lots} lots of `select`" if num_lots < MIN_LOTS else None
         rows.append(_arrow(other, name, found=found, num_lots=num_lots, why=why))
-    return sorted(rows, key=lambda row: others.index(row["donor"]))
+    return sorted(rows, key=lambda row: sisters.index(row["donor"]))
 
 
 def graph(rows: Sequence[Mapping[str, Any]], *, level: float = LEVEL) -> list[dict[str, Any]]:
@@ -113,8 +117,6 @@ def _barred(donor: str, name: str, *, own: Mapping[Any, Any], done: Collection[s
     fleet = material.fleet
     if not may_hold(fleet.plant(donor), serves=(name,)):
         return "its images may teach no other plant's model"
-    if donor not in {sister.name for sister in fleet.sisters(fleet.plant(name))}:
-        return "no defect class is shared"
     if donor not in own or own[donor].run_id not in done:
         return "it has no finished model of its own"
     cuts = [cut for cut in material.cuts if cut in material.streamed]
@@ -133,11 +135,6 @@ def _run_at(name: str, *, recipe: Recipe, material: Material, seed: int) -> Run:
     return Run(material.learner, taught, Objective(taught, recipe=recipe), recipe, seed, World(), material.compute)
 
 
-def _num_train_parts(material: Material, name: str) -> int:
-    rows = material.learning_rows(name)
-    return int(rows.loc[rows["role"] == "train", "part_id"].nunique())
-
-
 def _arrow(
     donor: str, plant: str, *, found: Mapping[str, Any] | None = None, num_lots: int | None = None, why: str | None
 ) -> dict[str, Any]:
@@ -146,7 +143,7 @@ def _arrow(
     return {**row, "refused": given["refused"], "n_lots": num_lots, "why": why}
 
 
-def best_donor(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The donor of the highest gain that is not refused and gains at all; None where there is none. Pure."""
+def best_donors(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Plant -> the donor of the highest gain, if it gains at all and is not refused. Pure."""
     able = [row for row in rows if row["gain"] is not None and not row["refused"] and row["gain"] > 0]
-    return max(able, key=lambda row: (row["gain"], row["donor"]))["donor"] if able else None
+    return {row["plant"]: row["donor"] for row in sorted(able, key=lambda row: (row["gain"], row["donor"]))}

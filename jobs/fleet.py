@@ -51,6 +51,7 @@ def train_fleet(
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     average: bool = False,
+    donors: Mapping[str, str] | None = None,
     retry_failed: bool = False,
     baselines: bool = False,
     trunk: int = 0,
@@ -61,6 +62,7 @@ def train_fleet(
 ) -> Trained:
     """Every run of the plan is done or failed. The same call after a kill goes on where it was.
 
+    donors: plant -> the sister to start from, as `make_plan` takes it.
     baselines: every plant has a run from scratch for every seed, and a classical model, beside the others.
     is_by_data: runs whose plants have too few labels train no stages, instead of training them and keeping what wins.
     is_estimate: nothing is trained, and nothing recorded; what it would cost is said.
@@ -80,6 +82,7 @@ def train_fleet(
     check_adapters(material.model, recipe=recipe)
     labelled = {p.name: labelled_defects(p, material.rows(p.name)) for p in fleet.plants} if is_by_data else None
     given: dict[str, Any] = {"leave_out": leave_out, "average": average, "baselines": baselines, "labelled": labelled}
+    given |= {"donors": donors}
     plan = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=trunk, **given)
     material.recipe = plan.deepest
     notes = [*cautions(recipe), *(strategies(plan, labelled=labelled) if labelled is not None else [])]
@@ -118,13 +121,14 @@ def planned(
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     average: bool = False,
+    donors: Mapping[str, str] | None = None,
     baselines: bool = False,
     trunk: int = 0,
     labelled: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
     """The plan for the fleet's data, and all else that a model is made from, as they are now.
 
-    labelled: as `make_plan` takes it.
+    labelled, donors: as `make_plan` takes them.
     """
     names = [plant.name for plant in fleet.plants]
     train_parts, train_defects = {}, {}
@@ -157,6 +161,7 @@ def planned(
         seeds=seeds,
         leave_out=leave_out,
         average=average,
+        donors=donors,
         trunk=trunk,
         data={name: material.catalog.snapshot(name) for name in names},
         labelled=labelled,

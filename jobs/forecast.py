@@ -64,12 +64,26 @@ def _plant(
         "floor": words,
         "found": asdict(found) | {"words": found.words} if found else None,
         "forecast": asdict(told),
-        "holds": told.holds(found.labels) if found else None,
-        "is_near": within_factor(told.value, found.labels)
-        if found and None not in (told.value, found.labels)
-        else None,
+        "holds": _labels_hold(told, found),
+        "is_near": _labels_are_near(told, found),
     }
     return {**arrival, "day_one": day_one, "labels": labels}
+
+
+def _labels_hold(told: Forecast, found: Reached | None) -> bool | None:
+    """Whether what was needed lies inside; that more was needed than the bound is known without the number."""
+    if found is None or found.labels is not None:
+        return told.holds(found.labels) if found else None
+    return False if told.high is not None and (found.more_than or 0) > told.high else None
+
+
+def _labels_are_near(told: Forecast, found: Reached | None, *, factor: float = 2.0) -> bool | None:
+    """Whether the estimate is within the factor of what was needed, as far as that is known."""
+    if found is None or told.value is None:
+        return None
+    if found.labels is not None:
+        return within_factor(told.value, found.labels, factor=factor)
+    return False if (found.more_than or 0) > factor * told.value else None
 
 
 def _reached(plant: Plant, arrival: Arrival, *, margin: float) -> tuple[str | None, Reached | None]:

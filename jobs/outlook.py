@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.cells import NONE
 from jobs.page import inline_svg, table
 from jobs.verbs import new_table
 
@@ -20,7 +21,6 @@ STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "v", "D", "x")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9")
 """Told apart by the colour-blind; marks and lines differ too. Source: Okabe and Ito, 2008."""
-NONE = '<span class="none">–</span>'
 Found = Mapping[str, Any]
 
 

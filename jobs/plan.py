@@ -163,6 +163,7 @@ def make_plan(
     seeds: Sequence[int] = (0,),
     leave_out: Sequence[str] = (),
     average: bool = False,
+    donors: Mapping[str, str] | None = None,
     trunk: int = 0,
     data: Mapping[str, str] | None = None,
     labelled: Mapping[str, Mapping[str, int]] | None = None,
@@ -176,6 +177,7 @@ def make_plan(
     environments or products, as `jobs.leave_out` writes them, for which their plant's model without them is; `all`
     names every plant that is pooled with two others.
     labelled: plant -> labelled images by fleet defect class, by which runs train stages or not; None trains them all.
+    donors: plant -> the sister that its run starts from, where one was measured to be best; else by shared classes.
     average: also the mean of the weights of each plant's own, warm-started and pooled model, and of its own over seeds.
     data: the snapshot of each plant's rows that may be learned from.
     from_scratch: `num_parts` to learn from -> the recipe from random weights. With it every plant has a run from
@@ -203,7 +205,8 @@ def make_plan(
         for plant in taught:
             parents: dict[str, str | None] = {"own": None}
             if group := next((g for g in groups if plant.name in g), ()):
-                sister = nearest(fleet, plant=plant, among=group, train_parts=train_parts)[0]
+                near = nearest(fleet, plant=plant, among=group, train_parts=train_parts)
+                sister = next((name for name in near if name == (donors or {}).get(plant.name)), near[0])
                 parents |= {"warm": _pooled(group, groups=groups, tail=tail), "sister": f"own-{sister}{tail}"}
             runs.append(RunSpec(f"frozen-{plant.name}{tail}", "frozen", (plant.name,), seed, frozen, target=plant.name))
             for kind, parent in parents.items():

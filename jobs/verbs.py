@@ -156,8 +156,12 @@ def train(
     is_estimate: bool = False,
     is_by_data: bool = False,
     average: bool = False,
+    is_by_donors: bool = False,
 ) -> dict[str, Any]:
-    """The runs of the fleet's plan with their ends, or what it would cost."""
+    """The runs of the fleet's plan with their ends, or what it would cost.
+
+    is_by_donors: a sister to start from is the one that the last comparison measured to be best.
+    """
     from jobs.carry_out import Caps
     from jobs.fleet import train_fleet
     from jobs.learning import write_page
@@ -172,6 +176,7 @@ def train(
     }
     recipe = load_recipe(recipe_file) if recipe_file else default_recipe(fleet.trunks[0].cuts)
     named(leave_out, fleet=fleet)
+    donors = _measured_donors(fleet, show=show) if is_by_donors else None
     with _Progress(show) as progress:
         if refresh:
             trained = refresh_fleet(fleet, settings=settings, say=progress.say, **terms)
@@ -183,6 +188,7 @@ def train(
                 seeds=seeds,
                 leave_out=leave_out,
                 average=average,
+                donors=donors,
                 baselines=baselines,
                 is_by_data=is_by_data,
                 say=progress.say,
@@ -199,6 +205,17 @@ def train(
         if found := write_page(trained.plan, records=records, store=store, home=settings.home):
             show.print(f"learning curves: {found}", markup=False, soft_wrap=True)
     return document
+
+
+def _measured_donors(fleet: Fleet, *, show: Console) -> dict[str, str]:
+    """Plant -> its best donor by the last comparison; which those are is said. Raises InputError before the first."""
+    from jobs.donors import best_donors
+    from jobs.release import compared
+
+    found = best_donors(compared(open_store(fleet.store)).get("donors", ()))
+    said = ", ".join(f"{donor} for {plant}" for plant, donor in sorted(found.items()))
+    show.print(f"donors as measured: {said or 'none gains, so by shared classes'}", markup=False)
+    return found
 
 
 def _show_runs(document: Mapping[str, Any], *, show: Console) -> None:

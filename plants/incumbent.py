@@ -84,7 +84,9 @@ def _from_table(rows: pd.DataFrame, *, plant: Plant, files: Files, notes: list[s
         raise InputError(what, **at, remedy="Rename the columns")
     key = keys[0]
     said = table[[key, INCUMBENT]].astype(str).apply(lambda column: column.str.strip()).drop_duplicates()
-    said = said[said[INCUMBENT] != ""]
+    said = said[(said[INCUMBENT] != "") & ~said[key].isin(["", "nan", "None"])]
+    same = said.assign(_word=[read_word(word, plant=plant) or word for word in said[INCUMBENT]])
+    said = said[~same.duplicated([key, "_word"])]
     twice = said.loc[said[key].duplicated(), key]
     if len(twice):
         what = f"{twice.nunique()} of them have two verdicts, the first is {key} {twice.iloc[0]!r}"

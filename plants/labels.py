@@ -24,7 +24,7 @@ from plants.claims import MAX_LETTERS, described
 from plants.errors import InputError
 from plants.frames import NUM_READERS, SEEN, FrameReader, Memory, Progress, read_frames
 from plants.images import MAX_BYTES, MAX_PIXELS
-from plants.incumbent import with_verdicts
+from plants.incumbent import INCUMBENT, with_verdicts
 from plants.plant import Plant
 from plants.seal import SEALED
 from plants.tables import CORNERS, OTHER, Files, Listed, Rejected, others, raw_rows, to_arrow
@@ -205,6 +205,9 @@ def _without_duplicates(rows: pd.DataFrame, *, rejected: list[Rejected], notes: 
     The one whose longer side is the shortest stands in `SMALLEST`, zeros where a frame has not several.
     """
     group = pd.factorize(rows["frame"])[0]
+    if INCUMBENT in rows:
+        said = rows.groupby("frame")[INCUMBENT].transform("first")
+        rows = rows.assign(**{INCUMBENT: rows[INCUMBENT].where(rows[INCUMBENT].notna(), said)})
     first = np.unique(group, return_index=True)[1][group]
     names = [name for name in rows.columns if name not in ("frame", *CORNERS)]
     codes = {name: pd.factorize(rows[name])[0] for name in names}

@@ -150,8 +150,10 @@ def joint(drawn: Floats, *, num_lots: int, level: float = 0.95) -> float:
     values, vectors = np.linalg.eigh(cov)
     normal = rng.standard_normal((NUM_JOINT, len(drawn))) * np.sqrt(np.maximum(values, 0)) @ vectors.T
     scale = np.sqrt(rng.chisquare(num_lots - 1, NUM_JOINT) / (num_lots - 1))
-    gaps = np.abs(normal[:, one[differ]] - normal[:, other[differ]]) / spread[differ]
-    largest = float(np.quantile(gaps.max(axis=1) / scale, level))
+    furthest = np.zeros(NUM_JOINT)
+    for i, j, apart in zip(one[differ], other[differ], spread[differ], strict=True):
+        np.maximum(furthest, np.abs(normal[:, i] - normal[:, j]) / apart, out=furthest)
+    largest = float(np.quantile(furthest / scale, level))
     return max(level, float(2 * stdtr(num_lots - 1, largest) - 1))
 
 

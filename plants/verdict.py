@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from plants.costs import OutOfFold, Policy
+from plants.costs import OutOfFold, Policy, expected_cost
+from plants.counts import confusions, macro_f1, number
 from plants.differences import joint_level, paired
 from plants.ensembles import Mix
-from plants.metrics import MIN_LOTS_OF_KIND, report
+from plants.metrics import MIN_LOTS_OF_KIND
 from plants.plant import Plant
 from plants.scores import PartScores
 from plants.stats import MIN_LOTS, Lots
@@ -40,7 +41,7 @@ class Candidate:
     members: tuple[str, ...]
     """The runs it is made of: one, or several for an ensemble."""
     serving_cost: int
-    """Branch passes an image beyond the shared trunk; heads are free."""
+    """Stages above the shared trunk that an image passes, of all members together; heads are free."""
     scores: PartScores
     policy: Policy
     """Solved on all parts: what is published."""
@@ -100,7 +101,8 @@ def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: in
     row = next((test for test in tests if test["model"] == taken.name), None)
     answer: Answer
     if lacking := _too_little(taken.scores):
-        answer, why = lacking[0], f"{lacking[1]}; best estimate, before {rival.name}"
+        estimate = "best estimate, before" if taken is best else "costs less to serve than"
+        answer, why = lacking[0], f"{lacking[1]}; {estimate} {rival.name}"
     elif is_shown:
         answer = "not worse and cheaper"
         why = f"costs less to serve than {rival.name} and is shown not to be worse by more than the margin"
@@ -206,7 +208,7 @@ def amount(found: Mapping[str, Any]) -> str:
     diff = found["diff"] * scale
     side = -1 if diff < 0 else 1
     ends = sorted(side * scale * found[key] for key in ("low", "high") if found[key] is not None)
-    text = ",.0f" if is_money else ".1f"
+    text = ".1f" if not is_money else ",.0f" if max(abs(diff), *map(abs, ends), 0) >= 100 else ".2f"
     interval = f" ({ends[0]:{text}} to {ends[1]:{text}})" if ends else ""
     return f"{abs(diff):{text}} {unit} {'less' if diff < 0 else 'more'}{interval}"
 
@@ -237,16 +239,13 @@ def _told_apart(order: Sequence[Candidate], *, seed: int) -> Candidate:
 
 
 def _lost(candidate: Candidate) -> float:
-    f1 = report(candidate.scores, n_boot=1)["macro_f1"]["value"]
+    f1 = number(macro_f1(confusions(candidate.scores).sum(axis=0)))
     return 1 - (f1 if f1 is not None else 0.0)
 
 
 def _badness(candidate: Candidate) -> tuple[float, float, int, str]:
-    figures = report(candidate.scores, policy=candidate.judged_by, n_boot=1)
-    cost = figures["cost"]["value"] if figures["cost"] else None
-    f1 = figures["macro_f1"]["value"]
-    lost = 1 - (f1 if f1 is not None else 0.0)
-    return (cost if cost is not None else lost, lost, candidate.serving_cost, candidate.name)
+    cost, lost = expected_cost(candidate.scores, candidate.judged_by), _lost(candidate)
+    return (lost if cost is None else cost, lost, candidate.serving_cost, candidate.name)
 
 
 def difference(a: Candidate, b: Candidate, *, seed: int, level: float = 0.95) -> dict[str, Any]:
@@ -255,6 +254,10 @@ def difference(a: Candidate, b: Candidate, *, seed: int, level: float = 0.95) ->
 
 
 def idle_cost(plant: Plant) -> float | None:
-    """Money a part at the unfavourable defect rate when all parts pass or all are rejected, whichever is cheaper."""
-    rate = plant.costs.defect_rate[2]
-    return min(rate * plant.costs.miss, (1 - rate) * plant.costs.false_alarm) if plant.ok else None
+    """Money a part at the unfavourable defect rate when all parts pass or all are rejected, whichever is cheaper.
+
+    A miss costs what it does in the mean over the plant's defect classes.
+    """
+    rate, costs = plant.costs.defect_rate[2], plant.costs
+    misses = [costs.miss_by_class.get(name, costs.miss) for name in plant.defects] or [costs.miss]
+    return min(rate * sum(misses) / len(misses), (1 - rate) * costs.false_alarm) if plant.ok else None

@@ -84,7 +84,7 @@ def seed_figures(seed: int, *, folder: Path) -> dict[str, Any]:
     from cluster.catalog import Catalog
     from cluster.imports import import_plant
     from cluster.storage import PlantFiles
-    from jobs.donors import best_donor, donors_at, graph
+    from jobs.donors import best_donors, donors_at, graph
     from jobs.fit import fit_run
     from jobs.fleet import planned
     from jobs.material import Material
@@ -116,7 +116,7 @@ def seed_figures(seed: int, *, folder: Path) -> dict[str, Any]:
             raise SystemExit(f"seed {seed}: guard and graph disagree about {donor}: {judged}, {by_donor[donor]}")
     keys = ("gain", "low", "high", "p_holm", "n_lots", "words")
     return {
-        "chosen": best_donor(rows),
+        "chosen": best_donors(rows).get(FEW),
         "refused": refused,
         "cuts": cuts,
         "rows": {donor: {key: row[key] for key in keys} for donor, row in by_donor.items()},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.donor_graph import donors_html
-from jobs.donors import best_donor, donors_at, graph, holm
+from jobs.donors import best_donors, donors_at, graph, holm
 
 FOUND = {"refused": False, "n_lots": 30, "why": None}
 
@@ -34,7 +34,7 @@ def test_the_graph_says_of_every_donor_what_the_guard_said_when_it_was_taken_up(
         assert row["n_lots"] >= 1
 
 
-def test_a_donor_that_is_not_finished_or_may_not_leave_or_shares_nothing_is_named_with_why(works):
+def test_a_donor_that_is_not_finished_or_may_not_leave_is_named_with_why_and_one_that_shares_nothing_is_none(works):
     exports = works.exports()
     given = {"plan": works.plan, "material": exports.material, "seed": 0}
     (row,) = donors_at("arden", done=[], **given)
@@ -49,8 +49,7 @@ def test_a_donor_that_is_not_finished_or_may_not_leave_or_shares_nothing_is_name
     strange = {name: value.model_copy(update={"fleet": f"x{name}"}) for name, value in held.classes.items()}
     other = plants["essen"].model_copy(update={"classes": {**strange, "gut": held.classes["gut"]}})
     exports.material.fleet = works.fleet.model_copy(update={"plants": (plants["arden"], other)})
-    (row,) = donors_at("arden", done=done, **given)
-    assert row["why"] == "no defect class is shared"
+    assert donors_at("arden", done=done, **given) == []
 
 
 def test_help_is_claimed_over_the_whole_graph_and_harm_where_the_guard_refuses():
@@ -81,8 +80,8 @@ def test_holms_p_values_are_those_of_a_table():
 
 def test_the_best_donor_gains_most_and_is_not_refused():
     rows = [arrow("a", "p", 0.2), arrow("b", "p", 0.3), arrow("c", "p", 0.9, refused=True), arrow("d", "p", None)]
-    assert best_donor(rows) == "b"
-    assert best_donor([arrow("a", "p", -0.2), arrow("d", "p", None)]) is None
+    assert best_donors([*rows, arrow("a", "q", 0.1), arrow("b", "q", -0.1)]) == {"p": "b", "q": "a"}
+    assert best_donors([arrow("a", "p", -0.2), arrow("d", "p", None)]) == {}
 
 
 def test_the_section_shows_every_figure_and_escapes_names_and_says_what_was_not_measured():

@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 
 from jobs.plan import BASELINES, Plan, make_plan, nearest, pooling_groups, strategies
-from jobs.recipe import Recipe
+from jobs.recipe import Recipe, default_recipe
 from jobs.scratch import scratch_recipe
 from plants.errors import InputError
 from plants.plant import Fleet
+from tests.jobs.toys import toy_fleet
 
 
 def fleet(**changes) -> Fleet:
@@ -263,3 +264,14 @@ def test_by_data_leaves_baselines_from_random_weights_as_they_are():
     from_scratch = partial(scratch_recipe, Recipe(), cut=5)
     plan = plan_of(fleet(), labelled={name: {} for name in LABELLED}, from_scratch=from_scratch)
     assert all(Recipe.model_validate(run.recipe).stages for run in plan.runs if run.kind == "scratch")
+
+
+def test_a_plant_starts_from_the_sister_that_was_measured_to_be_best_where_one_was():
+    parts = {"north": 10, "south": 20, "west": 30}
+    fleet = toy_fleet(*parts)
+    given = {"recipe": default_recipe((0,)), "data_digest": "d", "train_parts": parts, "train_defects": parts}
+    plain = make_plan(fleet, **given)
+    told = make_plan(fleet, **given, donors={"north": "south", "south": "nobody"})
+    assert [plan.run("sister-north-s0").parent for plan in (plain, told)] == ["own-west-s0", "own-south-s0"]
+    assert plain.run("sister-south-s0") == told.run("sister-south-s0")
+    assert plain.plan_id != told.plan_id

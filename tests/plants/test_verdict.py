@@ -208,3 +208,20 @@ def test_the_cheapest_is_said_to_be_better_only_where_all_others_are_shown_to_be
     assert found.why.startswith("cheapest to serve, and shown to be better than all others: ")
     level = decide([best, *worse, candidate("twin", skill=3)], idle_cost=IDLE)
     assert (level.model, level.answer) == ("frozen", "no difference shown")
+
+
+def test_with_few_lots_a_cheaper_model_is_not_called_the_best_estimate():
+    best = candidate("branch", skill=2, num_lots=8)
+    heads = (candidate("head", skill=2, price=0, num_lots=8, noise=i) for i in range(1, 99))
+    head, gap = next((head, gap) for head in heads if (gap := difference(head, best, seed=0))["diff"] > 0)
+    found = decide([best, head], idle_cost=1000 * gap["diff"])
+    assert (found.model, found.answer) == ("head", "not enough lots")
+    assert found.why == "8 lots, and an interval needs 10; costs less to serve than branch"
+
+
+def test_looking_costs_no_more_than_what_is_missed_where_every_class_has_a_price_of_its_own():
+    plant = toy_fleet("north").plant("north")
+    dear = Costs(miss=50_000, false_alarm=5_000, defect_rate=(0.1, 0.1, 0.1))
+    cheap = dear.model_copy(update={"miss_by_class": dict.fromkeys(plant.defects, 100.0)})
+    assert idle_cost(plant.model_copy(update={"costs": dear})) == pytest.approx(4_500)
+    assert idle_cost(plant.model_copy(update={"costs": cheap})) == pytest.approx(10)
