@@ -1,10 +1,10 @@
 """Which of several models should judge a plant's parts, and with what certainty. Pure; all numbers are of `decide`.
 
 Models are judged per part, by money where there is money and by macro-F1 where there is none. Money hangs on a few
-escapes, so that models whose money is not shown to differ are told apart by macro-F1. The best estimate is taken,
-unless a model that is cheaper to serve ties with it or is shown not to be worse by more than a margin. What is known is
-an answer of its own: every difference between two models is taken at the level at which all of them hold together, so
-that among however many models a "better" is false in at most 5 % of comparisons.
+escapes, so that a model whose macro-F1 is shown to be higher goes before one whose money is not shown to differ. The
+best estimate is taken, unless a model that is cheaper to serve ties with it or is shown not to be worse by more than a
+margin. What is known is an answer of its own: every difference between two models is taken at the level at which all of
+them hold together, so that among however many models a "better" is false in at most 5 % of comparisons.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Decision:
 def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: int = 0) -> Decision:
     """The best, or one cheaper to serve that ties with it or is shown not to be worse by more than the margin.
 
-    The best costs least a part, or has a higher macro-F1 and is not shown to cost another sum.
+    The best costs least a part, or is shown to have a higher macro-F1 and not shown to cost another sum.
     idle_cost: money a part when nothing is inspected, None where there is no money.
     """
     order = sorted(candidates, key=_badness)
@@ -108,7 +108,7 @@ def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: in
         why = f"costs less to serve than {rival.name} and is shown not to be worse by more than the margin"
     elif taken is not best:
         answer = "better" if row and row["words"] == "better" else "no difference shown"
-        why = f"costs less to serve than {rival.name}, which is not shown to be better"
+        why = f"costs less to serve than {rival.name}, with which it ties: {amount(interval)}, no difference shown"
         if row and answer == "better":
             why = f"{amount(row)} than {row['against']}, which is cheapest to serve; {why}"
     elif row is None:
@@ -123,13 +123,15 @@ def _cheaper(
 ) -> tuple[Candidate, bool]:
     """The cheapest to serve that is shown not to be worse than the best, or else ties with it; whether it is shown.
 
-    A tie: not shown to differ, and the estimate within `TIE` of the margin.
+    A tie: not shown to differ, the estimate within `TIE` of the margin, and macro-F1 within its own.
     """
     cheaper = [one for one in order if one.serving_cost < best.serving_cost]
     cheaper = sorted(cheaper, key=lambda one: (one.serving_cost, _badness(one)))
     gaps = [(one, gap(one, best)) for one in cheaper]
     shown = [one for one, found in gaps if _is_within(found, by=1.0, is_shown=True, idle_cost=idle_cost)]
     tied = [one for one, found in gaps if _is_within(found, by=TIE, is_shown=False, idle_cost=idle_cost)]
+    shown = [one for one in shown if _words(_by_f1(one, best)) != "worse"]
+    tied = [one for one in tied if _lost(one) <= _lost(best) + MARGIN_F1]
     return next(iter(shown + tied), best), bool(shown)
 
 
@@ -225,7 +227,7 @@ def decide_first(candidates: Sequence[Candidate], *, num_defects: int) -> Decisi
 
 
 def _told_apart(order: Sequence[Candidate], *, seed: int) -> Candidate:
-    """The cheapest in money, or one of higher macro-F1 whose money is not shown to differ from it."""
+    """The cheapest in money, or one whose macro-F1 is shown to be higher and whose money is not shown to differ."""
     cheapest = order[0]
     if not cheapest.scores.ok:
         return cheapest
@@ -233,9 +235,14 @@ def _told_apart(order: Sequence[Candidate], *, seed: int) -> Candidate:
         if _lost(other) >= _lost(cheapest):
             break
         found = difference(other, cheapest, seed=seed)
-        if found["metric"] == "cost" and found["low"] is not None and found["low"] <= 0 <= found["high"]:
+        is_open = found["metric"] == "cost" and _words(found) == "no difference shown"
+        if is_open and _words(_by_f1(other, cheapest)) == "better":
             return other
     return cheapest
+
+
+def _by_f1(a: Candidate, b: Candidate) -> dict[str, Any]:
+    return paired(a.scores, b.scores)
 
 
 def _lost(candidate: Candidate) -> float:
