@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.cells import Document
+from plants.verdict import amount
 
 WITHDRAWN = "WITHDRAWN by the sealed test: significantly worse there than the frozen baseline"
 
@@ -27,6 +28,19 @@ def alarms(name: str, document: Document) -> list[str]:
         )
     if _is_lost(decision.get("gain")):
         said.append("worse than the frozen baseline on decide, the interval excludes 0")
+    promise = sealed.get("against_decide") or {}
+    if promise.get("words") == "worse than promised":
+        said.append(f"the sealed test: {amount(promise)} than decide had promised")
+    chosen = (document["details"].get(name) or {}).get("chosen") or {}
+    said += [
+        f"{row['n']} parts of {label}, and the model names none of them"
+        for label, row in chosen.get("per_class", {}).items()
+        if row["n"] and row["recall"]["value"] == 0
+    ]
+    curve = (document["details"].get(name) or {}).get("curve") or {}
+    if curve.get("review_load") is not None and curve["review_load"] > curve["review_capacity"]:
+        load, most = (f"{100 * curve[key]:.1f} %" for key in ("review_load", "review_capacity"))
+        said.append(f"a person has to look at {load} of the parts, and people can at {most}")
     policy = decision.get("policy")
     said += [note for note in (policy.get("note", ()) if isinstance(policy, Mapping) else ()) if "infeasible" in note]
     return said

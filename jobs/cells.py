@@ -29,6 +29,11 @@ def money(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
+def whole_money(value: float) -> str:
+    """An amount beside larger ones."""
+    return f"{value:,.0f}"
+
+
 def count(value: float) -> str:
     """How many."""
     return f"{value:.0f}"
@@ -52,7 +57,9 @@ def figure_of(figure: Mapping[str, Any] | None, *, show: Any = percent) -> str:
     if low is None or high is None:
         words = figure.get("words")
         return number(figure["value"], show=show) + (f' <span class="range">{text(words)}</span>' if words else "")
-    ends = f"{number(low, show=show)} to {number(high, show=show)}"
+    if show is money and max(map(abs, (figure["value"], low, high))) >= 100:
+        show = whole_money
+    ends = f"({number(low, show=show)} to {number(high, show=show)})"
     return f'{number(figure["value"], show=show)} <span class="range">{ends}</span>'
 
 

@@ -46,7 +46,7 @@ def donors_html(document: Mapping[str, Any]) -> str:
         + [number(row[key], show=show) for key, show in _FIGURES]
         for row in order
     ]
-    columns = ["donor", "plant", "it", "gain", "low", "high", "p (Holm)", "lots"]
+    columns = ["donor", "plant", "shown", "gain", "low", "high", "p (Holm)", "lots"]
     told = table(columns, cells, num_words=3, caption=caption)
     missing = _not_measured(rows) if picture else ""
     return f'<h2>Who helps whom</h2><p class="small">{EXPLAINED}</p>{picture}{told}{missing}'

@@ -27,7 +27,7 @@ def picture(document: Document) -> str:
     return (
         "<h2>Every model at every plant</h2>"
         f'<div class="wide">{matrix_svg(document)}</div><p class="small">Macro-F1 in percent. The framed model is the '
-        f"one decided for. Blank: not judged there.{few}{note}</p>"
+        f"one decided for. Blank: not judged there, or in money alone.{few}{note}</p>"
     )
 
 

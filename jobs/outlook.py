@@ -15,7 +15,7 @@ from jobs.cells import NONE
 from jobs.page import inline_svg, table
 from jobs.verbs import new_table
 
-NAMES = {"macro_f1": "macro-F1", "defect_recall": "recall of defects", "auc": "AUC", "cost": "money"}
+NAMES = {"macro_f1": "macro-F1", "defect_recall": "defects not taken for good", "auc": "AUC", "cost": "money"}
 NUM_DRAWN = 12
 STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "v", "D", "x")
@@ -30,8 +30,13 @@ def forecast_words(found: Found) -> str:
     if first["value"] is None:
         return f"A new plant cannot be forecast: {first['words']}."
     many = f"{first['num_plants']} plants, each left out once"
+    caught = found["next"]["day_one"]["defect_recall"]
+    recall = (
+        "" if caught["value"] is None else f", {_percent(caught['value'])} % ({_percents(caught)}) of defects found"
+    )
     return (
-        f"On its first day a new plant would get macro-F1 {_percents(first)}; labelled parts to its floor: "
+        f"On its first day a new plant would get macro-F1 {_percent(first['value'])} ({_percents(first)}){recall}; "
+        "labelled parts from which it holds its floor: "
         f"{_labels(found['next']['labels'])}. {100 * found['level']:.0f} % intervals from {many}."
     )
 
@@ -41,7 +46,9 @@ def show_forecast(found: Found | None, *, show: Console) -> None:
     if not found:
         return
     title = "A new plant, by leaving each out: what happened (what the others forecast), ! outside the interval"
-    forecast = new_table(title, "plant", "day one: macro-F1", "recall of defects", "labels to its floor", "floor")
+    forecast = new_table(
+        title, "plant", "day one: macro-F1", "defects not taken for good", "labels to its floor", "floor"
+    )
     for row in found["plants"]:
         cells = []
         for metric in ("macro_f1", "defect_recall"):

@@ -232,7 +232,8 @@ def _every(groups: Sequence[Sequence[str]]) -> list[LeftOut]:
     """Every plant that is pooled with two others. Raises InputError where none is."""
     found = dict.fromkeys(name for group in groups if len(group) > 2 for name in group)
     if not found:
-        raise InputError("no plant can be left out: none is pooled with two others", field=FIELD)
+        remedy = "Three plants that share classes, and that may leave, are needed; or name environments"
+        raise InputError("no plant can be left out: none is pooled with two others", field=FIELD, remedy=remedy)
     return [LeftOut(name) for name in found]
 
 

@@ -17,6 +17,7 @@ from jobs import report_fleet as fleet
 from jobs import report_plant as plant
 from jobs.cells import SYNTHETIC, Document, text
 from jobs.donor_graph import donors_html
+from jobs.glossary import glossary
 from jobs.incumbent_section import incumbent_html
 from jobs.learning import section
 from jobs.matrix import picture
@@ -101,11 +102,12 @@ def report_html(document: Document) -> str:
     words = (
         f'<p class="small">Plan <code>{text(document["plan"])}</code>, seed {text(document["seed"])}. '
         "All figures are counted per part on the split <code>decide</code>; the sealed test was not opened for them. "
-        "Ranges are 95 % intervals over lots. Rates are in percent.</p>"
+        "Ranges are 95 % intervals over lots, of differences between candidates taken so wide that all of a plant hold "
+        "together at 95 %. They leave out what another training would give. Rates are in percent.</p>"
     )
     whole = [words, *(say(document) for say in FLEET_SECTIONS)]
     pages = [_page_of(name, document) for name in document["plants"]]
-    return page(title, "\n".join([banner, '<main id="fleet">', *whole, "</main>", *pages]))
+    return page(title, "\n".join([banner, '<main id="fleet">', *whole, glossary(), "</main>", *pages]))
 
 
 def _page_of(name: str, document: Document) -> str:

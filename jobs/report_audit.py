@@ -21,7 +21,7 @@ def openings(name: str, document: Document) -> str:
         is_this = bundle in row["bundles"]
         outcome = "another bundle than the one decided for now"
         if is_this:
-            outcome = WITHDRAWN if result.get("withdrawn") else "stands" if result else "no result is kept"
+            outcome = WITHDRAWN if result.get("withdrawn") else standing_of(result) if result else "no result is kept"
         digests = ", ".join(f"<code>{text(digest[:12])}</code>" for digest in row["bundles"])
         rows.append([str(i), number(row["generation"], show=count), text(row["at"]), text(row["who"])])
         rows[-1] += [digests, text(outcome)]
@@ -31,6 +31,12 @@ def openings(name: str, document: Document) -> str:
     caption = "Openings of the sealed test, oldest first"
     head = "<h3>The sealed test</h3>" + table(columns, rows, num_words=6, caption=caption)
     return head + (_result(result) if result else "")
+
+
+def standing_of(result: Document) -> str:
+    """What the sealed test says to the decision."""
+    none = "no difference to the frozen baseline could be taken"
+    return f"{result['standing']}: against the frozen baseline" if result.get("standing") else none
 
 
 def _result(row: Document) -> str:
@@ -48,6 +54,11 @@ def _result(row: Document) -> str:
         metric = text(gain["metric"].replace("_", " "))
         said = f"<p>Difference in {metric} to the frozen baseline there: "
         said += f"{figure_of({**gain, 'value': gain['diff']}, show=show)}.</p>"
+    promise = row.get("against_decide")
+    if promise:
+        show, metric = (money if promise["metric"] == "cost" else percent), text(promise["metric"].replace("_", " "))
+        said += f"<p>Its {metric} there less what decide had promised: "
+        said += f"{figure_of({**promise, 'value': promise['diff']}, show=show)}, {text(promise['words'])}.</p>"
     return table(["on the sealed test", "chosen", "frozen baseline"], rows, caption="What came out") + said
 
 

@@ -12,6 +12,14 @@ from jobs.page import table
 METHODS = {"classical": "hand-made features", "scratch": "random weights", "frozen": "frozen", "chosen": "chosen"}
 
 
+LEGEND = (
+    '<p class="small">Shown: what the parts of decide prove, of the model against the candidate that is cheapest to '
+    "serve; a model is named in any case, the best estimate. Cost: money a part in the plant's own currency, expected "
+    "at the unfavourable end of its defect rate; a minus is money saved. Incumbent: the inspection that stands there "
+    "already.</p>"
+)
+
+
 def glance(document: Document) -> str:
     """Every plant in a line, the worst first: the verdict, its money and macro-F1, how certain it is, and alarms."""
     rows = []
@@ -29,15 +37,16 @@ def glance(document: Document) -> str:
                 "".join(f'<div class="alarm">{text(words)}</div>' for words in found) or NONE,
                 figure_of(chosen.get("cost"), show=money),
                 saved(decision.get("gain")),
+                saved(reports.get("against_incumbent")),
                 figure_of(chosen.get("macro_f1")),
                 figure_of(frozen.get("macro_f1")),
             ]
         )
     for name, why in (document.get("undecided") or {}).items():
-        rows.append([text(name), f"No model: {text(why)}.", "nothing is shown", NONE, *[NONE] * 4])
-    columns = ["plant", "verdict", "certainty", "alarm", "cost a part", "against frozen", "macro-F1"]
+        rows.append([text(name), f"No model: {text(why)}.", "nothing is shown", NONE, *[NONE] * 5])
+    columns = ["plant", "verdict", "shown", "alarm", "cost a part", "less frozen", "less incumbent", "macro-F1"]
     shown = table([*columns, "frozen: macro-F1"], rows, num_words=4)
-    return f'<h2>The fleet at a glance, worst plant first</h2><div class="tight">{shown}</div>'
+    return f'<h2>The fleet at a glance, worst plant first</h2><div class="tight">{shown}</div>{LEGEND}'
 
 
 def certainty(decision: Mapping[str, Any]) -> str:
@@ -57,7 +66,8 @@ def saved(gain: Mapping[str, Any] | None) -> str:
     if not gain:
         return NONE
     show = money if gain["metric"] == "cost" else percent
-    return f"{figure_of({**gain, 'value': gain['diff']}, show=show)} {text(gain['metric'].replace('_', ' '))}"
+    metric = "" if gain["metric"] == "cost" else " of macro-F1"
+    return figure_of({**gain, "value": gain["diff"]}, show=show) + metric
 
 
 def bought(document: Document) -> str:
@@ -104,8 +114,9 @@ def fragile(document: Document) -> str:
         gaps = [found[kind]["chosen"]["damage"]["macro_f1"] if kind in found else None for kind, _ in kinds]
         marks = [" *" if kind in found and found[kind]["forbidden"] else "" for kind, _ in kinds]
         cells = [figure_of(gap and {**gap, "value": gap["diff"]}) + mark for gap, mark in zip(gaps, marks, strict=True)]
-        rows.append([f'<a href="#plant-{text(name)}">{text(name)}</a>', *cells])
-    shown = table(["plant", *(f"{kind}: {words}" for kind, words in kinds)], rows)
+        sizes = [number(tried[name].get(key), show=count) for key in ("n", "n_lots")]
+        rows.append([f'<a href="#plant-{text(name)}">{text(name)}</a>', *sizes, *cells])
+    shown = table(["plant", "parts", "lots", *(f"{kind}: {words}" for kind, words in kinds)], rows)
     words = "Change in macro-F1 of the chosen model, in points. *: cannot happen at an environment of that plant."
     head = "<h2>What mild dark, blur and noise would do</h2>"
     return f'{head}<div class="tight">{shown}</div><p class="small">{words}</p>'

@@ -40,6 +40,8 @@ def decision(name: str, document: Document) -> str:
     found = document["decisions"].get(name, {})
     told = "".join(f'<p class="alarm">{text(words)}</p>' for words in alarms(name, document))
     words = [f'<p><span class="chosen">{text(found.get("model"))}</span>: {text(found.get("why"))}.']
+    if found.get("answer"):
+        words.append(f"Shown on decide: {text(found['answer'])}.")
     for gap, other in (
         (found.get("interval"), found.get("against")),
         (found.get("gain"), "the frozen baseline"),
@@ -113,12 +115,13 @@ def models(name: str, document: Document) -> str:
         recall = number(cell.get("recall")) + worst
         rows.append(
             [words, figure_of(f1), figure_of(shared), recall, number(cell.get("auc")), figure_of(cost, show=money)]
-            + [number(cell.get(key), show=count) for key in ("shared_n", "n", "n_lots")]
+            + [number(cell.get(key), show=count) for key in ("n", "n_lots")]
         )
     columns = ["model", "macro-F1", "over shared classes", "lowest recall (class)", "AUC", "cost a part"]
-    columns += ["parts of shared classes", "parts", "lots"]
+    columns += ["parts", "lots"]
     what = "Every model" if len(judged) <= MAX_MODELS else f"The chosen and the best of {len(judged)} models"
-    return table(columns, rows, caption=f"{what} at this plant, best macro-F1 first")
+    shown = table(columns, rows, caption=f"{what} at this plant, best macro-F1 first")
+    return f'<div class="tight">{shown}</div>'
 
 
 def beyond(name: str, document: Document) -> str:

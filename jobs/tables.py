@@ -22,7 +22,7 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
             cells.append(_judged(row.get(plant, {})) + star)
         matrix.add_row(name, *cells)
     show.print(matrix)
-    table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "shown", "why")
+    table = new_table("Decisions", "plant", "model", "macro-F1", "money a part", "frozen baseline", "shown")
     for plant in plants:
         decision = document["decisions"][plant]
         row = document["matrix"][decision["model"]][plant]
@@ -34,14 +34,18 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
             span(row, "cost"),
             span(base, "macro_f1"),
             decision["answer"],
-            decision["why"],
         )
-    for plant, why in document["undecided"].items():
-        table.add_row(plant, "none", "-", "-", "-", "nothing", why)
     show.print(table)
+    for plant in plants:
+        decision = document["decisions"][plant]
+        show.print(f"{plant}: {decision['model']}: {decision['why']}", markup=False, soft_wrap=True)
+    for plant, why in document["undecided"].items():
+        show.print(f"{plant}: no model: {why}", markup=False, soft_wrap=True)
     if document.get("transfer"):
         _show_transfer(document["transfer"], show=show)
     show_forecast(document.get("forecast"), show=show)
+    if document.get("forecast") is None and any(model["kind"] == "without" for model in document["models"].values()):
+        show.print("no forecast for a new plant: fewer than three plants were left out")
     if document["synthetic"]:
         show.print("These data are synthetic: the figures say nothing about a real plant.", style="bold")
 

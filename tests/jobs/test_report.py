@@ -232,8 +232,8 @@ def test_what_transfer_bought_stands_beside_what_it_is_better_than_and_nowhere_w
     found = Page(report_html({**document, "transfer": [row]}))
     assert "What transfer bought here" in found.text
     assert "chosen: own-<panel>-s0" in found.text
-    assert "81.2 70.0 to 90.0" in found.text
-    assert "25.0 12.5 to 37.5 transfer is better" in found.text
+    assert "81.2 ( 70.0 to 90.0 )" in found.text
+    assert "25.0 ( 12.5 to 37.5 ) transfer is better" in found.text
     assert "12.50 -3.00 to 28.00 no difference shown" in found.text
     assert "1,234" in found.text
 
@@ -383,7 +383,8 @@ def opening(bundle: str, *, plant: str = "panel") -> dict[str, Any]:
 
 def sealed(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
     """The document with the sealed test opened for the panel's decision, after it was opened for another bundle."""
-    row = {"macro_f1": 0.4321, "cost": 99.5, "n": 77, "n_lots": 19, "bundle": "b" * 64, **fields}
+    row = {"macro_f1": 0.4321, "cost": 99.5, "n": 77, "n_lots": 19, "bundle": "b" * 64, "standing": "confirmed"}
+    row |= fields
     ledger = [opening("a" * 64), opening("b" * 64)]
     return {**document, "sealed": {"plants": {"panel": row}, "ledger": ledger}}
 
@@ -391,7 +392,7 @@ def sealed(document: dict[str, Any], **fields: Any) -> dict[str, Any]:
 def test_openings_of_the_seal_say_who_looked_when_at_what_and_what_came_out(document):
     text = Page(report_html(sealed(document))).text
     assert "1 1 2026-03-01T00:00:00Z ada <a> aaaaaaaaaaaa another bundle than the one decided for now" in text
-    assert "2 1 2026-03-01T00:00:00Z ada <a> bbbbbbbbbbbb stands" in text
+    assert "2 1 2026-03-01T00:00:00Z ada <a> bbbbbbbbbbbb confirmed: against the frozen baseline" in text
     assert "macro-F1 43.2" in text
     assert text.count("It is not known to have been opened for this plant.") == 1
     assert WITHDRAWN not in text
@@ -429,7 +430,7 @@ def test_the_tests_of_a_verdict_are_shown_with_their_level(document):
     row = {"model": "own-<p>", "against": "frozen", "metric": "cost", "diff": -12.5, "low": -30.25, "high": 5.25}
     changed["decisions"]["panel"] |= {"tests": [{**row, "words": "no difference shown"}], "level": 0.9912}
     text = Page(report_html(changed)).text
-    assert "own-<p> frozen cost no difference shown -12.50 -30.25 to 5.25" in text
+    assert "own-<p> frozen cost no difference shown -12.50 ( -30.25 to 5.25 )" in text
     assert "Each interval is at 99.1 %" in text
 
 
