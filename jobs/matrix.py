@@ -69,7 +69,12 @@ def drawn_cells(document: Document) -> tuple[list[str], list[str], Cells]:
         if (cell := document["matrix"][run].get(plant) or {}).get("macro_f1") is not None
     }
     if is_whole(document):
-        return runs, plants, {at: (f1, plant_of(at, chosen)) for at, f1 in judged.items()}
+        drawn = {run for run, _ in judged} | set(chosen.values())
+        return (
+            [run for run in runs if run in drawn],
+            plants,
+            {at: (f1, plant_of(at, chosen)) for at, f1 in judged.items()},
+        )
     kinds = list(dict.fromkeys(document["models"].get(run, {}).get("kind") for run in runs))
     best: Cells = {}
     for (run, plant), f1 in judged.items():

@@ -234,7 +234,7 @@ def test_what_transfer_bought_stands_beside_what_it_is_better_than_and_nowhere_w
     assert "chosen: own-<panel>-s0" in found.text
     assert "81.2 ( 70.0 to 90.0 )" in found.text
     assert "25.0 ( 12.5 to 37.5 ) transfer is better" in found.text
-    assert "12.50 -3.00 to 28.00 no difference shown" in found.text
+    assert "12.50 ( -3.00 to 28.00 ) no difference shown" in found.text
     assert "1,234" in found.text
 
 

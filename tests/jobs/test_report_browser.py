@@ -103,6 +103,7 @@ def check_glance(page: Any, document: dict[str, Any]) -> None:
         link = page.get_by_role("link", name=name, exact=True)
         row = page.locator("main tr", has=link).first
         expected = ends(reports["chosen"]["cost"]) + ends(decision["gain"], "diff")
+        expected += ends(reports.get("against_incumbent"), "diff")
         expected += ends(reports["chosen"]["macro_f1"]) + ends((reports["frozen"] or {}).get("macro_f1"))
         assert values(row) == expected
         assert decision["model"] in row.inner_text()
