@@ -85,4 +85,4 @@ def test_rotation_turns_about_the_centre_and_leaves_no_black_corner():
 
 def test_what_forbids_a_corruption_is_a_word_that_an_environment_may_forbid():
     for word in {one.forbidden_by for one in CORRUPTIONS if one.forbidden_by}:
-        Environment(forbid=[word])
+        assert word in Environment(forbid=[word]).forbid
