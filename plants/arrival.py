@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
-from plants.counts import confusions, macro_f1, over_draws
+from plants.counts import confusions, macro_f1, macro_parts, over_draws
 from plants.scores import PartScores
 from plants.stats import NOT_ENOUGH_LOTS, Floats, Lots, fraction
 
@@ -68,7 +68,6 @@ def level(orders: Sequence[PartScores], *, n_boot: int = 500, seed: int = 0) -> 
     counts = np.stack([confusions(scores) for scores in orders])  # [O, N, C, C]
     caught = np.stack([bad & ~scores.ok_mask[scores.predicted_index] for scores in orders])  # [O, N]
     true = counts[0].sum(axis=(0, 2))
-    seen = true[true > 0]
     f1_drawn = recall_drawn = None
     if lots.is_enough:
         rng = np.random.default_rng(seed)
@@ -80,9 +79,8 @@ def level(orders: Sequence[PartScores], *, n_boot: int = 500, seed: int = 0) -> 
             recall_drawn = _over_orders((hits / of[:, None]).T, picked)
     value = float(macro_f1(counts.sum(axis=1)).mean())
     recall = float(caught.sum(axis=1).mean() / bad.sum()) if bad.any() else math.nan
-    like = float(len(seen) ** 2 / (1 / seen).sum()) if len(seen) else 0.0
     return {
-        "macro_f1": _figure(value, f1_drawn, n=like, num_lots=lots.num),
+        "macro_f1": _figure(value, f1_drawn, n=macro_parts(true), num_lots=lots.num),
         "defect_recall": _figure(recall, recall_drawn, n=float(bad.sum()), num_lots=lots.num),
         "caught": {
             name: float(caught[:, first.truth_index == i].mean())

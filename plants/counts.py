@@ -13,7 +13,11 @@ from plants.stats import Floats, Lots
 def macro_f1(confusion: Floats) -> Floats:
     """Mean F1 over the classes that occur in truth, from counts [..., C truth, C predicted]; NaN where none does."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    true, said = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    return mean_f1(hits, true=confusion.sum(axis=-1), said=confusion.sum(axis=-2))
+
+
+def mean_f1(hits: Floats, *, true: Floats, said: Floats) -> Floats:
+    """The same from each class's counts [..., C]."""
     occurs = true > 0
     f1 = np.where(occurs, 2 * hits / np.where(occurs, true + said, 1), 0.0)
     return ratio(f1.sum(axis=-1), occurs.sum(axis=-1))
@@ -32,11 +36,10 @@ def number(value: npt.ArrayLike) -> float | None:
     return round(number, 6) if np.isfinite(number) else None
 
 
-def macro_parts(whole: Floats) -> float:
-    """Of how many parts a plain fraction would scatter as a mean of fractions of the classes' parts does."""
-    true = whole.sum(axis=1)
+def macro_parts(true: Floats) -> float:
+    """Of how many parts a plain fraction would scatter as a mean of fractions of the classes' parts [C] does."""
     seen = true[true > 0]
-    return float(len(seen) ** 2 / (1 / seen).sum())
+    return float(len(seen) ** 2 / (1 / seen).sum()) if len(seen) else 0.0
 
 
 def confusions(scores: PartScores) -> Floats:

@@ -153,7 +153,7 @@ def _unseen_cost(sums: Floats, *, rate: float, dearest: Floats) -> float:
 
 def _unseen_macro(whole: Floats) -> float:
     """By how much two models may differ in macro-F1 that said the same of each of these parts, from counts [C, C]."""
-    return never_seen(macro_parts(whole))
+    return never_seen(macro_parts(whole.sum(axis=1)))
 
 
 def _aligned(scores: PartScores, *, to: PartScores) -> PartScores:

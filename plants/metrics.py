@@ -97,7 +97,7 @@ def _macro_figure(whole: Floats, drawn: Floats | None, *, num_lots: int) -> Figu
     value = macro_f1(whole)
     if drawn is None or not np.isfinite(value):
         return _figure(value, None)
-    return _figure(value, fraction(float(value), macro_f1(drawn), n=macro_parts(whole), num_lots=num_lots))
+    return _figure(value, fraction(float(value), macro_f1(drawn), n=macro_parts(whole.sum(axis=1)), num_lots=num_lots))
 
 
 def _per_class(scores: PartScores, whole: Floats, drawn: Floats | None, *, lots: Lots) -> dict[str, Any]:

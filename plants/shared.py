@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from plants.counts import macro_parts, mean_f1, over_draws
 from plants.plant import OK, Fleet, Plant
 from plants.scores import PartScores
 from plants.stats import NOT_ENOUGH_LOTS, Floats, Lots, fraction
@@ -38,14 +39,12 @@ def shared_f1(
     said = np.eye(len(levels), dtype=bool)[(scores.probs @ onto).argmax(axis=1)]
     counts = np.stack([truth & said, truth, said], axis=2)[:, : len(shared)].astype(np.float64)
     whole = counts.sum(axis=0)
-    seen = whole[:, 1][whole[:, 1] > 0]
-    if not len(seen):
+    if not whole[:, 1].any():
         return None
     lots, value, interval = Lots(scores.lots), float(_mean_f1(whole)), None
     if lots.is_enough:
-        drawn = (lots.draws(n_boot, seed=seed) @ lots.sums(counts)).reshape(n_boot, *whole.shape)
-        like = float(len(seen) ** 2 / (1 / seen).sum())
-        interval = fraction(value, _mean_f1(drawn), n=like, num_lots=lots.num)
+        drawn = over_draws(lots.draws(n_boot, seed=seed), lots, counts)
+        interval = fraction(value, _mean_f1(drawn), n=macro_parts(whole[:, 1]), num_lots=lots.num)
     return {
         "value": round(value, 6),
         "low": round(interval.low, 6) if interval else None,
@@ -57,10 +56,6 @@ def shared_f1(
 
 
 def _mean_f1(counts: Floats) -> Floats:
-    """From hits, true and said [..., C, 3]: the mean over classes that occur in truth, NaN where none does."""
+    """From hits, true and said [..., C, 3]."""
     hits, true, said = np.moveaxis(counts, -1, 0)
-    occurs = true > 0
-    f1 = np.where(occurs, 2 * hits / np.where(occurs, true + said, 1), 0.0).sum(axis=-1)
-    num = occurs.sum(axis=-1)
-    found: Floats = f1 / np.where(num > 0, num, np.nan)
-    return found
+    return mean_f1(hits, true=true, said=said)
