@@ -159,7 +159,7 @@ def train(
     seed: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME, or without each: all."),
+        typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME; all: each plant in turn."),
     ] = None,
     strategy: Annotated[
         Literal["all", "by-data"],
@@ -270,7 +270,11 @@ def compare(
     ] = True,
     floor_points: Annotated[
         float,
-        typer.Option(min=0, max=100, help="How far under what all its labels give a left-out plant's floor lies."),
+        typer.Option(
+            min=0,
+            max=100,
+            help="After `train --leave-out all`: points of macro-F1 that a new plant's floor lies under its best.",
+        ),
     ] = 2.0,
     json_to: JsonFile = None,
 ) -> None:
@@ -289,6 +293,8 @@ def compare(
 @app.command()
 def evaluate(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = None) -> None:
     """Open the sealed test once for the models that `compare` chose; the ledger records it (5 openings at most).
+
+    A decision that it contradicts is withdrawn, and the command ends with exit code 1.
 
     Example: crossplant evaluate --fleet steel.yaml
     """

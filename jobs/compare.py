@@ -104,31 +104,37 @@ def compare_plant(
     beyond = outside(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, leaf_sets=leaf_sets, cell=cell, seed=seed)
     standing, existing = incumbent_at(plant, fleet=fleet, inputs=inputs, chosen=chosen, seed=seed)
     column |= cells(beyond) | standing
-    bought = transfer(
-        plant.name,
-        chosen=chosen,
-        candidates=candidates,
-        plan=plan,
-        done=done,
-        judge=functools.partial(candidate_of, plant=plant, inputs=inputs, exports=exports),
-        seed=seed,
-    )
     details = {
         "outside": beyond,
-        "transfer": bought,
-        "donors": donors_at(plant.name, plan=plan, material=exports.material, done=done, seed=seed),
+        "transfer": transfer(
+            plant.name,
+            chosen=chosen,
+            candidates=candidates,
+            plan=plan,
+            done=done,
+            judge=functools.partial(candidate_of, plant=plant, inputs=inputs, exports=exports),
+            seed=seed,
+        ),
         "arrival": arrival(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, seed=seed),
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         **existing,
         "curve": cost_curve(chosen.scores, chosen.judged_by),
-        "learning": [
-            learning(exports.words(run_id)) for run_id in ids_of(plan, plant=plant.name, seed=seed) if run_id in done
-        ],
         **failing(plant, chosen=chosen, base=base, inputs=inputs, is_robust=is_robust, seed=seed),
-        "training": remarks(chosen.members, plant=plant.name, words=exports.words),
     }
-    return column, made, details
+    return column, made, details | _of_runs(plant.name, chosen=chosen, plan=plan, exports=exports, done=done, seed=seed)
+
+
+def _of_runs(
+    name: str, *, chosen: Candidate, plan: Plan, exports: Exports, done: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """What the plant's finished runs say of how they were trained, and who helps it."""
+    ids = [run_id for run_id in ids_of(plan, plant=name, seed=seed) if run_id in done]
+    return {
+        "donors": donors_at(name, plan=plan, material=exports.material, done=done, seed=seed),
+        "learning": [learning(exports.words(run_id)) for run_id in ids],
+        "training": remarks(chosen.members, plant=name, words=exports.words),
+    }
 
 
 def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int, level: float) -> dict[str, Any] | None:
@@ -206,7 +212,6 @@ def compare_fleet(
         for model, values in column.items():
             matrix.setdefault(model, {})[name] = values
         say(f"{name}: {len(column)} models judged")
-    models = {name: model_words(name, plants=list(row), exports=exports, seed=seed) for name, row in matrix.items()}
     ranked = worst_first(decisions, matrix)
     return {
         "fleet": fleet.fleet,
@@ -214,17 +219,23 @@ def compare_fleet(
         "plan": plan.plan_id,
         "seed": seed,
         "plants": ranked,
-        "models": models,
+        "models": {n: model_words(n, plants=list(row), exports=exports, seed=seed) for n, row in matrix.items()},
         "matrix": matrix,
         "not_judged": left_out,
         "decisions": decisions,
         "undecided": undecided,
-        "transfer": [found for name in ranked if (found := details[name].pop("transfer"))],
-        "donors": graph([row for name in ranked for row in details[name].pop("donors")]),
-        "forecast": forecast(
-            fleet, arrivals=[found for name in ranked if (found := details[name].pop("arrival"))], margin=floor_margin
-        ),
+        **_of_fleet(fleet, details=[details[name] for name in ranked], floor_margin=floor_margin),
         "details": details,
+    }
+
+
+def _of_fleet(fleet: Fleet, *, details: Sequence[dict[str, Any]], floor_margin: float) -> dict[str, Any]:
+    """What is said of all plants together, taken out of what is said of each."""
+    bought, arrivals = ([of.pop(key) for of in details] for key in ("transfer", "arrival"))
+    return {
+        "transfer": [found for found in bought if found],
+        "donors": graph([row for of in details for row in of.pop("donors")]),
+        "forecast": forecast(fleet, arrivals=[found for found in arrivals if found], margin=floor_margin),
     }
 
 

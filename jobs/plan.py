@@ -203,15 +203,14 @@ def make_plan(
         inside = [out for out in outs if out.what != "plant" and out.plant in {p.name for p in taught}]
         runs += [_without(out, plants=(out.plant,), seed=seed, recipe=full) for out in inside]
         for plant in taught:
-            parents: dict[str, str | None] = {"own": None}
-            if group := next((g for g in groups if plant.name in g), ()):
+            group = next((g for g in groups if plant.name in g), ())
+            parents: dict[Kind, str | None] = {"own": None}
+            if group:
                 near = nearest(fleet, plant=plant, among=group, train_parts=train_parts)
-                sister = next((name for name in near if name == (donors or {}).get(plant.name)), near[0])
+                told = (donors or {}).get(plant.name)
+                sister = told if told in near else near[0]
                 parents |= {"warm": _pooled(group, groups=groups, tail=tail), "sister": f"own-{sister}{tail}"}
-            runs.append(RunSpec(f"frozen-{plant.name}{tail}", "frozen", (plant.name,), seed, frozen, target=plant.name))
-            for kind, parent in parents.items():
-                run_id = f"{kind}-{plant.name}{tail}"
-                runs.append(RunSpec(run_id, kind, (plant.name,), seed, full, parent=parent, target=plant.name))
+            runs += _of_plant(plant.name, seed=seed, parents=parents, full=full, frozen=frozen)
     runs += _averages(runs, plants=[p.name for p in taught], frozen=frozen) if average else []
     for plant in taught if from_scratch else ():
         random = from_scratch(num_parts=train_parts[plant.name]).model_dump(mode="json")
@@ -265,6 +264,17 @@ def strategies(plan: Plan, *, labelled: Mapping[str, Mapping[str, int]]) -> list
         enough = f"{count:g} labelled images in the median defect class (enough for: {strategy(count)})"
         said.append(f"{who}: {enough}: {does}")
     return said
+
+
+def _of_plant(
+    name: str, *, seed: int, parents: Mapping[Kind, str | None], full: dict[str, Any], frozen: dict[str, Any]
+) -> list[RunSpec]:
+    """A plant's frozen baseline, and its run of every kind, each with what it starts from."""
+    runs = [RunSpec(f"frozen-{name}-s{seed}", "frozen", (name,), seed, frozen, target=name)]
+    return runs + [
+        RunSpec(f"{kind}-{name}-s{seed}", kind, (name,), seed, full, parent=parent, target=name)
+        for kind, parent in parents.items()
+    ]
 
 
 def _averages(runs: Sequence[RunSpec], *, plants: Sequence[str], frozen: dict[str, Any]) -> list[RunSpec]:
