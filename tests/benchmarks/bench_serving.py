@@ -219,8 +219,7 @@ def _measured(side: str, *, task: dict[str, Any], folder: Path, given: argparse.
         }
     ready = folder / side / "ready.json"
     role = "ours" if side in ("python", "haproxy") else "uvicorn"
-    proxy_folder = tempfile.mkdtemp(prefix="bench-ha-")
-    env = _haproxy(Path(proxy_folder)) if side == "haproxy" else {}
+    env = {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if side == "python" else {}
     server = Child(__file__, role, {**task, "side": side, "ready": str(ready)}, folder=folder / side, env=env)
     try:
         url = server.ready(ready, timeout_s=START_TIMEOUT_S)["url"]
@@ -233,18 +232,6 @@ def _measured(side: str, *, task: dict[str, Any], folder: Path, given: argparse.
         }
     finally:
         server.release(timeout_s=60)
-        shutil.rmtree(proxy_folder, ignore_errors=True)
-
-
-def _haproxy(folder: Path) -> dict[str, str]:
-    """Ray Serve behind HAProxy, its files in a folder of this run."""
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-    }
 
 
 def ours(task: dict[str, Any]) -> None:
