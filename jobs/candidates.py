@@ -82,10 +82,12 @@ def _weighed(
     folds, at = lot_folds(all_of.lots)
     num = len(set(folds.values()))
     apart = [says(*weigh(chosen=at != k)) for k in range(num)] if num > 1 else [all_of]
-    probs = np.stack([one.probs for one in apart])[at, np.arange(len(at))]
+    rows = np.arange(len(at))
+    probs = np.stack([one.probs for one in apart])[at, rows]
+    divided = np.stack([np.zeros(len(at)) if one.disagreement is None else one.disagreement for one in apart])[at, rows]
     policies = tuple(find(one.take(at != k) if num > 1 else one) for k, one in enumerate(apart))
     judged_by = OutOfFold(folds=folds, policies=policies) if plant.ok else policy
-    scores = replace(all_of, probs=probs)
+    scores = replace(all_of, probs=probs, disagreement=divided)
     return Candidate(name, kind, runs, price, scores, policy, judged_by, mix=mix, solved_on=all_of)
 
 

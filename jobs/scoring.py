@@ -26,7 +26,7 @@ from jobs.head import Head
 from jobs.material import Material
 from jobs.model import Branch
 from jobs.plan import HEADLESS, Plan
-from plants.ensembles import Mix, Parts, combined
+from plants.ensembles import Mix, Parts, aligned, combined, disagreement
 from plants.errors import CheckFailed
 from plants.governance import kept
 from plants.labels import truth_of_parts
@@ -180,23 +180,28 @@ class RoleInputs:
         self, members: Sequence[Member], *, leaf_sets: Mapping[str, Sequence[str]], mix: Mix | None = None
     ) -> PartScores:
         """What the model, or several together, say of every part; their plain average unless told otherwise."""
-        probs, leaves = combined(members, mix=mix or Mix.plain(len(members)))
-        parts = self.speakers(probs, leaves).mean(probs)
+        mix = mix or Mix.plain(len(members))
+        probs, leaves = combined(members, mix=mix)
+        speaking, classes = self.speakers(probs, leaves), self.plant.annotated
+        to_classes, divided = projection(leaves, leaf_sets, classes), None
+        if len(members) > 1:
+            said = np.stack([speaking.mean(one) @ to_classes for one in aligned(members)[0]])
+            divided = disagreement(said, mix.weights)
         novelty = None
         if self.novelty is not None:
             novelty = np.zeros(len(self.parts))
             np.maximum.at(novelty, self.part_groups[self.frame_groups], self.novelty)
-        classes = self.plant.annotated
         first = self.frames.drop_duplicates("part_id").set_index("part_id").loc[list(self.parts)]
         return PartScores(
             part_ids=self.parts,
             lots=first["lot"].to_numpy(dtype=object),
             environments=first["environment"].to_numpy(dtype=object),
             truth=self.truth,
-            probs=parts @ projection(leaves, leaf_sets, classes),
+            probs=speaking.mean(probs) @ to_classes,
             classes=classes,
             ok=self.plant.ok,
             novelty=novelty,
+            disagreement=divided,
         )
 
     @cached_property

@@ -27,6 +27,7 @@ from plants.policy import (
     Policy,
     decide_part,
     defect_score,
+    is_divided,
     is_novel,
     is_strange,
 )
@@ -63,6 +64,9 @@ Floats = npt.NDArray[np.float64]
 TEMPERATURE_SPREAD = 0.5
 """Before any part is seen, log temperature is held to lie within about this of 0."""
 NOVEL_SHARE = 0.005
+"""Of good parts, that people look at for being unlike the others, and again for members of an ensemble who disagree."""
+AGREEMENT = 0.05
+"""Members of an ensemble that disagree less about a part agree."""
 MIN_GOOD_FOR_NOVELTY = 20
 HAIR = 1 + 1e-4
 """A novelty threshold lies this far beyond the part it is read from, so that the part passes wherever it is judged:
@@ -205,7 +209,10 @@ def solve(scores: PartScores, *, costs: Costs, plant: str, bundle: str = "") -> 
         "impossible_above": _impossible_above(scores, note=note),
     }
     cap = review_capacity(costs)
-    common["novelty_above"] = _novelty_above(scores, cap=cap, note=note)
+    common["novelty_above"] = _unlike_above(scores, scores.novelty, what="novelty", cap=cap, note=note)
+    if scores.disagreement is not None:
+        above = _unlike_above(scores, scores.disagreement, what="disagreement", cap=cap, note=note)
+        common["disagreement_above"] = None if above is None else max(above, AGREEMENT)
     if not scores.ok:
         note.append("no class is good here: nothing passes and there is no cost")
         return Policy(pass_below=0.0, reject_above=0.0, note=tuple(note), **common)
@@ -287,6 +294,7 @@ def _solved(scores: PartScores, *, policy: Policy, cap: float, floors: dict[str,
     clouds, weight = spread(score, good)
     strange = is_strange(scores.impossible, policy)
     never_passes = strange | is_novel(scores.novelty, policy, n=len(scores))
+    never_passes |= is_divided(scores.disagreement, policy, n=len(scores))
     stop_at = np.inf
     for name, floor in floors.items():
         is_class = scores.truth_index == scores.classes.index(name)
@@ -381,18 +389,20 @@ def _impossible_above(scores: PartScores, *, note: list[str]) -> float:
     return min(0.99, round(usual, 6))
 
 
-def _novelty_above(scores: PartScores, *, cap: float, note: list[str]) -> float | None:
-    """The distance that at most 1 in 200 good parts exceeds, as far as those seen can tell.
+def _unlike_above(
+    scores: PartScores, values: Floats | None, *, what: str, cap: float, note: list[str]
+) -> float | None:
+    """The novelty or disagreement that at most 1 in 200 good parts exceeds, as far as those seen can tell.
 
-    Where no class is good, of all parts: what is farther is unlike everything that is known here.
+    Where no class is good, of all parts: what is beyond is unlike everything that is known here.
     """
-    if scores.novelty is None:
+    if values is None:
         return None
-    good = scores.novelty[scores.is_good] if scores.ok else scores.novelty
+    good = values[scores.is_good] if scores.ok else values
     if len(good) < MIN_GOOD_FOR_NOVELTY:
-        note.append(f"{len(good)} {'good ' if scores.ok else ''}parts are too few for a novelty threshold")
+        note.append(f"{len(good)} {'good ' if scores.ok else ''}parts are too few for a {what} threshold")
         return None
     if cap < NOVEL_SHARE:
-        note.append("the review capacity leaves no room for novelty")
+        note.append(f"the review capacity leaves no room for {what}")
         return None
     return HAIR * float(np.quantile(good, 1 - NOVEL_SHARE, method="higher"))

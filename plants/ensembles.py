@@ -96,6 +96,31 @@ def _joined(said: Floats, weights: Floats, *, rule: Rule) -> Floats:
     return softmax(np.tensordot(weights, np.log(np.maximum(said, LEAST)), axes=1))
 
 
+def disagreement(said: npt.NDArray[Any], weights: Sequence[float]) -> Floats:
+    """How far the members disagree about each part [P]: 0 where all say the same, 1 where each is sure of something else.
+
+    said: what each member says of the parts over the plant's classes [K, P, C]; what a row lacks to 1 is mass on what
+    cannot occur here, and counts as a class. The Jensen-Shannon divergence at the weights' shares, over its upper
+    bound, the shares' entropy. Source: Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory
+    37, 1991.
+    """
+    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+    wide = np.asarray(said, dtype=np.float64)
+    whole = np.concatenate([wide, np.clip(1 - wide.sum(axis=2, keepdims=True), 0, 1)], axis=2)
+    bound = float(_entropy(shares))
+    if bound <= 0:
+        return np.zeros(wide.shape[1])
+    between = _entropy(np.tensordot(shares, whole, axes=1)) - np.tensordot(shares, _entropy(whole), axes=1)
+    found: Floats = np.clip(between / bound, 0, 1)
+    return found
+
+
+def _entropy(probs: Floats) -> Floats:
+    """Along the last axis, in nats."""
+    found: Floats = -(probs * np.log(np.maximum(probs, NOTHING))).sum(axis=-1)
+    return found
+
+
 # --- fitting ---------------------------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ REASONS = (
     "one class stands out",
     "no class stands out",
     "the model gave no number",
+    "the models of the ensemble disagree",
 )
 
 
@@ -56,6 +57,8 @@ class Policy(Config):
     """More mass than this on classes that cannot occur here is something new: review."""
     novelty_above: float | None = None
     """A part that would pass is reviewed when it is farther than this from good parts."""
+    disagreement_above: float | None = None
+    """A part that would pass is reviewed when the members of an ensemble disagree more than this about it."""
     sure_above: float = Field(default=SURE_ABOVE, ge=0, le=1)
     """Only where no class is good: confidence from which the defect is named without review."""
     costs: Costs = Costs()
@@ -93,8 +96,9 @@ class Policy(Config):
         return sha256(self.to_json().encode())
 
     def to_json(self) -> str:
-        """Canonical JSON: equal policies give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Canonical JSON: equal policies give equal text. What a single model has no use for is not written."""
+        without = {"disagreement_above"} if self.disagreement_above is None else None
+        return json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, file: str | None = None) -> Policy:
@@ -136,19 +140,21 @@ class Decisions(NamedTuple):
 
 
 def decide_part(
-    probs: npt.ArrayLike, *, policy: Policy, impossible: float | None = None, novelty: float | None = None
+    probs: npt.ArrayLike,
+    *,
+    policy: Policy,
+    impossible: float | None = None,
+    novelty: float | None = None,
+    disagreement: float | None = None,
 ) -> Decision:
     """The verdict on one part from its uncalibrated class probabilities [C].
 
     `impossible` is what the probabilities lack to 1 unless given.
     """
     row = np.asarray(probs, dtype=np.float64)[None]
-    many = _decide(
-        row,
-        policy=policy,
-        impossible=None if impossible is None else np.array([impossible], dtype=np.float64),
-        novelty=None if novelty is None else np.array([novelty], dtype=np.float64),
-    )
+    given = {"impossible": impossible, "novelty": novelty, "disagreement": disagreement}
+    rows = {name: None if one is None else np.array([one], dtype=np.float64) for name, one in given.items()}
+    many = _decide(row, policy=policy, **rows)
     verdict, defect = VERDICTS[many.verdict[0]], int(many.defect[0])
     return Decision(
         verdict, policy.classes[defect] if defect >= 0 else None, float(many.confidence[0]), REASONS[many.why[0]]
@@ -159,10 +165,18 @@ def decide_many(scores: PartScores, policy: Policy) -> Decisions:
     """The verdicts on all parts, each exactly as `decide_part` gives it."""
     if scores.classes != policy.classes:
         raise InputError("the policy is for other classes than the scores", plant=policy.plant, field="classes")
-    return _decide(scores.probs, policy=policy, impossible=scores.impossible, novelty=scores.novelty)
+    return _decide(
+        scores.probs,
+        policy=policy,
+        impossible=scores.impossible,
+        novelty=scores.novelty,
+        disagreement=scores.disagreement,
+    )
 
 
-def _decide(probs: Floats, *, policy: Policy, impossible: Floats | None, novelty: Floats | None) -> Decisions:
+def _decide(
+    probs: Floats, *, policy: Policy, impossible: Floats | None, novelty: Floats | None, disagreement: Floats | None
+) -> Decisions:
     if probs.shape[1] != len(policy.classes):
         raise InputError(
             f"{probs.shape[1]} probabilities for {len(policy.classes)} classes", plant=policy.plant, field="classes"
@@ -174,12 +188,14 @@ def _decide(probs: Floats, *, policy: Policy, impossible: Floats | None, novelty
     calibrated = calibrate(probs, policy.temperature)
     ok = policy.ok_mask
     strange, novel = is_strange(impossible, policy), is_novel(novelty, policy, n=len(probs))
+    divided = is_divided(disagreement, policy, n=len(probs))
     defect = np.where(ok, -1.0, calibrated).argmax(axis=1) if not ok.all() else np.full(len(probs), -1)
     confidence = np.where(defect >= 0, calibrated[np.arange(len(probs)), defect], 0.0)
     defect = np.where(confidence > 0, defect, -1)
     if not policy.has_money:
         is_sure = confidence >= policy.sure_above
         verdict, why = np.where(is_sure, REJECT, REVIEW), np.where(is_sure, 5, 6)
+        verdict, why = _override(verdict, why, divided & is_sure, 8)
         verdict, why = _override(verdict, why, strange, 3)
         verdict, why = _override(verdict, why, novel & ~strange, 4)
         verdict, why = _override(verdict, why, is_broken, 7)
@@ -188,6 +204,7 @@ def _decide(probs: Floats, *, policy: Policy, impossible: Floats | None, novelty
     passes, rejects = score < policy.pass_below, score >= policy.reject_above
     verdict = np.where(passes, OK, np.where(rejects, REJECT, REVIEW))
     why = np.where(passes, 0, np.where(rejects, 1, 2))
+    verdict, why = _override(verdict, why, divided & passes, 8)
     verdict, why = _override(verdict, why, novel & passes, 4)
     verdict, why = _override(verdict, why, strange, 3)
     verdict, why = _override(verdict, why, is_broken, 7)
@@ -220,4 +237,12 @@ def is_novel(novelty: Floats | None, policy: Policy, *, n: int) -> Mask:
     if novelty is None or policy.novelty_above is None:
         return np.zeros(n, dtype=bool)
     rows: Mask = ~(novelty <= policy.novelty_above)
+    return rows
+
+
+def is_divided(disagreement: Floats | None, policy: Policy, *, n: int) -> Mask:
+    """Parts about which the members of an ensemble disagree too much [n]: reviewed instead of passed."""
+    if disagreement is None or policy.disagreement_above is None:
+        return np.zeros(n, dtype=bool)
+    rows: Mask = ~(disagreement <= policy.disagreement_above)
     return rows

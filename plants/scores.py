@@ -21,6 +21,7 @@ Floating = TypeVar("Floating", bound=np.floating[Any])
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
 _TEXTS = ("part_ids", "lots", "environments", "truth")
+_DISTANCES = ("novelty", "disagreement")
 
 
 def softmax(logits: npt.NDArray[Floating]) -> npt.NDArray[Floating]:
@@ -141,6 +142,8 @@ class PartScores:
     ok: tuple[str, ...] = ()
     novelty: npt.NDArray[np.float64] | None = None
     """[N] distance to the plant's good parts."""
+    disagreement: npt.NDArray[np.float64] | None = None
+    """[N] how far the members of an ensemble disagree, 0 to 1; None of a single model."""
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -148,9 +151,10 @@ class PartScores:
         object.__setattr__(self, "probs", np.asarray(self.probs, dtype=np.float64).reshape(-1, len(self.classes)))
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "ok", tuple(name for name in self.ok if name in self.classes))
-        if self.novelty is not None:
-            object.__setattr__(self, "novelty", np.asarray(self.novelty, dtype=np.float64))
-        columns = [self.part_ids, self.lots, self.environments, self.truth, self.probs, self.novelty]
+        for name in _DISTANCES:
+            if (found := getattr(self, name)) is not None:
+                object.__setattr__(self, name, np.asarray(found, dtype=np.float64))
+        columns = [getattr(self, name) for name in (*_TEXTS, *_DISTANCES)] + [self.probs]
         if {len(column) for column in columns if column is not None} != {len(self.truth)}:
             raise ValueError("every column of PartScores has one entry per part")
         if not np.isfinite(self.probs).all():
@@ -200,8 +204,7 @@ class PartScores:
         """The scores as one Parquet file; `from_parquet` reads them again, equal to the bit."""
         columns = {name: pa.array([str(value) for value in getattr(self, name)]) for name in _TEXTS}
         columns |= {f"p{i}": pa.array(self.probs[:, i]) for i in range(len(self.classes))}
-        if self.novelty is not None:
-            columns["novelty"] = pa.array(self.novelty)
+        columns |= {name: pa.array(each) for name in _DISTANCES if (each := getattr(self, name)) is not None}
         about = {"scores": json.dumps({"classes": self.classes, "ok": self.ok})}
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns).replace_schema_metadata(about), buffer)
@@ -218,20 +221,13 @@ class PartScores:
             probs=np.stack([found[f"p{i}"] for i in range(len(about["classes"]))], axis=1),
             classes=tuple(about["classes"]),
             ok=tuple(about["ok"]),
-            novelty=found.get("novelty"),
+            **{name: found.get(name) for name in _DISTANCES},
         )
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int]) -> PartScores:
         """The parts at these rows (indices or a mask), in that order."""
         at = np.asarray(rows)
         at = at if at.dtype == bool else at.astype(np.intp)
-        return PartScores(
-            part_ids=self.part_ids[at],
-            lots=self.lots[at],
-            environments=self.environments[at],
-            truth=self.truth[at],
-            probs=self.probs[at],
-            classes=self.classes,
-            ok=self.ok,
-            novelty=None if self.novelty is None else self.novelty[at],
-        )
+        columns = {name: getattr(self, name) for name in (*_TEXTS, *_DISTANCES, "probs")}
+        taken = {name: None if column is None else column[at] for name, column in columns.items()}
+        return PartScores(**taken, classes=self.classes, ok=self.ok)
