@@ -2,85 +2,193 @@
 
 Every digest is checked before anything is loaded, and the bundle's own probe inputs must give the outputs that were
 recorded at export: a bundle that answers differently on this machine is refused here, not discovered on the line.
+Several threads may load at once; each bundle is loaded by one of them.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from plants import bundle
-from plants.bundle import Manifest
+from plants.bundle import Manifest, TrunkRef
 from plants.errors import InputError
+from plants.hashing import sha256
 from plants.normality import Normalities
 from serving.ensemble import Ensemble
-from serving.scoring import GoodParts, Model, Scorer, Sessions, Trunk
+from serving.heads import Heads, Slot, affine
+from serving.scoring import NOBODY, Floats, GoodParts, Known, KnownFile, Model, Scorer, Trunk
+from serving.sessions import (
+    BRANCH_MB,
+    MB,
+    Counts,
+    FileRef,
+    KeptSession,
+    Recency,
+    Session,
+    Shared,
+    checked,
+    open_branch,
+    open_session,
+)
+from serving.words import Vocabulary
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of a logit from the recorded one; float32 kernels of two machines differ by less."""
+NORMALITY_MB = 256.0
+"""What is kept in memory of what good parts look like; what was not used for longest is read from disk again."""
 _NUM_PROBES = 4
+_NUM_PASSES = 8
+NORMALITY = "normality.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a bundle that are opened to serve it: here, and nowhere else, they are chosen."""
+
+    branch: FileRef | None
+    normality: FileRef | None
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Files:
+        """Those of a bundle in a folder. An ensemble has no branch of its own, nor has a normality."""
+
+        def at(name: str) -> FileRef | None:
+            return FileRef(folder / name, manifest.files[name]) if name in manifest.files else None
+
+        return cls(at("branch.onnx"), at(NORMALITY))
 
 
 class Loader:
     """Scorers by digest, shared by every plant that asks for the same bundle, and freed with the last of them."""
 
-    def __init__(self, *, folder_of: Callable[[str], Path], trunk_of: Callable[[str], Path]) -> None:
-        """`folder_of` gives a bundle's folder by its digest, `trunk_of` a trunk's file by its SHA-256."""
-        self._folder_of = folder_of
-        self._trunk_of = trunk_of
-        self._sessions = Sessions()
-        self._scorers: weakref.WeakValueDictionary[str, Scorer] = weakref.WeakValueDictionary()
-        self._lock = threading.RLock()
+    def __init__(
+        self,
+        *,
+        folder_of: Callable[[str], Path],
+        trunk_of: Callable[[str], Path],
+        again: Callable[[str], Path] | None = None,
+        branch_mb: float = BRANCH_MB,
+    ) -> None:
+        """`folder_of` gives a bundle's folder by its digest, `trunk_of` a trunk's file by its SHA-256.
+
+        again: gives the folder after what is missing or damaged in it was fetched; None where there is nowhere to ask.
+        branch_mb: what the sessions of branches and whole models may take together.
+        """
+        self._folder_of, self._trunk_of, self._again = folder_of, trunk_of, again
+        self._branches: Recency[Session] = Recency(open_branch, bound_mb=branch_mb)
+        self._normalities = Recency(Normalities.load, bound_mb=NORMALITY_MB)
+        self._heads, self._vocabulary, self._probes = Heads(), Vocabulary(), Probes()
+        self._trunks: Shared[Trunk] = Shared()
+        self._scorers: Shared[Scorer] = Shared()
 
     def scorer(self, digest: str) -> Scorer:
         """The bundle of this digest, loaded and probed. Raises InputError for one that is not what it says."""
-        with self._lock:
-            found = self._scorers.get(digest)
-            if found is None:
-                folder = self._folder_of(digest)
-                manifest, actual = bundle.read(folder)
-                if actual != digest:
-                    raise InputError(f"holds bundle {actual[:12]} instead of {digest[:12]}", file=str(folder))
-                found = self._scorers[digest] = self._opened(folder, manifest=manifest, digest=digest)
-            return found
+        return self._scorers.get(digest, lambda: self._opened(digest))
 
-    def _opened(self, folder: Path, *, manifest: Manifest, digest: str) -> Scorer:
-        known = "normality.npz" in manifest.files
-        normality = Normalities.load(folder / "normality.npz") if known else Normalities()
+    def pin(self, plant: str, scorer: Scorer) -> None:
+        """What the plant's scorer has open stays open, until the plant is pinned to another."""
+        files = [part.file.sha256 for part in scorer.parts if isinstance(part, KeptSession)]
+        self._branches.pin(plant, digests=frozenset(files))
+
+    @property
+    def branches(self) -> Counts:
+        """The sessions of branches and whole models: how many, how large, how often loaded."""
+        return self._branches.counts
+
+    def _opened(self, digest: str) -> Scorer:
+        folder, manifest = self._read(digest)
+        files, words = Files.of(folder, manifest), self._vocabulary.words(manifest)
+        known = self._known(files)
         if manifest.kind == "ensemble":
             members = [self.scorer(member) for member in manifest.members]
             models = tuple(member for member in members if isinstance(member, Model))
             if len(models) != len(members):
                 raise InputError("an ensemble's members must be single models", file=str(folder), field="members")
-            return Ensemble(digest, manifest, models, tuple(manifest.weights), normality)
-        ref = manifest.trunk
-        session = self._sessions.get(self._trunk_of(ref.sha256), digest=ref.sha256)
-        trunk = Trunk(ref.sha256, ref.size_px, session, ref.interpolation)
+            return Ensemble(digest, words, models, manifest.weights, known)
+        trunk = self._trunk(manifest.trunk)
         model: Model | GoodParts
         if manifest.kind == "normality":
-            model = GoodParts(digest, manifest, trunk, normality)
+            model = GoodParts(digest, words, trunk, known)
+        elif files.branch is None:
+            raise InputError("has no branch.onnx", file=str(folder), remedy="Export the bundle again")
         else:
-            branch = self._sessions.get(folder / "branch.onnx", digest=manifest.files["branch.onnx"])
-            model = Model(digest, manifest, trunk, branch, normality)
-        check_probe(model, folder=folder)
+            model = Model(digest, words, trunk, self._branch(files.branch, manifest, digest=digest, trunk=trunk), known)
+        if "probe.npz" in manifest.files:
+            self._probes.check(model, file=folder / "probe.npz")
         return model
 
+    def _read(self, digest: str) -> tuple[Path, Manifest]:
+        folder = self._folder_of(digest)
+        try:
+            manifest, actual = bundle.read(folder)
+        except InputError:
+            if self._again is None:
+                raise
+            manifest, actual = bundle.read(self._again(digest))
+        if actual != digest:
+            raise InputError(f"holds bundle {actual[:12]} instead of {digest[:12]}", file=str(folder))
+        return folder, manifest
 
-def check_probe(model: Model | GoodParts, *, folder: Path) -> None:
-    """Raises InputError unless the model gives the outputs recorded at export for the first probe inputs."""
-    if "probe.npz" not in model.manifest.files:
-        return
-    with np.load(folder / "probe.npz", allow_pickle=False) as probe:
-        inputs, expected = probe["inputs"][:_NUM_PROBES], probe["logits"][:_NUM_PROBES]
-    logits, _ = model.logits(model.trunk.activations(inputs, cuts=model.cuts))
-    worst = float(np.abs(logits - expected).max(initial=0.0))
-    if not worst <= PROBE_TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0))):
-        raise InputError(
-            f"gives other outputs here than where it was exported (a logit differs by {worst:.3g})",
-            file=str(folder / "probe.npz"),
-            remedy="Export the bundle again, with this runtime",
-        )
+    def _trunk(self, ref: TrunkRef) -> Trunk:
+        def made() -> Trunk:
+            session = open_session(checked(FileRef(self._trunk_of(ref.sha256), ref.sha256)))
+            return Trunk(ref.sha256, ref.size_px, session, ref.interpolation)
+
+        return self._trunks.get(f"{ref.sha256} {ref.size_px} {ref.interpolation}", made)
+
+    def _branch(self, file: FileRef, manifest: Manifest, *, digest: str, trunk: Trunk) -> KeptSession | Slot:
+        """A head among the others where the branch is one, else its session."""
+        if manifest.cut == 0:
+            head = affine(open_session(checked(file)), num_features=trunk.num_features)
+            if head is not None:
+                return self._heads.put(*head)
+        return KeptSession(file, self._branches, again=lambda: self._again and self._again(digest))
+
+    def _known(self, files: Files) -> Known:
+        if files.normality is None:
+            return NOBODY
+        size_mb = files.normality.path.stat().st_size / MB
+        normality = self._normalities.get(files.normality, size_mb=size_mb)
+        plants = frozenset(plant for plant, _ in normality.by_place)
+        return KnownFile(files.normality, size_mb, plants, self._normalities) if plants else NOBODY
+
+
+class Probes:
+    """Checks models against the outputs recorded at export.
+
+    A fleet's bundles are probed with the same inputs, so that the trunk sees them once and not for every plant.
+    """
+
+    def __init__(self) -> None:
+        self._passes: OrderedDict[tuple[str, str, frozenset[int]], dict[int, Floats]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, model: Model | GoodParts, *, file: Path) -> None:
+        """Raises InputError unless the model gives what is recorded in the file for the first inputs there."""
+        with np.load(file, allow_pickle=False) as probe:
+            inputs, expected = probe["inputs"][:_NUM_PROBES], probe["logits"][:_NUM_PROBES]
+        logits = model.logits(self._activations(model.trunk, inputs, cuts=model.cuts))
+        worst = float(np.abs(logits - expected).max(initial=0.0))
+        if not worst <= PROBE_TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0))):
+            raise InputError(
+                f"gives other outputs here than where it was exported (a logit differs by {worst:.3g})",
+                file=str(file),
+                remedy="Export the bundle again, with this runtime",
+            )
+
+    def _activations(self, trunk: Trunk, inputs: npt.NDArray[np.uint8], *, cuts: frozenset[int]) -> dict[int, Floats]:
+        key = trunk.sha256, sha256(inputs.tobytes()), cuts
+        with self._lock:
+            if key not in self._passes:
+                self._passes[key] = trunk.activations(inputs, cuts=cuts)
+            self._passes.move_to_end(key)
+            while len(self._passes) > _NUM_PASSES:
+                self._passes.popitem(last=False)
+            return self._passes[key]

@@ -7,40 +7,70 @@ starts and serves with the store and the database away.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.access import Access
+from cluster.following import Follower
 from cluster.registry import Bundles, Journal
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
+from plants.bundle import MANIFEST
 from plants.costs import Policy
 from plants.errors import InputError
+from plants.hashing import sha256
 from serving.auth import Gate
 from serving.loading import Loader
 from serving.predictions import PredictionLog
 from serving.predictor import Predictor
 from serving.router import Router, Target
 from serving.service import Service
+from serving.sessions import BRANCH_MB
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """What a replica may hold in memory."""
+
+    branch_mb: float = BRANCH_MB
+    """Of branches and whole models, by the size of their files; what was not used for longest is let go."""
+    pinned: tuple[str, ...] = ()
+    """Plants whose branches always stay."""
+
+
+TIERS = Tiers()
 
 
 class Shelf:
     """Bundles, trunks and policies on this machine's disk; what is missing is fetched, what is there is checked."""
 
-    def __init__(self, store: Store, *, folder: Path) -> None:
+    def __init__(self, store: Store, *, folder: Path, tiers: Tiers = TIERS) -> None:
         self._store = store
         self._folder = folder
         bundles = Bundles(store)
-        self._loader = Loader(
-            folder_of=lambda digest: bundles.fetch(digest, folder / "bundles"),
-            trunk_of=lambda sha256: bundles.fetch_trunk(sha256, folder / "trunks"),
+
+        def folder_of(digest: str) -> Path:
+            """What is there is checked by who reads it, once."""
+            there = folder / "bundles" / digest
+            return there if (there / MANIFEST).is_file() else bundles.fetch(digest, folder / "bundles")
+
+        self.loader = Loader(
+            folder_of=folder_of,
+            trunk_of=lambda digest: bundles.fetch_trunk(digest, folder / "trunks"),
+            again=lambda digest: bundles.fetch(digest, folder / "bundles"),
+            branch_mb=tiers.branch_mb,
         )
+        self._pinned = frozenset(tiers.pinned)
 
     def predictor(self, plant: str, target: Target) -> Predictor:
         """The plant's predictor for a route. Raises InputError when bundle or policy is not what it should be."""
         policy = self.policy(target.policy)
         if policy.plant != plant:
             raise InputError(f"is a policy of plant {policy.plant}", plant=plant, file=f"policies/{target.policy}.json")
-        return Predictor(plant, self._loader.scorer(target.bundle), policy)
+        predictor = Predictor(plant, self.loader.scorer(target.bundle), policy)
+        if plant in self._pinned:
+            self.loader.pin(plant, predictor.scorer)
+        return predictor
 
     def policy(self, digest: str) -> Policy:
         """The policy of this digest."""
@@ -63,23 +93,25 @@ def open_service(
     replica: str,
     poll_s: float = 0.5,
     max_waiting: int = 64,
+    tiers: Tiers = TIERS,
 ) -> Service:
     """A service with every route loaded that can be; `plants` limits it to some, empty means all with a route."""
     store = open_store(store_uri)
     journal = Journal(settings.journal_url)
     access = Access(settings.journal_url)
     folder = settings.home / "serving" / fleet
-    shelf = Shelf(store, folder=folder)
+    shelf = Shelf(store, folder=folder, tiers=tiers)
     wanted = frozenset(plants)
+    follower = Follower(journal)
 
     def poll() -> dict[str, Target]:
         return {
-            plant: Target(route.bundle, route.policy, route.sequence)
-            for plant, route in journal.current().items()
+            plant: Target(route.bundle, route.policy, route.sequence, action=route.action, who=route.who, at=route.at)
+            for plant, route in follower.current().items()
             if not wanted or plant in wanted
         }
 
-    router = Router(poll=poll, load=shelf.predictor, state=folder / "routes.json", poll_s=poll_s)
+    router = Router(poll=poll, load=shelf.predictor, state=folder / _state_name(plants), poll_s=poll_s)
     router.start()
     return Service(
         gate=Gate(access.grants, state=folder / "grants.json"),
@@ -89,3 +121,9 @@ def open_service(
         load=shelf.predictor,
         max_waiting=max_waiting,
     )
+
+
+def _state_name(plants: Sequence[str]) -> str:
+    """The file of last good routes: one for each choice of plants, which are never mixed with others' in a process."""
+    chosen = sha256(" ".join(sorted(set(plants))).encode())[:12]
+    return f"routes-{chosen}.json" if plants else "routes.json"
