@@ -389,9 +389,7 @@ def _impossible_above(scores: PartScores, *, note: list[str]) -> float:
     return min(0.99, round(usual, 6))
 
 
-def _unlike_above(
-    scores: PartScores, values: Floats | None, *, what: str, cap: float, note: list[str]
-) -> float | None:
+def _unlike_above(scores: PartScores, values: Floats | None, *, what: str, cap: float, note: list[str]) -> float | None:
     """The novelty or disagreement that at most 1 in 200 good parts exceeds, as far as those seen can tell.
 
     Where no class is good, of all parts: what is beyond is unlike everything that is known here.

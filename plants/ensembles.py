@@ -97,7 +97,7 @@ def _joined(said: Floats, weights: Floats, *, rule: Rule) -> Floats:
 
 
 def disagreement(said: npt.NDArray[Any], weights: Sequence[float]) -> Floats:
-    """How far the members disagree about each part [P]: 0 where all say the same, 1 where each is sure of something else.
+    """How far members disagree about each part [P]: 0 where all say the same, 1 where each is sure of something else.
 
     said: what each member says of the parts over the plant's classes [K, P, C]; what a row lacks to 1 is mass on what
     cannot occur here, and counts as a class. The Jensen-Shannon divergence at the weights' shares, over its upper

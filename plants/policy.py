@@ -98,7 +98,9 @@ class Policy(Config):
     def to_json(self) -> str:
         """Canonical JSON: equal policies give equal text. What a single model has no use for is not written."""
         without = {"disagreement_above"} if self.disagreement_above is None else None
-        return json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(
+            self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes, *, file: str | None = None) -> Policy:

@@ -215,7 +215,7 @@ class PartScores:
         """The scores that `to_parquet` wrote; part ids and lots as text. Raises ValueError or KeyError for others."""
         table = pq.read_table(io.BytesIO(data))
         about = json.loads((table.schema.metadata or {})[b"scores"])
-        found = {name: table.column(name).to_numpy() for name in table.column_names}
+        found: dict[str, Any] = {name: table.column(name).to_numpy() for name in table.column_names}
         return cls(
             **{name: found[name] for name in _TEXTS},
             probs=np.stack([found[f"p{i}"] for i in range(len(about["classes"]))], axis=1),
@@ -229,5 +229,5 @@ class PartScores:
         at = np.asarray(rows)
         at = at if at.dtype == bool else at.astype(np.intp)
         columns = {name: getattr(self, name) for name in (*_TEXTS, *_DISTANCES, "probs")}
-        taken = {name: None if column is None else column[at] for name, column in columns.items()}
+        taken: dict[str, Any] = {name: None if column is None else column[at] for name, column in columns.items()}
         return PartScores(**taken, classes=self.classes, ok=self.ok)

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from plants.ensembles import Mix, combined, union
+import numpy as np
+
+from plants.ensembles import Mix, aligned, combined, union
 from plants.errors import InputError
 from plants.normality import Place
 from serving.heads import Slot
@@ -70,4 +72,5 @@ class Ensemble:
         """What the members say together, and the distance to good parts where they are known."""
         said = [(member.probabilities(activations), member.leaves) for member in self.members]
         probs, _ = combined(said, mix=Mix(self.weights, self.manifest.rule))
-        return Scored(probs, novelty(self.normality, activations, places))
+        each = np.moveaxis(aligned(said)[0], 0, 1).astype(np.float32) if len(said) > 1 else None
+        return Scored(probs, novelty(self.normality, activations, places), each)

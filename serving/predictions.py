@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("probabilities", pa.map_(pa.string(), pa.float64())),
         ("impossible", pa.float64()),
         ("novelty", pa.float64()),
+        ("disagreement", pa.float64()),
         ("frames", pa.list_(pa.string())),
         ("tensor_digests", pa.list_(pa.string())),
         ("latency_ms", pa.float64()),

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from plants.bundle import PlantView
 from plants.costs import Decision, Policy, decide_part
+from plants.ensembles import disagreement
 from plants.errors import InputError
 from plants.images import tensor_digest
 from plants.plant import is_ok, projection
-from plants.scores import calibrate, pool, pool_groups, suspicion
+from plants.scores import calibrate, pool, pool_groups, speakers, suspicion
 from plants.views import read_views
 from serving.intake import Frame, PartRequest
 from serving.schemas import FrameAnswer, Location, Tile
@@ -56,6 +57,7 @@ class Judgement:
     """Of the plant's classes, calibrated by the policy's temperature."""
     impossible: float
     novelty: float | None
+    disagreement: float | None
     location: Location | None
     frames: tuple[FrameAnswer, ...]
 
@@ -137,7 +139,10 @@ class Predictor:
         impossible = float(max(0.0, 1.0 - probabilities.sum()))
         is_known = scored.novelty is not None and self.scorer.normality.knows(self.plant)
         novelty = float(scored.novelty.max()) if scored.novelty is not None and is_known else None
-        decision = decide_part(probabilities, policy=self.policy, impossible=impossible, novelty=novelty)
+        divided = self._disagreement(prepared, scored=scored, vectors=vectors)
+        decision = decide_part(
+            probabilities, policy=self.policy, impossible=impossible, novelty=novelty, disagreement=divided
+        )
         is_found = decision.verdict != "ok" and geometry.fit == "tiles"
         return Judgement(
             environment=prepared.environment,
@@ -145,9 +150,20 @@ class Predictor:
             probabilities=self._named(probabilities),
             impossible=round(impossible, 6),
             novelty=None if novelty is None else round(novelty, 6),
+            disagreement=None if divided is None else round(divided, 6),
             location=Location(frame=at, box=_box(prepared.boxes[loudest[at]])) if is_found else None,
             frames=self._frames(prepared, scored=scored, vectors=vectors),
         )
+
+    def _disagreement(self, prepared: Prepared, *, scored: Scored, vectors: Floats) -> float | None:
+        """How far an ensemble's members disagree about the part, of the views that speak for it."""
+        if scored.members is None:
+            return None
+        top_k = self.view.environments[prepared.environment].geometry.top_k
+        tiles = speakers(scored.probabilities, prepared.owner, ok=self._ok, top_k=top_k)
+        speaking = tiles.then(speakers(vectors, np.zeros(len(vectors)), ok=self._ok))
+        said = [speaking.mean(one) @ self._projection for one in np.moveaxis(scored.members, 1, 0)]
+        return float(disagreement(np.stack(said), self.scorer.weights)[0])
 
     def predict(self, part: PartRequest) -> Judgement:
         """The verdict on one part. Raises InputError for frames that cannot be judged."""
@@ -280,6 +296,9 @@ def _joined(pieces: Sequence[Scored | Exception]) -> Scored | Exception:
     if len(said) < len(pieces):
         return next(piece for piece in pieces if isinstance(piece, Exception))
     novelties = [piece.novelty for piece in said if piece.novelty is not None]
+    members = [piece.members for piece in said if piece.members is not None]
     return Scored(
-        np.concatenate([piece.probabilities for piece in said]), np.concatenate(novelties) if novelties else None
+        np.concatenate([piece.probabilities for piece in said]),
+        np.concatenate(novelties) if novelties else None,
+        np.concatenate(members) if members else None,
     )

@@ -80,6 +80,9 @@ class Answer(Wire):
     novelty: float | None
     """Distance of the part's farthest view to the good parts of its environment: one in twenty good views is farther
     than 1. Null where good parts are not known."""
+    disagreement: float | None
+    """How far the members of an ensemble disagree: 0, all say the same, to 1, each is sure of something else. Null of a
+    single model."""
     location: Location | None
     severity: float | None
     frames: list[FrameAnswer]

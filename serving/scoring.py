@@ -36,10 +36,13 @@ class Scored:
     """[N, L] over the scorer's leaves."""
     novelty: Floats | None
     """[N] distance to good parts, NaN at a plant whose good parts are not known; None where no plant's are."""
+    members: Floats | None = None
+    """[N, K, L] what each member of an ensemble says, over the scorer's leaves; None of a single model."""
 
     def rows(self, start: int, stop: int) -> Scored:
         """The views from `start` up to `stop`."""
-        return Scored(self.probabilities[start:stop], None if self.novelty is None else self.novelty[start:stop])
+        novelty, members = (None if one is None else one[start:stop] for one in (self.novelty, self.members))
+        return Scored(self.probabilities[start:stop], novelty, members)
 
 
 class Meter:
@@ -139,6 +142,10 @@ class Scorer(Protocol):
         """What it has of its own."""
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """Of an ensemble's members; one 1 of a single model."""
+
+    @property
     def parts(self) -> tuple[KeptSession | Slot, ...]:
         """What it takes memory for: sessions, which may be let go, and heads."""
 
@@ -185,6 +192,11 @@ class Model:
     branch: KeptSession | Slot
     normality: Known = NOBODY
     meter: Meter = field(default_factory=Meter)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """It speaks for itself."""
+        return (1.0,)
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -242,6 +254,11 @@ class GoodParts:
     meter: Meter = field(default_factory=Meter)
     tier: Tier = "head"
     parts: tuple[KeptSession | Slot, ...] = ()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """It speaks for itself."""
+        return (1.0,)
 
     @property
     def leaves(self) -> tuple[str, ...]:

@@ -270,6 +270,7 @@ def answered(part: PartRequest, judgement: Judgement, *, request_id: str, model:
         probabilities=judgement.probabilities,
         impossible=judgement.impossible,
         novelty=judgement.novelty,
+        disagreement=judgement.disagreement,
         location=judgement.location,
         severity=None,
         frames=list(judgement.frames),
@@ -294,6 +295,7 @@ def timed_out(
         probabilities={},
         impossible=0.0,
         novelty=None,
+        disagreement=None,
         location=None,
         severity=None,
         frames=[],
@@ -305,7 +307,7 @@ def log_row(answer: Answer, *, product: str | None) -> dict[str, Any]:
     """The answer as a row of the prediction log."""
     kept = answer.model_dump(
         include={"request_id", "plant", "environment", "part_id", "verdict", "defect", "confidence", "why"}
-        | {"impossible", "novelty", "latency_ms"}
+        | {"impossible", "novelty", "disagreement", "latency_ms"}
     )
     return kept | {
         "product": product,

@@ -8,7 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plants.ensembles import LEAST, MIN_WEIGHT, Mix, Parts, Rule, combined, described, fit, fitted, from_json, to_json
+from plants.ensembles import (
+    LEAST,
+    MIN_WEIGHT,
+    Mix,
+    Parts,
+    Rule,
+    combined,
+    described,
+    disagreement,
+    fit,
+    fitted,
+    from_json,
+    to_json,
+)
 from plants.scores import softmax, speakers
 
 LEAVES = ("ok", "crack", "dent")
@@ -139,3 +152,35 @@ def test_what_a_decision_holds_is_read_again_and_an_older_one_is_the_plain_avera
     assert described({"members": ["a"], **to_json(None)}) == "a"
     with pytest.raises(ValueError, match="weight for each"):
         combined([(probs((1.0,)), ("ok",))] * 2, mix=Mix((1.0,)))
+
+
+@pytest.mark.parametrize(
+    ("said", "weights", "expected"),
+    [
+        ([[1, 0, 0], [1, 0, 0]], (1, 1), 0.0),
+        ([[0.5, 0.5, 0], [0.5, 0.5, 0]], (1, 1), 0.0),
+        ([[1, 0, 0], [0, 1, 0]], (1, 1), 1.0),
+        ([[1, 0, 0], [0, 1, 0]], (3, 1), 1.0),
+        ([[1, 0, 0], [0, 0, 0]], (1, 1), 1.0),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], (1, 1, 1), 1.0),
+        ([[1, 0, 0], [1, 0, 0], [0, 0, 1]], (1, 1, 1), 0.579),
+        ([[0.9, 0.1, 0], [0.6, 0.4, 0]], (1, 1), 0.0909),
+        ([[1, 0, 0]], (1,), 0.0),
+    ],
+)
+def test_disagreement_is_nothing_where_all_say_the_same_and_all_where_each_is_sure_of_something_else(
+    said, weights, expected
+):
+    """The sixth row lacks its whole mass: it is on what cannot occur here."""
+    found = disagreement(np.array(said, dtype=np.float32)[:, None], weights)
+    assert found == pytest.approx([expected], abs=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_disagreement_stays_between_0_and_1_and_does_not_hang_on_the_order_of_members(seed):
+    rng = np.random.default_rng(seed)
+    said, weights = rng.dirichlet(np.ones(4) / 3, (3, 50)), rng.dirichlet(np.ones(3))
+    found = disagreement(said[..., :3], weights)
+    assert ((found >= 0) & (found <= 1)).all()
+    order = rng.permutation(3)
+    assert disagreement(said[order][..., :3], weights[order]) == pytest.approx(found, abs=1e-12)

@@ -83,16 +83,19 @@ def test_deciding_one_by_one_equals_deciding_all_at_once(seed):
     scores = PartScores(
         part_ids=np.arange(n).astype(str), lots=["l"] * n, environments=["e"] * n, truth=["ok"] * n, probs=probs,
         classes=CLASSES, ok=("ok",) if seed % 3 else (), novelty=rng.random(n) * 2 if seed % 2 else None,
+        disagreement=rng.random(n) if seed % 5 else None,
     )  # fmt: skip
     low, high = sorted(rng.random(2))
     chosen = policy(
-        ok=scores.ok, pass_below=low, reject_above=high, novelty_above=1.5, temperature=float(np.exp(rng.normal()))
-    )
+        ok=scores.ok, pass_below=low, reject_above=high, novelty_above=1.5, disagreement_above=0.7,
+        temperature=float(np.exp(rng.normal())),
+    )  # fmt: skip
     many = decide_many(scores, chosen)
     for i in range(n):
         novelty = None if scores.novelty is None else float(scores.novelty[i])
-        one = decide_part(probs[i], policy=chosen, impossible=float(scores.impossible[i]), novelty=novelty)
-        assert one == decide_part(probs[i], policy=chosen, novelty=novelty)
+        far = {"novelty": novelty, "disagreement": None if scores.disagreement is None else scores.disagreement[i]}
+        one = decide_part(probs[i], policy=chosen, impossible=float(scores.impossible[i]), **far)
+        assert one == decide_part(probs[i], policy=chosen, **far)
         assert (one.verdict, one.why) == (VERDICTS[many.verdict[i]], REASONS[many.why[i]])
         assert one.defect == (CLASSES[many.defect[i]] if many.defect[i] >= 0 else None)
         assert one.confidence == pytest.approx(many.confidence[i], rel=1e-12)
@@ -140,3 +143,20 @@ def test_scores_of_other_classes_are_refused():
 def test_a_fault_of_a_policy_names_the_file_it_was_read_from():
     with pytest.raises(InputError, match=r"file my\.json: field plant: is not a policy.*crossplant compare"):
         Policy.from_json("{}", file="my.json")
+
+
+def test_a_part_that_would_pass_is_reviewed_where_the_ensemble_is_divided_and_a_reject_stays_one():
+    divided = policy(pass_below=0.2, reject_above=0.6, disagreement_above=0.3)
+    said = decide_part([0.9, 0.1, 0.0], policy=divided, disagreement=0.31)
+    assert (said.verdict, said.why) == ("review", "the models of the ensemble disagree")
+    assert decide_part([0.9, 0.1, 0.0], policy=divided, disagreement=0.3).verdict == "ok"
+    assert decide_part([0.9, 0.1, 0.0], policy=divided, disagreement=math.nan).verdict == "review"
+    assert decide_part([0.1, 0.9, 0.0], policy=divided, disagreement=0.9).verdict == "reject"
+
+
+def test_a_policy_without_disagreement_is_written_as_before_there_was_any():
+    plain = policy(pass_below=0.2, reject_above=0.6)
+    assert "disagreement" not in plain.to_json()
+    with_it = plain.model_copy(update={"disagreement_above": 0.2})
+    assert Policy.from_json(with_it.to_json()) == with_it
+    assert with_it.digest != plain.digest

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 ANSWER_KEYS = {
     *("request_id", "plant", "environment", "part_id", "model", "verdict", "defect", "confidence", "probabilities"),
-    *("novelty", "location", "severity", "frames", "latency_ms"),
+    *("novelty", "disagreement", "location", "severity", "frames", "latency_ms"),
 }
 
 

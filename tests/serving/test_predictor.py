@@ -133,6 +133,19 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members_on_one_trunk_pass(works
         assert found[name] == pytest.approx(0.75 * alone[0][name] + 0.25 * alone[1][name], abs=2e-6)
 
 
+def test_members_that_disagree_about_a_part_send_it_to_a_person_and_the_answer_says_how_far(works: Works):
+    sure, blind = works.bundle("sure", sharpness=40.0), works.bundle("blind", leaves=("ok", "scratch"))
+    policy = works.policy(pass_below=0.9, reject_above=0.95, disagreement_above=0.3)
+    both = predictor(works, bundle=works.ensemble((sure, blind), (1.0, 1.0)), policy=policy)
+    red, green = both.predict(part(png(RED))), both.predict(part(png(GREEN)))
+    assert green.disagreement == pytest.approx(0, abs=1e-3)
+    assert green.decision.verdict == "ok"
+    assert red.disagreement is not None
+    assert red.disagreement > 0.5
+    assert (red.decision.verdict, red.decision.why) == ("review", "the models of the ensemble disagree")
+    assert predictor(works, bundle=sure).predict(part(png(RED))).disagreement is None
+
+
 def test_a_log_linear_ensemble_multiplies_powers_of_what_its_members_say(works: Works):
     members = works.bundle("sure"), works.bundle("unsure", cut=1, sharpness=2.0)
     alone = [predictor(works, bundle=b).predict(part(png((150, 90, 60)))).probabilities for b in members]
