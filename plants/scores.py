@@ -215,13 +215,14 @@ class PartScores:
         """The scores that `to_parquet` wrote; part ids and lots as text. Raises ValueError or KeyError for others."""
         table = pq.read_table(io.BytesIO(data))
         about = json.loads((table.schema.metadata or {})[b"scores"])
-        found: dict[str, Any] = {name: table.column(name).to_numpy() for name in table.column_names}
+        found = {name: table.column(name).to_numpy() for name in table.column_names}
         return cls(
             **{name: found[name] for name in _TEXTS},
             probs=np.stack([found[f"p{i}"] for i in range(len(about["classes"]))], axis=1),
             classes=tuple(about["classes"]),
             ok=tuple(about["ok"]),
-            **{name: found.get(name) for name in _DISTANCES},
+            novelty=found.get("novelty"),
+            disagreement=found.get("disagreement"),
         )
 
     def take(self, rows: npt.NDArray[Any] | Sequence[int]) -> PartScores:
