@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 
 from plants.errors import InputError
 from plants.images import MAX_BYTES
-from serving.app import Board, build_app, run
+from serving.app import build_app, run
+from serving.board import Board
 from serving.service import Service
 from serving.wiring import open_service
 from tests.serving.toys import BLUE, GREEN, RED, Works, plant_view, png
