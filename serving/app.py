@@ -142,8 +142,8 @@ class Replica:
             replica=replica,
             max_waiting=config.max_waiting,
         )
-        poster = Poster(config.fleet, replica=replica, snapshot=self.service.telemetry.snapshot)
-        self.service.others = poster.others
+        own, telemetry = self.service.own_view, self.service.telemetry
+        self.service.view = Poster(config.fleet, replica=replica, telemetry=telemetry, own=own)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self.service)
