@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import LocalStore, Store
+from serving.compaction import read_parquet, read_segment
 from serving.predictions import PredictionLog
-from serving.segments import Segment, load_index, load_record
-from serving.tracing import find
+from serving.segments import Segment, load_index
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -67,15 +67,6 @@ def names(store: Store) -> list[Segment]:
 def everything(store: Store, plant: str = "mill") -> list[int]:
     """The sequences of all of a plant's verdicts that a reader finds, in order; one twice would be there twice."""
     index = load_index(store)
-    found = {row["part_id"] for day in index.days for row in _all(store, plant, day)}
-    return sorted(row["sequence"] for part in found for row in find(store, plant=plant, part_id=part).rows)
-
-
-def _all(store: Store, plant: str, day: str) -> list[dict[str, Any]]:
-    from serving.compaction import read_parquet, read_segment
-
-    rows = [row for key in load_record(store, day).keys_of(plant) for row in read_parquet(store, key).to_pylist()]
-    for one in load_index(store).segments:
-        table = read_segment(store, one) if one.day == day else None
-        rows += [] if table is None else [row for row in table.to_pylist() if row["plant"] == plant]
-    return rows
+    tables = [read_parquet(store, key) for record in index.records.values() for key in record.keys_of(plant)]
+    tables += [table for one in index.segments if (table := read_segment(store, one)) is not None]
+    return sorted(row["sequence"] for table in tables for row in table.to_pylist() if row["plant"] == plant)

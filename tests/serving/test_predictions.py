@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -207,7 +208,7 @@ def test_ranges_joined_and_taken_away_hold_the_same_numbers_as_sets_do(seed: int
     assert numbers(joined(a)) == numbers(a)
     assert numbers(without(a, b)) == numbers(a) - numbers(b)
     for found in (joined(a), without(a, b)):
-        assert all(one[1] + 1 < other[0] for one, other in zip(found, found[1:], strict=False))
+        assert all(one[1] + 1 < other[0] for one, other in itertools.pairwise(found))
 
 
 def test_a_note_is_read_as_it_was_written():
