@@ -17,6 +17,7 @@ from serving.counts import MAX_SERIES, Counts
 from serving.tally import Tally
 
 WINDOW = "5m"
+VERDICTS = ("ok", "reject", "review")
 _SERIES = ["plant", "environment"]
 
 
@@ -76,14 +77,13 @@ class _Families(Collector):
         for where, series in self._counts.items():
             tally = Tally(series.totals)
             for arm, counts in tally.by_arm.items():
-                for verdict, count in counts.items():
-                    verdicts.add_metric([*where, arm, verdict], count)
+                for verdict in VERDICTS:  # also those not given yet: a rate is blind to a counter's first step
+                    verdicts.add_metric([*where, arm, verdict], counts.get(verdict, 0))
             for family, kind in ((defects, "defect"), (errors, "error")):
                 for name, count in tally.by_name(kind).items():
                     family.add_metric([*where, name], count)
-            if tally.late:
-                late.add_metric(where, tally.late)
             if tally.requests:
+                late.add_metric(where, tally.late)
                 frames.add_metric(where, tally.frames)
                 spent.add_metric(where, round(tally.latency_sum_s, 4))
                 sure.add_metric(where, round(tally.confidence_sum, 4))
