@@ -74,6 +74,10 @@ def _finish(document: dict[str, Any], *, to: str | None) -> None:
         print(file=file, flush=True)
 
 
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
+
+
 @app.command("import")
 def import_(
     fleet: FleetFile = FLEET,
@@ -125,11 +129,7 @@ def label(
     from serving import labelling
 
     chosen = _fleet(fleet).plant(plant)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    _finish(labelling.label(chosen, annotator=annotator, port=port, say=say), to=json_to)
+    _finish(labelling.label(chosen, annotator=annotator, port=port, say=_say), to=json_to)
 
 
 @app.command()
@@ -411,6 +411,55 @@ def serve(
         console.print(line, markup=False, soft_wrap=True)
     _finish(document, to=json_to)
     verbs.wait_until_interrupted(loaded)
+
+
+@app.command()
+def trace(
+    part: Annotated[str, typer.Argument(help="The part's id as the line sent it, or a request_id.")],
+    plant: Annotated[str, typer.Option(help="The plant that judged it.")],
+    since: Annotated[str | None, typer.Option(help="First day to look at, YYYY-MM-DD in UTC.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day to look at.")] = None,
+    fleet: FleetFile = FLEET,
+    json_to: JsonFile = None,
+) -> None:
+    """Say which model, policy and frames judged a part, when, and who made them the route. Exit 1 when it is not there.
+
+    Reads the prediction log in the fleet's store, and says whether verdicts of these days are missing from it.
+
+    Example: crossplant trace --fleet steel.yaml --plant neu 4711
+    """
+    from serving import log_verbs
+
+    given = {"plant": plant, "part_id": part, "since": since, "until": until}
+    document = log_verbs.trace(_fleet(fleet), settings=_settings(), say=_say, **given)
+    _finish(document, to=json_to)
+    if not document["judgements"]:
+        from plants.errors import CheckFailed
+
+        raise CheckFailed(f"no judgement of part {part} at {plant}")
+
+
+@app.command("log")
+def log_(
+    compact: Annotated[
+        bool, typer.Option("--compact", help="First make one Parquet file a plant and day of the segments.")
+    ] = False,
+    since: Annotated[str | None, typer.Option(help="First day, YYYY-MM-DD in UTC.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day.")] = None,
+    fleet: FleetFile = FLEET,
+    json_to: JsonFile = None,
+) -> None:
+    """Say what the prediction log holds, day by day, and which verdicts are missing, whose and why.
+
+    Replicas write a segment a second. Run `log --compact` every hour, so that `trace` stays fast: it is safe to repeat
+    and to kill, writers are not disturbed, and segments go only after the rows of their Parquet files were counted.
+
+    Example: crossplant log --fleet steel.yaml --compact
+    """
+    from serving import log_verbs
+
+    given = {"is_compacting": compact, "since": since, "until": until}
+    _finish(log_verbs.log_fleet(_fleet(fleet), settings=_settings(), say=_say, **given), to=json_to)
 
 
 @app.command()

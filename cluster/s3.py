@@ -55,6 +55,9 @@ class S3Store(Store):
         if not self.bucket:
             raise InputError("names no bucket", file="s3://", remedy="Write s3://bucket/prefix")
 
+    def filesystem(self) -> tuple[Any, str]:
+        return _filesystem(), self.uri.removeprefix("s3://")
+
     def read(self, key: str) -> bytes:
         path = self._path(key)
         data: bytes = self._try(lambda fs: fs.cat_file(path, max_concurrency=1), key)

@@ -48,6 +48,9 @@ class Settings(Config):
     cache_gb: float = Field(default=CACHE_GB, gt=0)
     """What packs and activations in the cache may take on disk: what was not used for longest is evicted first, and
     cuts whose activations would not fit are streamed."""
+    spool_mb: float = Field(default=1024.0, gt=0)
+    """What a replica's log segments may take on this disk, in 10^6 bytes, while the store is away. Later verdicts are
+    not logged then, which /healthz and Prometheus say."""
     budget: int = Field(default=5, ge=1)
     """How often a generation of the sealed test may be opened."""
     token: str = Field(default="", repr=False)

@@ -84,6 +84,10 @@ class Store(ABC):
         checked_key(key)
         return None
 
+    @abstractmethod
+    def filesystem(self) -> tuple[Any, str]:
+        """An fsspec filesystem and the store's folder on it, for libraries that read pieces of objects."""
+
     def read_checked(self, key: str, sha256: str) -> bytes:
         """The object's bytes, which have this SHA-256. Raises DigestMismatch."""
         data = self.read(key)
@@ -149,6 +153,11 @@ class LocalStore(Store):
     def local_path(self, key: str) -> Path:
         """Where the object lies."""
         return self.root / checked_key(key)
+
+    def filesystem(self) -> tuple[Any, str]:
+        from fsspec.implementations.local import LocalFileSystem
+
+        return LocalFileSystem(), str(self.root)
 
     def read(self, key: str) -> bytes:
         path = self.local_path(key)

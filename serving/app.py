@@ -1,7 +1,7 @@
 """The Ray Serve app: HTTP around a `Service`, and one deployment of it. Decisions live elsewhere; this is the rim.
 
 `build_app` is plain FastAPI, so everything but Ray is tested without Ray. `run` starts the deployment on a Ray that
-runs, or starts one. Counters of several replicas meet on a `Board`, see `serving.telemetry`.
+runs, or starts one. Counters of several replicas meet on a board, see `serving.board`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import logging
 import math
 import random
 import socket
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +25,13 @@ from cluster import session
 from cluster.settings import Settings
 from plants.errors import InputError
 from serving import ingress
+from serving.board import APP, Poster, end_board
 from serving.schemas import Answer, Change, PlantStatus, Refusal, RouteAnswer
 from serving.service import Service, Upload
-from serving.telemetry import Snapshot
 from serving.wiring import open_service
 
 log = logging.getLogger("crossplant.serving")
 
-APP = "crossplant"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -130,65 +128,6 @@ def _refusal(refusal: Refusal) -> JSONResponse:
     return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
 
 
-class Board:
-    """A Ray actor that keeps the newest snapshot of every replica, also of those that are gone."""
-
-    def __init__(self) -> None:
-        self._snapshots: dict[str, Snapshot] = {}
-
-    def post(self, replica: str, snapshot: Snapshot) -> None:
-        """This replica's counters are on the board."""
-        self._snapshots[replica] = snapshot
-
-    def others(self, replica: str) -> list[Snapshot]:
-        """The counters of every other replica."""
-        return [snapshot for name, snapshot in self._snapshots.items() if name != replica]
-
-
-def _board(fleet: str) -> Any:
-    import ray
-
-    return (
-        ray.remote(Board)
-        .options(name=f"{APP}-board-{fleet}", namespace=APP, get_if_exists=True, lifetime="detached", num_cpus=0)
-        .remote()
-    )
-
-
-class _Poster:
-    """Posts a replica's counters on the board, and reads the others'. A board that is away costs nothing but news."""
-
-    def __init__(self, fleet: str, *, replica: str, snapshot: Callable[[], Snapshot]) -> None:
-        self._fleet = fleet
-        self._replica = replica
-        self._snapshot = snapshot
-        threading.Thread(target=self._work, name="board", daemon=True).start()
-
-    def others(self) -> list[Snapshot]:
-        """The other replicas' counters, nothing while the board is away."""
-        import ray
-
-        try:
-            found: list[Snapshot] = ray.get(_board(self._fleet).others.remote(self._replica), timeout=2)
-            return found
-        except Exception as error:
-            log.warning("the counters of other replicas are missing (%s)", type(error).__name__)
-            return []
-
-    def _work(self) -> None:
-        import ray
-
-        posted: Snapshot = {}
-        while True:
-            time.sleep(0.5)
-            snapshot = self._snapshot()
-            if snapshot == posted:
-                continue
-            with contextlib.suppress(Exception):  # the next post carries everything again
-                ray.get(_board(self._fleet).post.remote(self._replica, snapshot), timeout=5)
-                posted = snapshot
-
-
 class Replica:
     """The deployment: a `Service` with its handles opened in this process."""
 
@@ -204,8 +143,8 @@ class Replica:
             replica=replica,
             max_waiting=config.max_waiting,
         )
-        poster = _Poster(config.fleet, replica=replica, snapshot=self.service.telemetry.snapshot)
-        self.service.others = poster.others
+        own, telemetry = self.service.own_view, self.service.telemetry
+        self.service.view = Poster(config.fleet, replica=replica, telemetry=telemetry, own=own)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self.service)
@@ -257,12 +196,10 @@ def run(
 
 def stop(fleet: str) -> None:
     """The app and its board are gone; Ray itself runs on."""
-    import ray
     from ray import serve
 
     serve.shutdown()
-    with contextlib.suppress(ValueError):  # no replica has counted anything yet
-        ray.kill(ray.get_actor(f"{APP}-board-{fleet}", namespace=APP))
+    end_board(fleet)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -1,8 +1,10 @@
-"""The prediction log: every verdict is in the store within two seconds, as Arrow IPC segments by plant and day.
+"""The prediction log: every verdict is in the store within two seconds, as Arrow IPC segments, one a flush.
 
-A row's `request_id` is the replica and a sequence without gaps, so a lost segment can be counted. `append` only puts
-the row on a list; a thread writes. While the store is away the segments wait in a local spool and follow later, also
-those of a process that died before it could send them.
+A row's `request_id` is the replica and a sequence without gaps, so a lost segment can be counted (`serving.gaps`).
+A request only puts its row on a queue. Once a second one thread writes what is there to the spool on this machine's
+disk, and never waits for the network; another sends the spool. So a process killed at any point loses a second or so, a
+store that is away loses nothing, and the line never stops: where neither store nor disk takes a segment, it is dropped,
+counted, and said in /healthz, in the plant's status and to Prometheus.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +21,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from cluster.storage import replaced
+from serving.segments import Segment
+from serving.spool import Spool, SpoolFull, orphans
 
 SCHEMA = pa.schema(
     [
@@ -48,6 +53,10 @@ SCHEMA = pa.schema(
 """One row per verdict. `frames` holds the sha256 of every image."""
 
 Row = dict[str, Any]
+SPOOL_MB = 1024
+MAX_IN_MEMORY = 64
+"""Segments that wait in memory where the disk takes none."""
+ADOPT_S = 30.0
 
 
 class Sink(Protocol):
@@ -66,89 +75,166 @@ class PredictionLog:
         *,
         replica: str,
         spool: Path,
+        spool_mb: float = SPOOL_MB,
         flush_s: float = 1.0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._replica = replica
-        self._spool = spool
         self._flush_s = flush_s
         self._now = now
         self._sequence = itertools.count(1)
-        self._rows: list[Row] = []
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._writing = threading.Lock()
-        self.problem: str | None = None
-        """Why segments wait in the spool, or None."""
-        self._thread = threading.Thread(target=self._work, name="prediction-log", daemon=True)
-        self._thread.start()
+        self._rows: deque[tuple[Callable[[], Row], int, datetime]] = deque()
+        self._in_memory: deque[tuple[Segment, bytes]] = deque()
+        self._writing, self._sending = threading.Lock(), threading.Lock()
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._away: str | None = None
+        self._is_full = False
+        self._num_noted = 0
+        self._adopt_at = 0.0
+        self.spool = Spool(spool, f"{replica}@{time.time_ns() // 1_000_000:x}", limit_bytes=int(spool_mb * 1e6))
+        self._threads = [
+            threading.Thread(target=work, name=f"prediction-log-{name}", daemon=True)
+            for name, work in (("writer", self._write_on), ("sender", self._send_on))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def problem(self) -> str | None:
+        """Why verdicts wait for the store, or are not logged at all; None where all is well."""
+        spool = self.spool
+        if self._is_full:
+            full = spool.problem or f"the spool holds its {spool.limit_bytes / 1e6:.0f} MB"
+            return f"prediction log: {spool.dropped_rows} verdicts are NOT logged: {full}, and the store is away"
+        if self._away:
+            return f"prediction log: {spool.num_segments} segments wait in the spool ({self._away})"
+        return f"prediction log: this disk keeps nothing ({spool.problem})" if spool.problem else None
 
     def next_id(self) -> tuple[str, int]:
         """A new request id and its sequence. Every one taken must be appended, else the log shows a gap."""
         sequence = next(self._sequence)
+        self.spool.issue(sequence)
         return f"{self._replica}-{sequence}", sequence
 
-    def append(self, row: Row, *, sequence: int) -> None:
-        """The row will be in the store within two seconds."""
-        with self._lock:
-            self._rows.append({**row, "replica": self._replica, "sequence": sequence, "at": self._now()})
+    def append(self, row: Callable[[], Row], *, sequence: int) -> None:
+        """The row, made by a thread of the log, will be in the store within two seconds."""
+        self._rows.append((row, sequence, self._now()))
 
     def flush(self) -> None:
         """Everything appended so far is in the store, or in the spool when the store is away."""
-        with self._writing:
-            with self._lock:
-                rows, self._rows = self._rows, []
-            for (plant, day), group in _by_plant_and_day(rows).items():
-                name = f"{self._replica}-{group[0]['sequence']}-{group[-1]['sequence']}.arrow"
-                self._send(f"log/{plant}/{day}/{name}", segment(group))
-            if self.problem is None or not rows:
-                self._send_spooled()
+        self._write()
+        self._send()
 
     def close(self) -> None:
-        """The thread has ended and nothing appended is left in memory."""
+        """The threads have ended, and nothing appended is in memory alone."""
         self._stop.set()
-        self._thread.join(timeout=30)
-        self.flush()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(timeout=30)
+        self._write()
+        is_sent = self._send() and self._noted("closed", self.spool)
+        self.spool.close(is_empty=is_sent)
 
-    def _work(self) -> None:
+    def _write_on(self) -> None:
         while not self._stop.wait(self._flush_s):
-            self.flush()
+            self._write()
+            self._wake.set()
 
-    def _send(self, key: str, data: bytes) -> None:
+    def _send_on(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._flush_s)
+            self._wake.clear()
+            if not self._send():
+                self._stop.wait(self._flush_s)
+
+    def _write(self) -> None:
+        with self._writing:
+            rows = []
+            for _ in range(len(self._rows)):
+                make, sequence, at = self._rows.popleft()
+                rows.append(make() | {"replica": self._replica, "sequence": sequence, "at": at})
+            for group in _runs(rows):
+                day = group[0]["at"].strftime("%Y-%m-%d")
+                self._keep(Segment(day, self.spool.owner, group[0]["sequence"], group[-1]["sequence"]), segment(group))
+
+    def _keep(self, name: Segment, data: bytes) -> None:
         try:
-            self._store.write(key, data)
-            self.problem = None
-        except Exception as error:  # the store is away: the verdicts must not be lost, nor the line stopped
-            self.problem = f"prediction log waits in the spool ({type(error).__name__})"
-            with replaced(self._spool / key) as part:
-                part.write_bytes(data)
+            self.spool.keep(name, data)
+            self._is_full = False
+        except OSError as error:
+            if not isinstance(error, SpoolFull) and len(self._in_memory) < MAX_IN_MEMORY:
+                self._in_memory.append((name, data))
+                self.spool.problem = (error.strerror or type(error).__name__).lower()
+            else:
+                self._is_full = True
+                self.spool.drop(name)
 
-    def _send_spooled(self) -> None:
-        for path in sorted((self._spool / "log").glob("*/*/[!.]*.arrow")):
+    def _send(self) -> bool:
+        """Whether nothing waits any more."""
+        with self._sending:
             try:
-                self._store.write(path.relative_to(self._spool).as_posix(), path.read_bytes())
-            except FileNotFoundError:  # another replica of this machine sent it
-                continue
-            except Exception as error:
-                self.problem = f"prediction log waits in the spool ({type(error).__name__})"
-                return
+                while self._in_memory:
+                    name, data = self._in_memory[0]
+                    self._store.write(name.key, data)
+                    self._in_memory.popleft()
+                self._send_spool(self.spool)
+                if time.monotonic() >= self._adopt_at:
+                    self._adopt()
+            except Exception as error:  # the store is away: the verdicts must not be lost, nor the line stopped
+                self._away = type(error).__name__
+                return False
+            self._away, self._is_full = None, False
+        return self.spool.dropped_rows == self._num_noted or self._noted("", self.spool)
+
+    def _send_spool(self, spool: Spool) -> None:
+        for name, path in spool.waiting():
             with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-        self.problem = None
+                self._store.write(name.key, path.read_bytes())
+            spool.sent(path)
+
+    def _adopt(self) -> None:
+        for spool in orphans(self.spool.root, but=self.spool.owner):
+            try:
+                self._send_spool(spool)
+                is_empty = self._noted("killed", spool)
+            except BaseException:
+                spool.close(is_empty=False)
+                raise
+            spool.close(is_empty=is_empty)
+        self._adopt_at = time.monotonic() + ADOPT_S
+
+    def _noted(self, ended: str, spool: Spool) -> bool:
+        """Whether the store knows how far this owner counted, what it dropped and how it ended."""
+        num_dropped, note = spool.dropped_rows, spool.note(ended=ended, at=self._now().isoformat(timespec="seconds"))
+        if not note.issued and spool is not self.spool:
+            return True
+        try:
+            self._store.write(note.key, note.to_bytes())
+        except Exception as error:
+            self._away = type(error).__name__
+            return False
+        if spool is self.spool:
+            self._num_noted = num_dropped
+        return True
 
 
 def segment(rows: Sequence[Row]) -> bytes:
     """The rows as one Arrow IPC file, which `pyarrow.ipc.open_file` reads."""
-    table = pa.Table.from_pylist([{n: row.get(n) for n in SCHEMA.names} for row in rows], schema=SCHEMA)
+    columns = [pa.array([row.get(one.name) for row in rows], type=one.type) for one in SCHEMA]
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(table)
+    with pa.ipc.new_file(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
     return bytes(sink.getvalue())
 
 
-def _by_plant_and_day(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
+def _runs(rows: list[Row]) -> list[list[Row]]:
+    """The rows by sequence, in groups without a hole that lie on one day."""
+    groups: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: row["sequence"]):
-        groups.setdefault((row["plant"], row["at"].strftime("%Y-%m-%d")), []).append(row)
+        last = groups[-1][-1] if groups else None
+        if last and row["sequence"] == last["sequence"] + 1 and row["at"].date() == last["at"].date():
+            groups[-1].append(row)
+        else:
+            groups.append([row])
     return groups

@@ -7,8 +7,9 @@ here blocks the event loop: tokens and promotions go to an executor, inference t
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ from plants.images import MAX_BYTES
 from plants.plant import Costs
 from serving.auth import Gate, authorise, authorise_fleet, who
 from serving.batcher import Batcher, Busy
+from serving.board import OwnView, View
+from serving.exposition import Condition
 from serving.intake import PartRequest, parse, read_body
 from serving.predictions import PredictionLog
 from serving.predictor import Judgement, Predictor, Work, judge
@@ -27,7 +30,7 @@ from serving.schemas import Answer, Change, ModelRef, PlantStatus, Refusal, Rout
 from serving.scoring import held
 from serving.sessions import Session
 from serving.standing import standing
-from serving.telemetry import Snapshot, Telemetry, merge, plant_report, prometheus_text
+from serving.telemetry import Telemetry
 
 INLINE_BYTES = 1 << 18
 """Bodies up to this size are parsed on the event loop; it takes well under a millisecond."""
@@ -56,20 +59,24 @@ class Service:
     log: PredictionLog
     load: Callable[[str, Target], Predictor]
     telemetry: Telemetry = field(default_factory=Telemetry)
-    others: Callable[[], Sequence[Snapshot]] = tuple
-    """Snapshots of the other replicas."""
+    replica: str = ""
     max_body_bytes: int = MAX_BYTES
     max_batch: int = 16
     max_waiting: int = 64
 
     def __post_init__(self) -> None:
         self.batcher: Batcher[Work, Judgement] = Batcher(judge, max_batch=self.max_batch, max_waiting=self.max_waiting)
+        self.own_view = OwnView(self.telemetry, replica=self.replica, condition=self.condition, takt_s=self.takt_s)
+        self.view: View = self.own_view
+        """What all replicas counted, where there is a board."""
+        self.telemetry.start()
 
     def close(self) -> None:
         """The threads have ended and the log is in the store."""
         self.batcher.close()
         self.router.close()
         self.gate.close()
+        self.telemetry.close()
         self.log.close()
 
     def check(self) -> None:
@@ -117,7 +124,7 @@ class Service:
             )
         else:
             answer = answered(part, judgement, request_id=request_id, model=model, latency_ms=latency_ms)
-        self.log.append(log_row(answer, product=part.product), sequence=sequence)
+        self.log.append(functools.partial(log_row, answer, product=part.product), sequence=sequence)
         self.telemetry.answered(
             part.plant,
             environment,
@@ -126,6 +133,9 @@ class Service:
             confidence=answer.confidence,
             latency_ms=latency_ms,
             frames=len(part.frames),
+            novelty=answer.novelty,
+            arm=model.arm,
+            is_late=judgement is None,
         )
         return answer
 
@@ -139,13 +149,12 @@ class Service:
         """The plant's counters by environment, over all replicas. Raises Refusal."""
         await self._may(plant, authorization, "read")
         self._live(plant)
-        return plant_report(plant, await _in_thread(self._merged))
+        return await _in_thread(lambda: self.view.report(plant))
 
     async def prometheus(self, *, authorization: str | None) -> bytes:
         """Every plant's counters as Prometheus text. Raises Refusal."""
         authorise_fleet(await self.gate.grant(authorization))
-        snapshot = await _in_thread(self._merged)
-        return prometheus_text(snapshot, num_waiting=self.batcher.num_waiting, problems=self.router.table.problems)
+        return await _in_thread(self.view.text)
 
     async def promote(self, plant: str, change: Change, *, authorization: str | None) -> RouteAnswer:
         """The route is in the journal, after the bundle was loaded here to see that it can be. Raises Refusal."""
@@ -171,8 +180,7 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Whether this replica serves; names no plant."""
-        table = self.router.table
-        problems = [problem for problem in (table.journal_problem, self.gate.problem, self.log.problem) if problem]
+        table, problems = self.router.table, self.problems()
         return {
             "status": "degraded" if problems or table.failures else "loading" if table.loading else "ok",
             "plants": len(table.live),
@@ -180,6 +188,28 @@ class Service:
             "plants_with_problems": len(table.failures),
             "problems": problems,
         }
+
+    def problems(self) -> list[str]:
+        """What this replica needs and has not; empty where it is well."""
+        found = (self.router.table.journal_problem, self.gate.problem, self.log.problem)
+        return [problem for problem in found if problem]
+
+    def condition(self) -> Condition:
+        """How this replica is, for Prometheus."""
+        table, spool = self.router.table, self.log.spool
+        return Condition(
+            num_waiting=self.batcher.num_waiting,
+            problems=tuple(self.problems()),
+            route_problems=tuple(sorted(table.failures)),
+            spool_segments=spool.num_segments,
+            spool_bytes=spool.num_bytes,
+            dropped_rows=spool.dropped_rows,
+        )
+
+    def takt_s(self) -> dict[str, float]:
+        """Plant -> seconds that its line has for a part, where its policy says so."""
+        costs = {plant: live.predictor.policy.costs for plant, live in self.router.table.live.items()}
+        return {plant: 3600 / one.parts_per_hour for plant, one in costs.items() if one.parts_per_hour}
 
     async def _may(self, plant: str, authorization: str | None, action: Action) -> Grant:
         grant = await self.gate.grant(authorization)
@@ -221,9 +251,6 @@ class Service:
                 retry_after_s=10,
             )
         raise unknown_plant(plant)
-
-    def _merged(self) -> Snapshot:
-        return merge([self.telemetry.snapshot(), *self.others()])
 
 
 async def _loaded(predictor: Predictor) -> tuple[Session, ...] | None:
@@ -305,16 +332,24 @@ def timed_out(
 
 def log_row(answer: Answer, *, product: str | None) -> dict[str, Any]:
     """The answer as a row of the prediction log."""
-    kept = answer.model_dump(
-        include={"request_id", "plant", "environment", "part_id", "verdict", "defect", "confidence", "why"}
-        | {"impossible", "novelty", "disagreement", "latency_ms"}
-    )
-    return kept | {
+    return {
+        "request_id": answer.request_id,
+        "plant": answer.plant,
+        "environment": answer.environment,
+        "part_id": answer.part_id,
         "product": product,
         "bundle": answer.model.bundle,
         "policy": answer.model.policy,
         "arm": answer.model.arm,
+        "verdict": answer.verdict,
+        "defect": answer.defect,
+        "confidence": answer.confidence,
+        "why": answer.why,
         "probabilities": list(answer.probabilities.items()),
+        "impossible": answer.impossible,
+        "novelty": answer.novelty,
+        "disagreement": answer.disagreement,
         "frames": [frame.sha256 for frame in answer.frames],
         "tensor_digests": [frame.tensor_digest for frame in answer.frames],
+        "latency_ms": answer.latency_ms,
     }

@@ -117,8 +117,9 @@ def open_service(
         gate=Gate(access.grants, state=folder / "grants.json"),
         router=router,
         journal=journal,
-        log=PredictionLog(store, replica=replica, spool=settings.home / "spool" / fleet),
+        log=PredictionLog(store, replica=replica, spool=settings.home / "spool" / fleet, spool_mb=settings.spool_mb),
         load=shelf.predictor,
+        replica=replica,
         max_waiting=max_waiting,
     )
 

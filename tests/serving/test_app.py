@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from plants.errors import InputError
 from plants.images import MAX_BYTES
-from serving.app import Board, build_app, run
+from serving.app import build_app, run
 from serving.service import Service
 from serving.wiring import open_service
 from tests.serving.toys import BLUE, GREEN, RED, Works, plant_view, png
@@ -315,7 +315,7 @@ def test_every_verdict_is_in_the_prediction_log_in_the_store(http: TestClient, l
     service.log.flush()
     rows = [
         row
-        for entry in live.store.list("log/mill")
+        for entry in live.store.list("log/segments")
         for row in pa.ipc.open_file(live.store.read(entry.key)).read_all().to_pylist()
     ]
     assert [row["request_id"] for row in rows] == [answer["request_id"] for answer in answers] == ["r1-1", "r1-2"]
@@ -391,15 +391,6 @@ def test_health_needs_no_token_and_names_no_plant(http: TestClient):
         "plants_with_problems": 0,
         "problems": [],
     }
-
-
-def test_a_board_keeps_what_a_dead_replica_counted_and_the_newest_of_each():
-    board = Board()
-    board.post("a", {"mill": {"cam-1": {"requests": 1}}})
-    board.post("a", {"mill": {"cam-1": {"requests": 2}}})
-    board.post("b", {})
-    assert board.others("b") == [{"mill": {"cam-1": {"requests": 2}}}]
-    assert board.others("c") == [{"mill": {"cam-1": {"requests": 2}}}, {}]
 
 
 @pytest.mark.filterwarnings("error::pydantic.PydanticDeprecatedSince20")

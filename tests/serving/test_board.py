@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from serving.board import GONE_S, Board
+from serving.exposition import Condition
+from serving.telemetry import Telemetry
+
+WELL = Condition()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def replica(clock: Clock, *, requests: int = 1, plant: str = "mill") -> Telemetry:
+    telemetry = Telemetry(clock=clock)
+    again(telemetry, requests=requests, plant=plant)
+    return telemetry
+
+
+def again(telemetry: Telemetry, *, requests: int = 1, plant: str = "mill") -> None:
+    for _ in range(requests):
+        telemetry.answered(plant, "cam-1", verdict="ok", defect=None, confidence=0.9, latency_ms=5)
+
+
+def requests(board: Board, window: str | None = None) -> int:
+    one: dict[str, Any] = board.report("mill")["environments"]["cam-1"]
+    return int((one["windows"][window] if window else one)["requests"])
+
+
+def test_replicas_add_up_and_what_a_dead_one_counted_stays():
+    clock = Clock()
+    board, a, b = Board(clock=clock), replica(clock, requests=2), replica(clock, requests=3)
+    board.post("a", a.changed(), condition=WELL)
+    board.post("b", b.changed(), condition=WELL)
+    clock.now += 60
+    again(b)
+    board.post("b", b.changed(), condition=WELL)
+    assert requests(board) == 6
+    assert requests(board, "5m") == 6
+
+
+def test_a_post_that_arrives_twice_counts_once():
+    clock = Clock()
+    board, a = Board(clock=clock), replica(clock, requests=4)
+    totals = a.changed()
+    board.post("a", totals, condition=WELL)
+    board.post("a", totals, condition=WELL)
+    assert requests(board) == 4
+
+
+def test_a_new_board_takes_nothing_from_a_replica_that_knew_another_until_it_sends_its_history():
+    clock = Clock()
+    old, new, a = Board(clock=clock), Board(clock=clock), replica(clock, requests=7)
+    known = old.post("a", a.changed(), condition=WELL)
+    again(a)
+    assert new.post("a", a.changed(), condition=WELL, known=known) != known
+    assert new.report("mill")["requests"] == 0
+    a.all_changed()
+    known = new.post("a", a.changed(), condition=WELL, is_history=True)
+    again(a)
+    assert new.post("a", a.changed(), condition=WELL, known=known) == known
+    assert requests(new) == 9
+    assert requests(new, "1m") == 1
+
+
+def test_the_text_speaks_of_every_replica_that_posts_and_not_of_those_that_are_gone():
+    clock = Clock()
+    board = Board(clock=clock)
+    board.post("a", {}, condition=Condition(num_waiting=2), takt_s={"mill": 2.0})
+    board.post("b", {}, condition=Condition(problems=("the store is away",)))
+    assert b'crossplant_replica_degraded{replica="b"} 1.0' in board.text()
+    clock.now += GONE_S - 1
+    board.post("a", {}, condition=Condition(num_waiting=5))
+    clock.now += 2
+    text = board.text()
+    assert b'crossplant_waiting{replica="a"} 5.0' in text
+    assert b'replica="b"' not in text
+    assert b'crossplant_takt_seconds{plant="mill"} 2.0' in text
+
+
+def test_a_post_of_ten_busy_plants_among_a_thousand_is_small():
+    clock = Clock()
+    telemetry = Telemetry(clock=clock)
+    for plant in range(1000):
+        again(telemetry, plant=f"plant-{plant}")
+    telemetry.changed()
+    for plant in range(10):
+        again(telemetry, requests=20, plant=f"plant-{plant}")
+    assert len(pickle.dumps(telemetry.changed())) < 5_000
