@@ -187,7 +187,7 @@ def test_killed_at_any_step_no_verdict_is_lost_or_there_twice_and_the_next_run_f
 
 def test_segments_of_an_older_version_that_lacks_a_column_are_read_and_compacted(tmp_path: Path):
     store = written(tmp_path, segments=2)
-    for key in names(store):
+    for key in [one.key for one in names(store)]:
         table = pa.ipc.open_file(store.read(key)).read_all().drop_columns(["disagreement"])
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
