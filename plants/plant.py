@@ -28,6 +28,7 @@ from pydantic import (
 from plants.config import Config
 from plants.errors import InputError, ManyInputErrors
 from plants.geometry import Environment, Interpolation
+from plants.limits import Limits
 
 OK = "ok"
 """The fleet class of good parts."""
@@ -81,6 +82,8 @@ class Costs(Config):
     recall_floor: float = Field(default=0.0, ge=0, le=1)
     recall_floor_by_class: dict[str, float] = Field(default={})
     on_timeout: Literal["reject", "divert"] = "reject"
+    limits: Limits | None = None
+    """How much of a replica the plant may take; `Limits()` where it is not said."""
 
     @field_validator("defect_rate")
     @classmethod

@@ -93,8 +93,11 @@ class Policy(Config):
         return sha256(self.to_json().encode())
 
     def to_json(self) -> str:
-        """Canonical JSON: equal policies give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Canonical JSON: equal policies give equal text. Limits not said are left out, as in policies before them."""
+        found = self.model_dump(mode="json")
+        if self.costs.limits is None:
+            del found["costs"]["limits"]
+        return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, file: str | None = None) -> Policy:

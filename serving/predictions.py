@@ -22,6 +22,7 @@ from cluster.storage import replaced
 SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
+        ("request_key", pa.string()),
         ("replica", pa.string()),
         ("sequence", pa.int64()),
         ("at", pa.timestamp("us", tz="UTC")),
@@ -44,7 +45,8 @@ SCHEMA = pa.schema(
         ("latency_ms", pa.float64()),
     ]
 )
-"""One row per verdict. `frames` holds the sha256 of every image."""
+"""One row per verdict. `frames` holds the sha256 of every image; `request_key` is the caller's Idempotency-Key: rows of
+one plant and key are one part, judged again by another replica after a retry."""
 
 Row = dict[str, Any]
 
