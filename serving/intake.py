@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from plants.sniff import claim
 from serving.schemas import Refusal
 
 FIELDS = ("part_id", "product", "environment", "deadline_ms")
 MAX_FIELD_CHARS = 200
 MAX_FRAMES = 64
+MAX_PIXELS = 320_000_000
+"""Of all frames of a part, as their headers claim: 64 frames of 5 megapixels. Flat areas cost no bytes, but time."""
 MAX_PARTS = MAX_FRAMES + 2 * len(FIELDS)
 """Parts of a multipart body. More are refused while it is parsed; files too many are counted up to here and said."""
 BODY_S = 30.0
@@ -39,6 +42,16 @@ class Frame:
     def sha256(self) -> str:
         """Digest of the bytes."""
         return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def num_pixels(self) -> int:
+        """As its header claims, 0 where that is not to be read."""
+        return claim(self.data).num_pixels
+
+    @property
+    def weight(self) -> int:
+        """How long it takes, in bytes of an ordinary JPEG, which has two pixels a byte or more."""
+        return max(len(self.data), self.num_pixels // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +169,15 @@ def parse(plant: str, *, body: bytes, content_type: str | None, query: Mapping[s
     if not frames:
         raise Refusal(
             "there is no image in the request", plant=plant, field="image", remedy="Send at least one file as `image`"
+        )
+    num_pixels = sum(frame.num_pixels for frame in frames)
+    if num_pixels > MAX_PIXELS:
+        raise Refusal(
+            f"{num_pixels / 1e6:.0f} megapixels in one request, {MAX_PIXELS / 1e6:.0f} are the most",
+            status=413,
+            plant=plant,
+            field="image",
+            remedy="Send fewer or smaller frames of one part",
         )
     known = {name: query[name] for name in FIELDS if name in query} | fields
     return PartRequest(plant, tuple(frames), **_checked(plant, known))  # type: ignore[arg-type]

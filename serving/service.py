@@ -142,7 +142,7 @@ class Service:
     async def _judged(
         self, live: Live, part: PartRequest, *, environment: str, begun: float, key: str | None
     ) -> Answer:
-        weight = sum(len(frame.data) for frame in part.frames)
+        weight = sum(frame.weight for frame in part.frames)
         remaining = _remaining(part.deadline_ms, begun=begun)
         judgement: Judgement | None = None
         try:
