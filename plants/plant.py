@@ -29,6 +29,7 @@ from plants.config import Config
 from plants.errors import InputError, ManyInputErrors
 from plants.geometry import Environment, Interpolation
 from plants.limits import Limits
+from plants.names import NAME_PATTERN
 
 OK = "ok"
 """The fleet class of good parts."""
@@ -39,16 +40,7 @@ def is_ok(leaf: str) -> bool:
     return leaf == OK or leaf.startswith(f"{OK}/")
 
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-def checked_name(text: str) -> str:
-    """The text, if a plant or a fleet may be called so. Raises InputError."""
-    if re.fullmatch(NAME_PATTERN.strip("^$"), text):
-        return text
-    remedy = "Take its name in the fleet file: small letters, digits, - and _"
-    raise InputError("is not a plant's name", plant=repr(text[:64]), field="plant", remedy=remedy)
 
 
 class PlantClass(Config):

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from plants.plant import NAME_PATTERN
+from plants.names import NAME_PATTERN
 from serving.intake import MAX_FIELD_CHARS, MAX_FRAMES
 from serving.schemas import Change, RefusalBody
 

@@ -17,7 +17,8 @@ from cluster.registry import Journal
 from cluster.settings import Settings
 from plants.errors import InputError
 from plants.images import ENDINGS
-from plants.plant import Fleet, checked_name
+from plants.names import checked_name
+from plants.plant import Fleet
 from serving import app
 from serving.client import Client
 from serving.intake import Frame, PartRequest
