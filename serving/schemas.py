@@ -158,8 +158,13 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After where trying again makes sense, WWW-Authenticate where a token is missing."""
+        """Retry-After where trying again makes sense, WWW-Authenticate where a token is missing.
+
+        408 closes the connection: what would come of the body later belongs to no request.
+        """
         found = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.status == 408:
+            found["Connection"] = "close"
         return {**found, "WWW-Authenticate": "Bearer"} if self.status == 401 else found
 
 

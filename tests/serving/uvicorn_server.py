@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKS, REPLICA, WAITING = "TEST_WORKS", "TEST_REPLICA", "TEST_MAX_WAITING"
+WORKS, REPLICA, BODY_S = "TEST_WORKS", "TEST_REPLICA", "TEST_BODY_S"
 
 
 def make_app() -> Any:
@@ -29,20 +29,19 @@ def make_app() -> Any:
         store_uri=str(root / "store"),
         fleet="toys",
         replica=os.environ[REPLICA],
-        max_waiting=int(os.environ[WAITING]),
     )
-    service.body_s = 2.0
+    service.body_s = float(os.environ[BODY_S])
     return build_app(service)
 
 
 class Server:
     """A process that answers. Use it as a context manager."""
 
-    def __init__(self, root: Path, *, replica: str = "r1", port: int = 0, max_waiting: int = 64) -> None:
+    def __init__(self, root: Path, *, replica: str = "r1", port: int = 0, body_s: float = 2.0) -> None:
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = root / f"{replica}.log"
-        self._env = {**os.environ, WORKS: str(root), REPLICA: replica, WAITING: str(max_waiting)}
+        self._env = {**os.environ, WORKS: str(root), REPLICA: replica, BODY_S: str(body_s)}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
