@@ -180,6 +180,11 @@ def keep_token(home: Path, plant: str, token: str) -> Path:
     return target
 
 
+def forget_token(home: Path, plant: str) -> None:
+    """No token is kept for a plant any more."""
+    (home / "tokens" / f"{plant}.token").unlink(missing_ok=True)
+
+
 def kept_token(home: Path, plant: str) -> str:
     """The token kept for a plant. Raises InputError when there is none."""
     path = home / "tokens" / f"{plant}.token"
