@@ -34,6 +34,10 @@ HEADERS = {
 }
 _RAW = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 _RAW_PAGE = [*_RAW[:-1], (_RAW[-1][0], SCRIPTED.encode())]
+_CLOSE = [(b"connection", b"close")]
+MAX_UNREAD_BYTES = 256 << 10
+"""Where a request is refused before its body was read, one larger than this ends the connection: reading megabytes
+away costs the event loop more than the part would have."""
 _SECRET_NAMES = frozenset(("access_token", "api_key", "apikey", "authorization", "bearer", "key", "token"))
 
 
@@ -49,10 +53,17 @@ class Hardened:
             await self._app(scope, receive, send)
             return
         headers = _RAW_PAGE if scope["path"].startswith(PAGE) else _RAW
+        is_whole = not _is_large(scope)
+
+        async def watched() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = is_whole or not message.get("more_body", False)
+            return message
 
         async def hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *headers]
+                message["headers"] = [*message.get("headers", ()), *headers, *(() if is_whole else _CLOSE)]
             await send(message)
 
         if scope["query_string"] and _has_token(scope["query_string"]):
@@ -63,9 +74,19 @@ class Hardened:
                 field="Authorization",
                 remedy="Send `Authorization: Bearer TOKEN`, and have this one revoked",
             )
-            await refused(refusal)(scope, receive, hardened)
+            await refused(refusal)(scope, watched, hardened)
             return
-        await self._app(scope, receive, hardened)
+        await self._app(scope, watched, hardened)
+
+
+def _is_large(scope: Scope) -> bool:
+    """Whether a body comes, or may come, that is dearer to read away than a new connection."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return len(value) > 18 or not value.isdigit() or int(value) > MAX_UNREAD_BYTES
+        if name == b"transfer-encoding":
+            return True
+    return False
 
 
 def _has_token(query: bytes) -> bool:

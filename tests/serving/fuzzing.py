@@ -130,7 +130,9 @@ def request(chance: random.Random, *, plant: str, token: str) -> bytes:
     method = chance.choices(("POST", "GET", "PUT", "HEAD", "OPTIONS", "BREW"), (30, 5, 1, 1, 1, 1))[0]
     head = "\r\n".join([f"{method} {_target(chance, plant=plant)} HTTP/1.1", *lines]) + "\r\n\r\n"
     found = head.encode("utf-8", "replace") + body
-    return mutated(found[:2000], chance, times=3) + found[2000:] if chance.random() < 0.1 else found
+    if chance.random() < 0.1:
+        found = mutated(found[:2000], chance, times=3) + found[2000:]
+    return found if b"\r\n\r\n" in found else found + b"\r\n\r\n"  # one without an end is waited for, rightly
 
 
 def _body(chance: random.Random) -> tuple[bytes, str]:
