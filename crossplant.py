@@ -463,6 +463,38 @@ def log_(
 
 
 @app.command()
+def token(
+    fleet: FleetFile = FLEET,
+    plant: Annotated[str | None, typer.Option(help="The plant whose token it is.")] = None,
+    role: Annotated[
+        Literal["lead", "auditor"] | None, typer.Option(help="Or a role that opens the whole fleet.")
+    ] = None,
+    overlap_hours: Annotated[float, typer.Option(min=0, help="How long the old ones still open.")] = 24.0,
+    revoke: Annotated[bool, typer.Option("--revoke", help="End every one now, and make no new one.")] = False,
+    json_to: JsonFile = None,
+) -> None:
+    """Change a token: a new one is kept under home, never shown; the old ones end after an overlap, or all end now.
+
+    Replicas that run feel either within seconds.
+
+    Example: crossplant token --fleet steel.yaml --plant neu --overlap-hours 2
+    """
+    from serving import verbs
+
+    document = verbs.change_token(
+        _fleet(fleet), settings=_settings(), plant=plant, role=role, overlap_hours=overlap_hours, is_revoked=revoke
+    )
+    if revoke:
+        console.print(f"{document['old']} tokens of {document['of']} are revoked", markup=False)
+    else:
+        said = (
+            f"{document['of']}: new token in {document['file']}; {document['old']} older end by {document['old_end']}"
+        )
+        console.print(said, markup=False, soft_wrap=True)
+    _finish(document, to=json_to)
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Frames, or folders of frames.")],
     plant: Annotated[str | None, typer.Option(help="The plant; a bundle that serves one needs none.")] = None,

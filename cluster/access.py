@@ -2,6 +2,9 @@
 
 A server takes a snapshot (`Access.grants()`, one query) every few seconds and checks requests against that, so a
 revoked token is dead everywhere within the poll, and a database that is away does not stop a line.
+
+A token is looked up by the SHA-256 of what was sent. How long that takes can tell of hashes at most, and whoever steers
+a hash to a known beginning still lacks what it is the hash of: 256 random bits. The last comparison is constant-time.
 """
 
 from __future__ import annotations
@@ -74,6 +77,10 @@ class Grants:
             return None
         return grant if _seconds(now) < grant.expires_at else None
 
+    def by_hash(self, sha256: str) -> Grant | None:
+        """The grant of the token with this SHA-256, expired or not, or None."""
+        return self._grants.get(sha256)
+
     def __len__(self) -> int:
         return len(self._grants)
 
@@ -99,6 +106,37 @@ class Access:
             connection.execute(_tokens.insert().values(**values, expires_at=issued + ttl.total_seconds()))
         return token
 
+    def rotate(
+        self,
+        role: Role,
+        *,
+        ttl: timedelta,
+        overlap: timedelta,
+        plant: str | None = None,
+        now: datetime | None = None,
+    ) -> tuple[str, int]:
+        """A new token, and how many older ones of this role and plant are dead after `overlap` at the latest.
+
+        Until then old and new both open, so a line can change over without a stop.
+        """
+        if overlap < timedelta(0):
+            raise InputError("must not be negative", field="overlap")
+        moment = now or datetime.now(UTC)
+        ends = moment.timestamp() + overlap.total_seconds()
+        same_plant = _tokens.c.plant.is_(None) if plant is None else _tokens.c.plant == plant
+        alive = sa.and_(_tokens.c.revoked_at.is_(None), _tokens.c.expires_at > moment.timestamp())
+        with self._database.begin() as connection:
+            old = list(
+                connection.execute(
+                    sa.select(_tokens.c.sha256).where(_tokens.c.role == role, same_plant, alive)
+                ).scalars()
+            )
+        token = self.issue(role, ttl=ttl, plant=plant, now=moment)  # first: a crash between leaves two, not none
+        sooner = sa.and_(_tokens.c.sha256.in_(old), _tokens.c.expires_at > ends)
+        with self._database.begin() as connection:
+            connection.execute(_tokens.update().where(sooner).values(expires_at=ends))
+        return token, len(old)
+
     def grants(self, *, now: datetime | None = None) -> Grants:
         """Every token that is valid now, in one query."""
         valid = sa.and_(_tokens.c.revoked_at.is_(None), _tokens.c.expires_at > _seconds(now))
@@ -111,11 +149,23 @@ class Access:
         """The grant of a token, asked of the database itself."""
         return self.grants(now=now).check(token, now=now)
 
-    def revoke(self, token: str | None = None, *, plant: str | None = None, now: datetime | None = None) -> int:
-        """Afterwards a token, or every token of a plant, is dead. Returns how many were alive."""
-        if (token is None) == (plant is None):
-            raise InputError("name a token or a plant", field="revoke")
-        chosen = _tokens.c.plant == plant if token is None else _tokens.c.sha256 == sha256(token.encode())
+    def revoke(
+        self,
+        token: str | None = None,
+        *,
+        plant: str | None = None,
+        role: Role | None = None,
+        now: datetime | None = None,
+    ) -> int:
+        """Afterwards a token, or all of a plant or of a fleet-wide role, are dead. Returns how many were alive."""
+        if [token, plant, role].count(None) != 2:
+            raise InputError("name a token, a plant or a role of the fleet", field="revoke")
+        if token is not None:
+            chosen = _tokens.c.sha256 == sha256(token.encode())
+        elif plant is not None:
+            chosen = _tokens.c.plant == plant
+        else:
+            chosen = sa.and_(_tokens.c.role == role, _tokens.c.plant.is_(None))
         alive = sa.and_(chosen, _tokens.c.revoked_at.is_(None))
         with self._database.begin() as connection:
             return connection.execute(_tokens.update().where(alive).values(revoked_at=_seconds(now))).rowcount
@@ -128,6 +178,11 @@ def keep_token(home: Path, plant: str, token: str) -> Path:
     with replaced(target) as part, os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(f"{token}\n")
     return target
+
+
+def forget_token(home: Path, plant: str) -> None:
+    """No token is kept for a plant any more."""
+    (home / "tokens" / f"{plant}.token").unlink(missing_ok=True)
 
 
 def kept_token(home: Path, plant: str) -> str:

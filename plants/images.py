@@ -21,9 +21,12 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from plants.errors import InputError
+from plants.sniff import claim
 
 MAX_BYTES = 40 << 20
 MAX_PIXELS = 64_000_000
+MAX_SCANS = 100
+"""Of a progressive JPEG, which is painted once a scan; writers use about ten."""
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 """Of files that are frames where a folder holds others too, in small letters."""
@@ -138,6 +141,8 @@ def _words(error: Exception) -> str:
 
 
 def _opened(data: bytes, *, source: str, max_pixels: int) -> Image.Image:
+    if (oddity := claim(data).oddity) is not None:
+        raise InputError(f"not an image that a camera writes: {oddity}", file=source, remedy="Export it again")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -173,7 +178,7 @@ _SEGMENTS = frozenset([*range(0xC0, 0xD0), *range(0xDA, 0xE0), *range(0xE0, 0xF0
 
 
 def _is_sound_jpeg(data: bytes) -> bool:
-    """Whether only legal markers lie between the start and the end of the image.
+    """Whether only legal markers, and not too many scans, lie between the start and the end of the image.
 
     libjpeg paints over corrupt data with grey and Pillow hides its warning; most damage shows in the markers.
     """
@@ -185,6 +190,8 @@ def _is_sound_jpeg(data: bytes) -> bool:
         if marker not in _SEGMENTS:
             return False
         num_scans += marker == 0xDA
+        if num_scans > MAX_SCANS:
+            return False
         at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
     return False
 

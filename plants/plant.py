@@ -28,6 +28,8 @@ from pydantic import (
 from plants.config import Config
 from plants.errors import InputError, ManyInputErrors
 from plants.geometry import Environment, Interpolation
+from plants.limits import Limits
+from plants.names import NAME_PATTERN
 
 OK = "ok"
 """The fleet class of good parts."""
@@ -38,16 +40,7 @@ def is_ok(leaf: str) -> bool:
     return leaf == OK or leaf.startswith(f"{OK}/")
 
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-def checked_name(text: str) -> str:
-    """The text, if a plant or a fleet may be called so. Raises InputError."""
-    if re.fullmatch(NAME_PATTERN.strip("^$"), text):
-        return text
-    remedy = "Take its name in the fleet file: small letters, digits, - and _"
-    raise InputError("is not a plant's name", plant=repr(text[:64]), field="plant", remedy=remedy)
 
 
 class PlantClass(Config):
@@ -81,6 +74,8 @@ class Costs(Config):
     recall_floor: float = Field(default=0.0, ge=0, le=1)
     recall_floor_by_class: dict[str, float] = Field(default={})
     on_timeout: Literal["reject", "divert"] = "reject"
+    limits: Limits | None = None
+    """How much of a replica the plant may take; `Limits()` where it is not said."""
 
     @field_validator("defect_rate")
     @classmethod

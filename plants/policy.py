@@ -96,11 +96,16 @@ class Policy(Config):
         return sha256(self.to_json().encode())
 
     def to_json(self) -> str:
-        """Canonical JSON: equal policies give equal text. What a single model has no use for is not written."""
-        without = {"disagreement_above"} if self.disagreement_above is None else None
-        return json.dumps(
-            self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
+        """Canonical JSON: equal policies give equal text.
+
+        Limits not said, and what a single model has no use for, are left out, as in policies before them.
+        """
+        found = self.model_dump(mode="json")
+        if self.costs.limits is None:
+            del found["costs"]["limits"]
+        if self.disagreement_above is None:
+            del found["disagreement_above"]
+        return json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, file: str | None = None) -> Policy:

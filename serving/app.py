@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from cluster import session
 from cluster.settings import Settings
 from plants.errors import InputError
 from serving import ingress
+from serving.asgi import harden
 from serving.board import APP, Poster, end_board
-from serving.schemas import Answer, Change, PlantStatus, Refusal, RouteAnswer
+from serving.openapi import PREDICT_BODY, PROMOTE_BODY, describe, refusals
+from serving.schemas import Answer, PlantStatus, RouteAnswer
 from serving.service import Service, Upload
 from serving.wiring import open_service
 
@@ -55,10 +54,16 @@ def build_app(service: Service) -> FastAPI:
         yield
         service.close()
 
-    api = FastAPI(title="crossplant", lifespan=lifespan)
-    _handle_errors(api)
+    api = FastAPI(title="crossplant", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    harden(api, service)
+    describe(api)
 
-    @api.post("/plants/{plant}/predict", response_model=Answer)
+    @api.post(
+        "/plants/{plant}/predict",
+        response_model=Answer,
+        responses=refusals(404, 408, 413, 415, 422, 429),
+        openapi_extra=PREDICT_BODY,
+    )
     async def predict(plant: str, request: Request) -> Response:
         headers = request.headers
         upload = Upload(
@@ -67,27 +72,30 @@ def build_app(service: Service) -> FastAPI:
             content_type=headers.get("content-type"),
             query=request.query_params,
             authorization=headers.get("authorization"),
+            key=headers.get("idempotency-key"),
         )
         answer = await service.predict(plant, upload)
         return Response(answer.model_dump_json(), media_type="application/json")
 
-    @api.get("/plants/{plant}")
+    @api.get("/plants/{plant}", responses=refusals(404))
     async def status(plant: str, request: Request) -> PlantStatus:
         return await service.status(plant, authorization=request.headers.get("authorization"))
 
-    @api.get("/plants/{plant}/metrics")
+    @api.get("/plants/{plant}/metrics", responses=refusals(404))
     async def report(plant: str, request: Request) -> dict[str, Any]:
         return await service.report(plant, authorization=request.headers.get("authorization"))
 
-    @api.post("/plants/{plant}/promote")
-    async def promote(plant: str, change: Change, request: Request) -> RouteAnswer:
-        return await service.promote(plant, change, authorization=request.headers.get("authorization"))
+    @api.post("/plants/{plant}/promote", responses=refusals(404, 408, 409, 413, 422), openapi_extra=PROMOTE_BODY)
+    async def promote(plant: str, request: Request) -> RouteAnswer:
+        return await service.promote(plant, request.stream(), authorization=request.headers.get("authorization"))
 
-    @api.post("/plants/{plant}/rollback")
+    @api.post("/plants/{plant}/rollback", responses=refusals(404, 409))
     async def rollback(plant: str, request: Request) -> RouteAnswer:
         return await service.rollback(plant, authorization=request.headers.get("authorization"))
 
-    @api.get("/metrics")
+    text = {"description": "Prometheus text", "content": {PROMETHEUS: {"schema": {"type": "string"}}}}
+
+    @api.get("/metrics", response_class=Response, responses={200: text, **refusals()})
     async def prometheus(request: Request) -> Response:
         body = await service.prometheus(authorization=request.headers.get("authorization"))
         return Response(body, media_type=PROMETHEUS)
@@ -97,35 +105,6 @@ def build_app(service: Service) -> FastAPI:
         return service.health()
 
     return api
-
-
-def _handle_errors(api: FastAPI) -> None:
-    @api.exception_handler(Refusal)
-    async def refused(_: Request, refusal: Refusal) -> JSONResponse:
-        return _refusal(refusal)
-
-    @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return _refusal(Refusal(str(first["msg"]), plant=request.path_params.get("plant"), field=field))
-
-    @api.exception_handler(HTTPException)
-    async def no_route(_: Request, error: HTTPException) -> JSONResponse:
-        remedy = "See /docs for the endpoints"
-        return _refusal(Refusal(str(error.detail), status=error.status_code, field="path", remedy=remedy))
-
-    @api.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        plant = request.path_params.get("plant")
-        return _refusal(
-            Refusal("an internal error, logged by the replica", status=500, plant=plant, remedy="Try again")
-        )
-
-
-def _refusal(refusal: Refusal) -> JSONResponse:
-    return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
 
 
 class Replica:

@@ -9,6 +9,7 @@ here (hashes, never tokens) are kept on disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -19,18 +20,24 @@ from pathlib import Path
 
 from cluster.access import Action, Grant, Grants
 from cluster.storage import replaced
-from serving.schemas import Refusal, unknown_plant
+from serving.schemas import Refusal, another_plant
 
 log = logging.getLogger("crossplant.serving")
 
 _MIN_BETWEEN_S = 0.2
 """How soon an unknown token may cause another query: guessing must not load the database."""
+_MAX_UNKNOWN = 16
+"""Requests with unknown tokens that may wait for that query; the others are refused at once, as they hold a slot."""
 
 
 def authorise(grant: Grant, *, plant: str, action: Action) -> None:
-    """Raises Refusal unless the bearer may do this at this plant: 404 for a plant not theirs, 403 for a role."""
+    """Raises Refusal unless the bearer may do this at this plant.
+
+    403 for any plant but the token's own, before anything is looked up: the answer is the same to the byte whether
+    such a plant exists, and however its name is written. 403 for a role that may not.
+    """
     if grant.plant is not None and grant.plant != plant:
-        raise unknown_plant(plant)
+        raise another_plant()
     if not grant.may(action, plant=plant):
         raise Refusal(
             f"a {grant.role} token may not {action}",
@@ -39,6 +46,13 @@ def authorise(grant: Grant, *, plant: str, action: Action) -> None:
             field="Authorization",
             remedy="Use a token of a role that may",
         )
+
+
+def authorise_path(grant: Grant, *, path: str) -> None:
+    """Raises Refusal 403 where a plant's token asks for a path below another plant that leads nowhere, as elsewhere."""
+    steps = path.strip("/").split("/")
+    if grant.plant is not None and (steps[1:2] != [grant.plant] or ".." in steps):
+        raise another_plant()
 
 
 def authorise_fleet(grant: Grant) -> None:
@@ -89,6 +103,7 @@ class Gate:
         self._turn = threading.Lock()
         self._renewed_at = -float("inf")
         self._stop = threading.Event()
+        self._num_unknown = 0
         self.problem: str | None = None
         """Why the tokens may be out of date, or None."""
         self.renew()
@@ -99,8 +114,12 @@ class Gate:
         """What the sender of this header is. Raises Refusal 401 for nobody, 503 where nobody can tell."""
         token = bearer(header)
         found = self._grants.check(token)
-        if found is None:
-            await self._renew_since(self._clock())
+        if found is None and self._num_unknown < _MAX_UNKNOWN:
+            self._num_unknown += 1
+            try:
+                await self._renew_since(self._clock())
+            finally:
+                self._num_unknown -= 1
             found = self._grants.check(token)
         if found is not None:
             if found.sha256 not in self._used:
@@ -132,6 +151,9 @@ class Gate:
                     log.warning("tokens cannot be read (%s); those known go on", type(error).__name__)
                 self.problem = f"the tokens cannot be read ({type(error).__name__})"
             self._renewed_at = now
+            if self.problem is None:
+                with contextlib.suppress(OSError):  # a full disk costs what a restart would know, not a request
+                    self._forget_dead()
 
     def close(self) -> None:
         """The thread has ended."""
@@ -142,15 +164,27 @@ class Gate:
         while not self._stop.wait(self._renew_s):
             self.renew()
 
+    def _forget_dead(self) -> None:
+        """What was revoked, or now ends sooner, is so on disk too: no restart without the database revives it."""
+        on_disk = self._kept()
+        now = {sha256: self._grants.by_hash(sha256) for sha256 in {**on_disk, **self._used}}
+        valid = {sha256: grant for sha256, grant in now.items() if grant is not None}
+        self._used = valid
+        if valid != on_disk:
+            self._write()
+
     def _keep(self, grant: Grant) -> None:
         with self._turn:
             self._used = {**self._kept(), **self._used, grant.sha256: grant}
-            now = time.time()
-            alive = [one.model_dump() for one in self._used.values() if one.expires_at > now]
-            with replaced(self._state) as part:
-                descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(alive, file)
+            self._write()
+
+    def _write(self) -> None:
+        now = time.time()
+        alive = [one.model_dump() for one in self._used.values() if one.expires_at > now]
+        with replaced(self._state) as part:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(alive, file)
 
     def _kept(self) -> dict[str, Grant]:
         try:

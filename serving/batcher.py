@@ -1,18 +1,26 @@
 """A micro-batcher: requests that wait together go through the trunk together, whatever plant they are from.
 
-Nobody waits for company: the one worker thread takes what is there, up to `max_batch`, so a lone request is served at
-once and the event loop is never blocked. A client that left costs nothing: its future is done and is skipped, before
-the work and again before the result is set (setting it would end the loop for everybody after).
+Nobody waits for company: the one worker thread takes what is there, up to `max_batch` and `MAX_WEIGHT`, so a lone
+request is served at once and the event loop is never blocked. Turns are fair by plant and weight (start-time fair
+queueing): a plant that was idle goes before the backlog of one that floods, and waits for one batch at most. A client
+that left costs nothing: its future is done and is skipped, before the work and again before the result is set (setting
+it would end the loop for everybody after).
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+MAX_WEIGHT = 2 << 20
+"""Bytes of frames in one batch, unless one job alone has more: large frames gain nothing by company."""
+MIN_WEIGHT = 64 << 10
+"""What a job counts for in turns at least; small frames cost about this much beside their bytes."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -27,6 +35,7 @@ class _Waiting(Generic[Job, Result]):
     job: Job
     future: asyncio.Future[Result]
     loop: asyncio.AbstractEventLoop
+    weight: int
 
 
 class Batcher(Generic[Job, Result]):
@@ -46,20 +55,31 @@ class Batcher(Generic[Job, Result]):
         self._handle = handle
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: deque[_Waiting[Job, Result]] = deque()
+        self._waiting: list[tuple[int, int, _Waiting[Job, Result]]] = []
+        """A heap by start tag and arrival."""
+        self._arrivals = itertools.count()
+        self._finish: dict[str, int] = {}
+        """Where each lane's latest job ends, in bytes of virtual time."""
+        self._served = 0
+        """The start tag of the job taken last."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
         self._thread.start()
 
-    async def submit(self, job: Job) -> Result:
-        """The result for this job. Raises Busy when the queue is full, or what `handle` returned for the job."""
+    async def submit(self, job: Job, *, lane: str = "", weight: int = 0) -> Result:
+        """The result for this job of `weight` bytes; jobs of one `lane` keep their order, lanes share the turns.
+
+        Raises Busy when the queue is full, or what `handle` returned for the job.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         with self._changed:
             if self._closed or len(self._waiting) >= self._max_waiting:
                 raise Busy
-            self._waiting.append(_Waiting(job, future, loop))
+            start = max(self._served, self._finish.get(lane, 0))
+            self._finish[lane] = start + max(weight, MIN_WEIGHT)
+            heapq.heappush(self._waiting, (start, next(self._arrivals), _Waiting(job, future, loop, weight)))
             self._changed.notify()
         return await future
 
@@ -85,10 +105,16 @@ class Batcher(Generic[Job, Result]):
             while not self._waiting and not self._closed:
                 self._changed.wait()
             taken: list[_Waiting[Job, Result]] = []
+            room = MAX_WEIGHT
             while self._waiting and len(taken) < self._max_batch:
-                one = self._waiting.popleft()
+                start, _, one = self._waiting[0]
+                if taken and not one.future.done() and one.weight > room:
+                    break
+                heapq.heappop(self._waiting)
                 if not one.future.done():
                     taken.append(one)
+                    room -= one.weight
+                    self._served = start
             return taken
 
     def _work(self) -> None:

@@ -7,19 +7,27 @@ number of files named `image` and the fields of a part; fields may also come in 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from plants.sniff import claim
 from serving.schemas import Refusal
 
 FIELDS = ("part_id", "product", "environment", "deadline_ms")
 MAX_FIELD_CHARS = 200
 MAX_FRAMES = 64
+MAX_PIXELS = 320_000_000
+"""Of all frames of a part, as their headers claim: 64 frames of 5 megapixels. Flat areas cost no bytes, but time."""
+MAX_PARTS = MAX_FRAMES + 2 * len(FIELDS)
+"""Parts of a multipart body. More are refused while it is parsed; files too many are counted up to here and said."""
+BODY_S = 30.0
+"""How long a body may take to come: 40 MB at 1.4 MB a second."""
 _TEXT = re.compile(r"^(text/|application/(json|xml|xhtml|javascript))")
 
 
@@ -35,6 +43,16 @@ class Frame:
         """Digest of the bytes."""
         return hashlib.sha256(self.data).hexdigest()
 
+    @property
+    def num_pixels(self) -> int:
+        """As its header claims, 0 where that is not to be read."""
+        return claim(self.data).num_pixels
+
+    @property
+    def weight(self) -> int:
+        """How long it takes, in bytes of an ordinary JPEG, which has two pixels a byte or more."""
+        return max(len(self.data), self.num_pixels // 4)
+
 
 @dataclass(frozen=True, slots=True)
 class PartRequest:
@@ -48,23 +66,88 @@ class PartRequest:
     deadline_ms: float | None = None
 
 
-async def read_body(chunks: AsyncIterator[bytes], *, length: str | None, limit: int, plant: str) -> bytes:
-    """The whole body. Refuses with 413 as soon as the header or the bytes so far say that it is over the limit."""
-    too_large = Refusal(
+def declared_length(length: str | None, *, limit: int, plant: str) -> int | None:
+    """What Content-Length says, None where it says nothing. Raises Refusal 413 over the limit."""
+    if length is None or not (length.isascii() and length.isdigit()):
+        return None
+    if len(length) > 18 or int(length) > limit:
+        raise _too_large(limit, plant=plant)
+    return int(length)
+
+
+async def read_body(
+    chunks: AsyncIterator[bytes],
+    *,
+    length: str | None,
+    limit: int,
+    plant: str,
+    timeout_s: float = BODY_S,
+    hold: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """The whole body; `hold` is told of its bytes before they are kept, and may raise.
+
+    Raises Refusal: 413 as soon as the header or the bytes so far say that it is over the limit, 408 where it is not
+    there within `timeout_s`.
+    """
+    try:
+        async with asyncio.timeout(timeout_s) as patience:
+            return await _read_body(chunks, length=length, limit=limit, plant=plant, hold=hold)
+    except TimeoutError:
+        if not patience.expired():
+            raise  # somebody else's, the part's deadline
+        raise Refusal(
+            f"the body was not there within {timeout_s:g} s",
+            status=408,
+            plant=plant,
+            field="body",
+            remedy="Send it again, in smaller requests where the link is slow",
+        ) from None
+
+
+def _too_large(limit: int, *, plant: str) -> Refusal:
+    return Refusal(
         f"the body is larger than {limit >> 20} MB",
         status=413,
         plant=plant,
         field="image",
         remedy="Send fewer or smaller frames in one request",
     )
-    if length is not None and length.isdigit() and int(length) > limit:
-        raise too_large
+
+
+async def _read_body(
+    chunks: AsyncIterator[bytes], *, length: str | None, limit: int, plant: str, hold: Callable[[int], None]
+) -> bytes:
+    declared_length(length, limit=limit, plant=plant)
     body = bytearray()
     async for chunk in chunks:
         if len(body) + len(chunk) > limit:
-            raise too_large
+            raise _too_large(limit, plant=plant)
+        hold(len(chunk))
         body += chunk
     return bytes(body)
+
+
+def fields_of_query(plant: str, query: Mapping[str, str]) -> dict[str, str | float | None]:
+    """The part's fields that the address names. Raises Refusal for an impossible one, before a body is read."""
+    return _checked(plant, {name: query[name] for name in FIELDS if name in query})
+
+
+def part_digest(part: PartRequest) -> str:
+    """What was sent, whatever its deadline: a retry has less time left and is the same part."""
+    said = (part.plant, part.environment, part.part_id, part.product, [(f.image, f.sha256) for f in part.frames])
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def checked_key(plant: str, key: str | None) -> str | None:
+    """The Idempotency-Key, None where there is none. Raises Refusal for one that could not stand in a log."""
+    if key is not None and not (0 < len(key) <= MAX_FIELD_CHARS and key.isascii() and key.isprintable()):
+        raise Refusal(
+            f"Idempotency-Key must be printable ASCII and at most {MAX_FIELD_CHARS} characters long",
+            plant=plant,
+            field="Idempotency-Key",
+            remedy="Send a random name such as a UUID",
+        )
+    return key
 
 
 def parse(plant: str, *, body: bytes, content_type: str | None, query: Mapping[str, str]) -> PartRequest:
@@ -86,6 +169,15 @@ def parse(plant: str, *, body: bytes, content_type: str | None, query: Mapping[s
     if not frames:
         raise Refusal(
             "there is no image in the request", plant=plant, field="image", remedy="Send at least one file as `image`"
+        )
+    num_pixels = sum(frame.num_pixels for frame in frames)
+    if num_pixels > MAX_PIXELS:
+        raise Refusal(
+            f"{num_pixels / 1e6:.0f} megapixels in one request, {MAX_PIXELS / 1e6:.0f} are the most",
+            status=413,
+            plant=plant,
+            field="image",
+            remedy="Send fewer or smaller frames of one part",
         )
     known = {name: query[name] for name in FIELDS if name in query} | fields
     return PartRequest(plant, tuple(frames), **_checked(plant, known))  # type: ignore[arg-type]
@@ -124,6 +216,10 @@ class _Part:
     data: bytearray = field(default_factory=bytearray)
 
 
+class _TooManyParts(Exception):
+    """Raised into the parser, which would go through megabytes of empty parts."""
+
+
 class _Reader:
     """Collects the parts of a multipart body as the parser finds them."""
 
@@ -134,6 +230,8 @@ class _Reader:
         self._value = bytearray()
 
     def on_part_begin(self) -> None:
+        if len(self.parts) == MAX_PARTS:
+            raise _TooManyParts
         self.parts.append(_Part())
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -168,6 +266,13 @@ def _multipart(plant: str, *, body: bytes, boundary: bytes) -> tuple[list[Frame]
         parser.finalize()
     except FormParserError:
         raise broken from None
+    except _TooManyParts:
+        raise Refusal(
+            f"the multipart body has more than {MAX_PARTS} parts",
+            plant=plant,
+            field="body",
+            remedy=f"Send at most {MAX_FRAMES} frames of one part",
+        ) from None
     if not reader.ended:
         raise broken
     frames: list[Frame] = []

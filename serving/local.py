@@ -13,11 +13,11 @@ from pathlib import Path
 from plants import bundle
 from plants.costs import Policy
 from plants.errors import InputError
+from serving.answers import answered
 from serving.intake import PartRequest
 from serving.loading import Loader
 from serving.predictor import Predictor
 from serving.schemas import Answer, ModelRef
-from serving.service import answered
 
 
 def local_predictor(

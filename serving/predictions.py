@@ -27,6 +27,7 @@ from serving.spool import Spool, SpoolFull, orphans
 SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
+        ("request_key", pa.string()),
         ("replica", pa.string()),
         ("sequence", pa.int64()),
         ("at", pa.timestamp("us", tz="UTC")),
@@ -50,7 +51,8 @@ SCHEMA = pa.schema(
         ("latency_ms", pa.float64()),
     ]
 )
-"""One row per verdict. `frames` holds the sha256 of every image."""
+"""One row per verdict. `frames` holds the sha256 of every image; `request_key` is the caller's Idempotency-Key: rows of
+one plant and key are one part, judged again by another replica after a retry."""
 
 Row = dict[str, Any]
 SPOOL_MB = 1024

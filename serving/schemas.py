@@ -151,6 +151,16 @@ class RouteAnswer(Wire):
     who: str
 
 
+class RefusalBody(Wire):
+    """The JSON of every answer that is no success: what is wrong, where, and what to do."""
+
+    error: str
+    plant: str | None
+    field: str | None
+    """The field, header or part of the address that is wrong."""
+    remedy: str | None
+
+
 class Refusal(Exception):
     """A request that gets no verdict: a status and one line that names plant, field and remedy."""
 
@@ -179,13 +189,28 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After where trying again makes sense, WWW-Authenticate where a token is missing."""
+        """Retry-After where trying again makes sense, WWW-Authenticate where a token is missing.
+
+        408 closes the connection: what would come of the body later belongs to no request.
+        """
         found = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.status == 408:
+            found["Connection"] = "close"
         return {**found, "WWW-Authenticate": "Bearer"} if self.status == 401 else found
 
 
+def another_plant() -> Refusal:
+    """The one answer to a plant's token at any plant but its own, whether or not there is such a plant."""
+    return Refusal(
+        "the token opens another plant than this",
+        status=403,
+        field="Authorization",
+        remedy="Use the plant's name and its own token",
+    )
+
+
 def unknown_plant(plant: str) -> Refusal:
-    """The one answer for a plant that does not exist and for one that is none of the caller's business."""
+    """The answer for a plant without a route here, to those who may know."""
     return Refusal(
         "there is no such plant",
         status=404,

@@ -9,22 +9,35 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from cluster.access import Action, Grant
 from cluster.registry import Journal, Route
 from plants.errors import InputError
 from plants.images import MAX_BYTES
-from plants.plant import Costs
-from serving.auth import Gate, authorise, authorise_fleet, who
+from serving.answers import answered, log_row, timed_out
+from serving.auth import Gate, authorise, authorise_fleet, authorise_path, who
 from serving.batcher import Batcher, Busy
 from serving.board import OwnView, View
 from serving.exposition import Condition
-from serving.intake import PartRequest, parse, read_body
+from serving.intake import (
+    BODY_S,
+    PartRequest,
+    checked_key,
+    declared_length,
+    fields_of_query,
+    parse,
+    part_digest,
+    read_body,
+)
+from serving.limits import Ingress, Ticket
 from serving.predictions import PredictionLog
 from serving.predictor import Judgement, Predictor, Work, judge
+from serving.repeats import Repeats
 from serving.router import Live, Router, Target
 from serving.schemas import Answer, Change, ModelRef, PlantStatus, Refusal, RouteAnswer, unknown_plant
 from serving.scoring import held
@@ -32,6 +45,7 @@ from serving.sessions import Session
 from serving.standing import standing
 from serving.telemetry import Telemetry
 
+MAX_CHANGE_BYTES = 1 << 16
 INLINE_BYTES = 1 << 18
 """Bodies up to this size are parsed on the event loop; it takes well under a millisecond."""
 
@@ -47,6 +61,8 @@ class Upload:
     content_type: str | None
     query: Mapping[str, str]
     authorization: str | None
+    key: str | None = None
+    """The Idempotency-Key."""
 
 
 @dataclass
@@ -63,8 +79,11 @@ class Service:
     max_body_bytes: int = MAX_BYTES
     max_batch: int = 16
     max_waiting: int = 64
+    body_s: float = BODY_S
 
     def __post_init__(self) -> None:
+        self.ingress = Ingress(capacity=self.max_waiting)
+        self.repeats = Repeats()
         self.batcher: Batcher[Work, Judgement] = Batcher(judge, max_batch=self.max_batch, max_waiting=self.max_waiting)
         self.own_view = OwnView(self.telemetry, replica=self.replica, condition=self.condition, takt_s=self.takt_s)
         self.view: View = self.own_view
@@ -87,27 +106,62 @@ class Service:
     async def predict(self, plant: str, upload: Upload) -> Answer:
         """The verdict on a part. Raises Refusal, counted."""
         begun = time.perf_counter()
-        environment = ""
+        environment = counted = ""
         try:
             authorise(await self.gate.grant(upload.authorization), plant=plant, action="predict")
             live = self._live(plant)
-            body = await read_body(upload.chunks, length=upload.length, limit=self.max_body_bytes, plant=plant)
-            part = await _parsed(plant, body=body, upload=upload)
-            environment = _environment(live.predictor, part)
-            return await self._judged(live, part, environment=environment, begun=begun)
+            counted = plant
+            length = declared_length(upload.length, limit=self.max_body_bytes, plant=plant)
+            key = checked_key(plant, upload.key)
+            with self.ingress.enter(plant, length=length, limits=live.predictor.policy.costs.limits) as ticket:
+                part, body = await self._received(plant, upload, ticket=ticket, begun=begun)
+                environment = _environment(live.predictor, part, is_needed=body is not None)
+
+                def work() -> Coroutine[Any, Any, Answer]:
+                    return self._judged(live, part, environment=environment, begun=begun, key=key)
+
+                if key is None or body is None:
+                    return await work()
+                digest = await _digest(part, body=body)
+                return await self.repeats.once(plant, key, digest=digest, work=work)
         except Refusal as refusal:
-            known = plant in self.router.table.live and refusal.status not in (401, 404)
-            self.telemetry.refused(plant if known else "", environment, status=refusal.status)
+            self.telemetry.refused(counted, environment, status=refusal.status)
             raise
 
-    async def _judged(self, live: Live, part: PartRequest, *, environment: str, begun: float) -> Answer:
-        remaining = None if part.deadline_ms is None else part.deadline_ms / 1000 - (time.perf_counter() - begun)
+    async def _received(
+        self, plant: str, upload: Upload, *, ticket: Ticket, begun: float
+    ) -> tuple[PartRequest, bytes | None]:
+        """The part and its body, None where a deadline that the address names passed before it was there."""
+        asked: dict[str, Any] = fields_of_query(plant, upload.query)
         try:
-            async with asyncio.timeout(remaining):
-                _open = await _loaded(live.predictor)  # here, so that no batch waits for it; held until the answer
-                judgement: Judgement | None = await self.batcher.submit((live.predictor, part))
+            async with asyncio.timeout(_remaining(asked.get("deadline_ms"), begun=begun)):
+                body = await read_body(
+                    upload.chunks,
+                    length=upload.length,
+                    limit=self.max_body_bytes,
+                    plant=plant,
+                    timeout_s=self.body_s,
+                    hold=ticket.hold,
+                )
+                if upload.length is None:
+                    self.ingress.charge(plant, len(body))
+                return await _parsed(plant, body=body, upload=upload), body
         except TimeoutError:
-            judgement = None
+            return PartRequest(plant, (), **asked), None
+
+    async def _judged(
+        self, live: Live, part: PartRequest, *, environment: str, begun: float, key: str | None
+    ) -> Answer:
+        weight = sum(frame.weight for frame in part.frames)
+        remaining = _remaining(part.deadline_ms, begun=begun)
+        judgement: Judgement | None = None
+        try:
+            if part.frames and (remaining is None or remaining > 0):
+                async with asyncio.timeout(remaining):
+                    _open = await _loaded(live.predictor)  # here, so that no batch waits for it; held until the answer
+                    judgement = await self.batcher.submit((live.predictor, part), lane=part.plant, weight=weight)
+        except TimeoutError:
+            pass
         except Busy:
             raise Refusal(
                 "too many requests wait", status=503, plant=part.plant, remedy="Try again", retry_after_s=1
@@ -124,7 +178,7 @@ class Service:
             )
         else:
             answer = answered(part, judgement, request_id=request_id, model=model, latency_ms=latency_ms)
-        self.log.append(functools.partial(log_row, answer, product=part.product), sequence=sequence)
+        self.log.append(functools.partial(log_row, answer, product=part.product, key=key), sequence=sequence)
         self.telemetry.answered(
             part.plant,
             environment,
@@ -156,9 +210,11 @@ class Service:
         authorise_fleet(await self.gate.grant(authorization))
         return await _in_thread(self.view.text)
 
-    async def promote(self, plant: str, change: Change, *, authorization: str | None) -> RouteAnswer:
+    async def promote(self, plant: str, body: AsyncIterator[bytes], *, authorization: str | None) -> RouteAnswer:
         """The route is in the journal, after the bundle was loaded here to see that it can be. Raises Refusal."""
         grant = await self._may(plant, authorization, "promote")
+        text = await read_body(body, length=None, limit=MAX_CHANGE_BYTES, plant=plant, timeout_s=self.body_s)
+        change = _change(plant, text)
         target = Target(change.bundle, change.policy, -1)
 
         def work() -> Route:
@@ -177,6 +233,10 @@ class Service:
         grant = await self._may(plant, authorization, "promote")
         self._live(plant)
         return await self._changed(plant, lambda: self.journal.rollback(plant, who=who(grant)))
+
+    async def nowhere(self, path: str, *, authorization: str | None) -> None:
+        """Raises Refusal 401 or 403 for an address below a plant that is not the caller's, as its endpoints would."""
+        authorise_path(await self.gate.grant(authorization), path=path)
 
     def health(self) -> dict[str, Any]:
         """Whether this replica serves; names no plant."""
@@ -269,87 +329,33 @@ async def _parsed(plant: str, *, body: bytes, upload: Upload) -> PartRequest:
     return work() if len(body) <= INLINE_BYTES else await _in_thread(work)
 
 
-def _environment(predictor: Predictor, part: PartRequest) -> str:
+def _remaining(deadline_ms: float | None, *, begun: float) -> float | None:
+    return None if deadline_ms is None else deadline_ms / 1000 - (time.perf_counter() - begun)
+
+
+async def _digest(part: PartRequest, *, body: bytes) -> str:
+    return part_digest(part) if len(body) <= INLINE_BYTES else await _in_thread(lambda: part_digest(part))
+
+
+def _change(plant: str, text: bytes) -> Change:
+    try:
+        return Change.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"]) or "body"
+        raise Refusal(str(first["msg"]), plant=plant, field=field, remedy="Send bundle and policy by digest") from None
+
+
+def _environment(predictor: Predictor, part: PartRequest, *, is_needed: bool = True) -> str:
+    """The part's environment; "" where it was to be in a body that did not come in time."""
     try:
         return predictor.environment(part.environment)
     except InputError as error:
+        if not is_needed and part.environment is None:
+            return ""
         raise _unjudged(error, plant=part.plant) from None
 
 
 def _unjudged(error: InputError, *, plant: str) -> Refusal:
     what = f"file {error.file}: {error.detail}" if error.file else error.detail
     return Refusal(what, plant=plant, field=error.field, remedy=error.remedy)
-
-
-def answered(part: PartRequest, judgement: Judgement, *, request_id: str, model: ModelRef, latency_ms: float) -> Answer:
-    """The answer that carries this judgement."""
-    decision = judgement.decision
-    return Answer(
-        request_id=request_id,
-        plant=part.plant,
-        environment=judgement.environment,
-        part_id=part.part_id or request_id,
-        model=model,
-        verdict=decision.verdict,
-        defect=decision.defect,
-        confidence=round(float(decision.confidence), 6),
-        why=decision.why,
-        probabilities=judgement.probabilities,
-        impossible=judgement.impossible,
-        novelty=judgement.novelty,
-        disagreement=judgement.disagreement,
-        location=judgement.location,
-        severity=None,
-        frames=list(judgement.frames),
-        latency_ms=latency_ms,
-    )
-
-
-def timed_out(
-    part: PartRequest, *, environment: str, costs: Costs, request_id: str, model: ModelRef, latency_ms: float
-) -> Answer:
-    """The answer at the deadline: the plant's `on_timeout`, never a pass."""
-    return Answer(
-        request_id=request_id,
-        plant=part.plant,
-        environment=environment,
-        part_id=part.part_id or request_id,
-        model=model,
-        verdict="reject" if costs.on_timeout == "reject" else "review",
-        defect=None,
-        confidence=0.0,
-        why=f"no verdict within {part.deadline_ms:g} ms",
-        probabilities={},
-        impossible=0.0,
-        novelty=None,
-        disagreement=None,
-        location=None,
-        severity=None,
-        frames=[],
-        latency_ms=latency_ms,
-    )
-
-
-def log_row(answer: Answer, *, product: str | None) -> dict[str, Any]:
-    """The answer as a row of the prediction log."""
-    return {
-        "request_id": answer.request_id,
-        "plant": answer.plant,
-        "environment": answer.environment,
-        "part_id": answer.part_id,
-        "product": product,
-        "bundle": answer.model.bundle,
-        "policy": answer.model.policy,
-        "arm": answer.model.arm,
-        "verdict": answer.verdict,
-        "defect": answer.defect,
-        "confidence": answer.confidence,
-        "why": answer.why,
-        "probabilities": list(answer.probabilities.items()),
-        "impossible": answer.impossible,
-        "novelty": answer.novelty,
-        "disagreement": answer.disagreement,
-        "frames": [frame.sha256 for frame in answer.frames],
-        "tensor_digests": [frame.tensor_digest for frame in answer.frames],
-        "latency_ms": answer.latency_ms,
-    }

@@ -7,17 +7,18 @@ import io
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from cluster import session
-from cluster.access import Access, Role, keep_token, kept_token
+from cluster.access import Access, Role, forget_token, keep_token, kept_token
 from cluster.registry import Journal
 from cluster.settings import Settings
 from plants.errors import InputError
 from plants.images import ENDINGS
-from plants.plant import Fleet, checked_name
+from plants.names import checked_name
+from plants.plant import Fleet
 from serving import app
 from serving.client import Client
 from serving.intake import Frame, PartRequest
@@ -61,6 +62,28 @@ def ensure_token(settings: Settings, *, plant: str | None = None, role: Role = "
     token = access.issue(role, plant=plant, ttl=timedelta(days=settings.token_ttl_days))
     keep_token(settings.home, name, token)
     return token
+
+
+def change_token(
+    fleet: Fleet, *, settings: Settings, plant: str | None, role: Role | None, overlap_hours: float, is_revoked: bool
+) -> dict[str, Any]:
+    """A new token of a plant or a fleet-wide role is kept under home and the old ones end; or all are dead now.
+
+    Holds `of`, how many `old` ones there were, and the new one's `file` and the `old_end`. Raises InputError.
+    """
+    if (plant is None) == (role is None):
+        raise InputError("a token is a plant's or a role's", field="--plant / --role", remedy="Name one of them")
+    name = fleet.plant(plant).name if plant is not None else f"_{role}"
+    access = Access(settings.journal_url)
+    if is_revoked:
+        old = access.revoke(plant=plant, role=role)
+        forget_token(settings.home, name)
+        return {"of": plant or role, "old": old}
+    overlap, ttl = timedelta(hours=overlap_hours), timedelta(days=settings.token_ttl_days)
+    token, old = access.rotate(role or "plant", plant=plant, ttl=ttl, overlap=overlap)
+    file = keep_token(settings.home, name, token)
+    ends = datetime.now(UTC) + overlap
+    return {"of": plant or role, "old": old, "file": str(file), "old_end": ends.isoformat(timespec="seconds")}
 
 
 def wait_until_interrupted(fleet: Fleet) -> None:

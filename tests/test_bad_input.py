@@ -778,7 +778,7 @@ def test_an_endpoint_refuses_token_plant_and_environment_once_and_a_bad_frame_al
     for words, said in (
         (("--plant", "mill"), "plant mill: field environment: the environment must be named. Known: cam-1, tiled"),
         (("--plant", "mill", "--environment", "x"), "'x' is not declared. Known: cam-1, tiled"),
-        (("--plant", "oven"), "plant oven: field plant: there is no such plant"),
+        (("--plant", "oven"), "plant oven: field Authorization: the token opens another plant than this"),
     ):
         answer = run(*ask, *words)
         assert (answer.code, answer.out) == (2, "")

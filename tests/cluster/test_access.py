@@ -106,8 +106,8 @@ def test_a_token_that_makes_no_sense_is_not_issued(access, options, words):
     assert len(access.grants()) == 0
 
 
-def test_a_revocation_names_a_token_or_a_plant(access):
-    with pytest.raises(InputError, match="name a token or a plant"):
+def test_a_revocation_names_a_token_a_plant_or_a_role(access):
+    with pytest.raises(InputError, match="name a token, a plant or a role"):
         access.revoke()
 
 
@@ -122,3 +122,32 @@ def test_a_kept_token_is_readable_by_its_owner_alone(tmp_path):
 def test_a_plant_without_a_kept_token_is_named(tmp_path):
     with pytest.raises(InputError, match="plant steel"):
         kept_token(tmp_path, "steel")
+
+
+def test_after_a_rotation_old_and_new_open_until_the_overlap_ends_and_then_only_the_new(access):
+    first = access.issue("plant", plant="steel", ttl=30 * DAY, now=NOW)
+    dying = access.issue("plant", plant="steel", ttl=timedelta(minutes=5), now=NOW)
+    others = [access.issue("plant", plant="tiles", ttl=DAY, now=NOW), access.issue("lead", ttl=DAY, now=NOW)]
+    new, num_old = access.rotate("plant", plant="steel", ttl=30 * DAY, overlap=timedelta(hours=1), now=NOW)
+    assert num_old == 2
+    soon, later = NOW + timedelta(minutes=30), NOW + timedelta(minutes=61)
+    assert [access.check(token, now=soon) is not None for token in (first, dying, new)] == [True, False, True]
+    assert [access.check(token, now=later) is not None for token in (first, new, *others)] == [False, True, True, True]
+
+
+def test_a_rotation_of_a_fleet_wide_role_leaves_the_plants_own_of_that_role_alone(access):
+    local = access.issue("auditor", plant="steel", ttl=DAY, now=NOW)
+    old = access.issue("auditor", ttl=DAY, now=NOW)
+    _, num_old = access.rotate("auditor", ttl=DAY, overlap=timedelta(0), now=NOW)
+    later = NOW + timedelta(seconds=1)
+    assert num_old == 1
+    assert access.check(old, now=later) is None
+    assert access.check(local, now=later) is not None
+
+
+def test_every_token_of_a_fleet_wide_role_can_be_revoked_at_once(access):
+    tokens = [access.issue("lead", ttl=DAY) for _ in range(2)]
+    kept = access.issue("lead", plant="steel", ttl=DAY)
+    assert access.revoke(role="lead") == 2
+    assert [access.check(token) for token in tokens] == [None, None]
+    assert access.check(kept) is not None

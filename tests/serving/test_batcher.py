@@ -118,3 +118,70 @@ def test_closing_answers_what_waits_and_accepts_nothing_more():
             await batcher.submit(2)
 
     asyncio.run(main())
+
+
+def test_a_plant_that_was_idle_goes_before_the_backlog_of_one_that_floods():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle)
+    large = 2 << 20
+
+    async def main() -> None:
+        flood = [asyncio.create_task(batcher.submit(2 * n, lane="flood", weight=large)) for n in range(20)]
+        await asyncio.sleep(0.05)
+        other = asyncio.create_task(batcher.submit(1000, lane="other", weight=large))
+        await asyncio.sleep(0.01)
+        handle.gate.set()
+        await asyncio.gather(other, *flood)
+
+    asyncio.run(main())
+    assert handle.batches[:2] == [[0], [1000]]
+    assert [job for batch in handle.batches for job in batch if job < 1000] == list(range(0, 40, 2))
+
+
+def test_plants_that_all_flood_get_turns_by_weight_and_none_starves():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle, max_batch=1)
+
+    async def main() -> None:
+        heavy = [asyncio.create_task(batcher.submit(0, lane="heavy", weight=4 << 20)) for _ in range(10)]
+        light = [asyncio.create_task(batcher.submit(2, lane="light", weight=1 << 20)) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        handle.gate.set()
+        await asyncio.gather(*heavy, *light)
+
+    asyncio.run(main())
+    order = [job for (job,) in handle.batches]
+    assert all(2 <= sum(order[at : at + 20]) / 2 - 12 <= 6 for at in (0, 5, 10, 20))
+
+
+def test_frames_of_two_megabytes_are_judged_one_by_one_and_small_ones_together():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle)
+
+    async def main() -> None:
+        jobs = [(0, 2 << 20), (2, 2 << 20), *((2 * n, 50_000) for n in range(2, 12))]
+        tasks = [asyncio.create_task(batcher.submit(job, weight=weight)) for job, weight in jobs]
+        await asyncio.sleep(0.05)
+        handle.gate.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert handle.batches == [[0], [2], list(range(4, 24, 2))]
+
+
+def test_a_job_whose_deadline_passed_while_it_waited_is_not_judged():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle)
+
+    async def main() -> None:
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await batcher.submit(2)
+        handle.gate.set()
+        assert await first == 0
+        assert await batcher.submit(4) == 8
+
+    asyncio.run(main())
+    assert handle.batches == [[0], [4]]

@@ -95,8 +95,8 @@ def test_bad_requests_are_refused_over_real_http_and_the_next_one_is_served(serv
     assert httpx.post(url, headers=headers, content=b"<html></html>").status_code == 422
     assert httpx.post(url, headers=headers, content=bytes(50 << 20), timeout=30).status_code == 413
     strange = served.works.token(plant="foundry")
-    assert httpx.post(url, headers=strange, content=png(GREEN)).status_code == 404
-    assert httpx.post(f"{served.address}/plants/%2e%2e/predict", headers=headers).status_code == 404
+    assert httpx.post(url, headers=strange, content=png(GREEN)).status_code == 403
+    assert httpx.post(f"{served.address}/plants/%2e%2e/predict", headers=headers).status_code == 403
     assert served.ask(png(GREEN))["verdict"] == "ok"
 
 
