@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request, Response
 from cluster import session
 from cluster.settings import Settings
 from plants.errors import InputError
+from serving import ingress
 from serving.asgi import harden
 from serving.openapi import PREDICT_BODY, PROMOTE_BODY, describe, refusals
 from serving.schemas import Answer, PlantStatus, RouteAnswer
@@ -212,7 +213,7 @@ def run(
     port = _free_port(host, port)
     from ray import serve  # two seconds that a taken port should not cost
 
-    session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica))
+    session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica), variables=ingress.variables)
     session.require({"CPU": cpus_per_replica}, copies=num_replicas)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
