@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check bench
+.PHONY: help install demo test test-fast check audit bench
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -53,6 +53,10 @@ check: $(STAMP) ## Check format, lint, types and layering
 	@echo "ruff check"; $(BIN)/ruff check .
 	@echo "mypy --strict: $(ROOMS)"; $(BIN)/mypy
 	@echo "layering"; $(BIN)/python -m pytest --durations=0 tests/test_layering.py $(ARGS)
+
+audit: $(STAMP) ## Look the pinned packages up among known vulnerabilities; needs the internet, so CI does not
+	@$(BIN)/python -m pip install --no-input --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 bench: $(STAMP) ## Run every benchmark; each prints one JSON object last
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done

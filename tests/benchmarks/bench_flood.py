@@ -68,7 +68,10 @@ async def asked(connections: list[Any], *, url: str, request: bytes) -> tuple[in
     except (ConnectionError, asyncio.IncompleteReadError):
         writer.close()
         return 0, b""
-    connections.append((reader, writer))
+    if b"connection: close" in head:
+        writer.close()
+    else:
+        connections.append((reader, writer))
     return int(head[9:12]), body
 
 

@@ -10,6 +10,7 @@ import socket
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -394,3 +395,34 @@ def test_under_load_an_answer_at_the_deadline_comes_at_the_deadline(server: Serv
         thread.join()
     assert len(late) > 10
     assert statistics.median(late) < 10
+
+
+def test_a_plant_that_floods_with_megabytes_is_turned_away_and_another_is_always_served(server: Server, fleet: Works):
+    """Forty senders of 2 MB without pause; how the quiet plant's latency bears it is `bench_flood.py`'s."""
+    stop, large, seen = threading.Event(), noise(1400), Counter[Any]()
+
+    def flood() -> None:
+        with httpx.Client(headers=fleet.token(), timeout=60) as line:
+            while not stop.is_set():
+                try:
+                    reply = line.post(f"{server.address}/plants/mill/predict?environment=cam-1", content=large)
+                    seen[reply.status_code, "retry-after" in reply.headers] += 1
+                except httpx.TransportError as error:
+                    seen[type(error).__name__] += 1
+                    time.sleep(0.05)
+
+    threads = [threading.Thread(target=flood) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    try:
+        url = f"{server.address}/plants/foundry/predict?environment=cam-1"
+        with httpx.Client(headers=fleet.token(plant="foundry"), timeout=60) as line:
+            answers = [line.post(url, content=png(RED)) for _ in range(20)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["plant"] for answer in answers} == {"foundry"}
+    assert seen[503, True] + seen[429, True] > 0, seen
+    assert {key for key in seen if isinstance(key, tuple)} <= {(200, False), (503, True), (429, True)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,9 +137,12 @@ class Line:
     def _work(self) -> None:
         with Client(self._served.address, token=self._served.token) as client:
             while not self._stop.is_set():
-                sent = time.monotonic()
+                sent, part_id = time.monotonic(), str(uuid.uuid4())
+                image = png((20, int(sent * 1000) % 200, 20))
                 try:
-                    answer = client.predict("mill", [("a.png", png(GREEN))], environment="cam-1")
+                    answer = client.predict("mill", [("a.png", image)], environment="cam-1", part_id=part_id)
+                    assert (answer["plant"], answer["part_id"]) == ("mill", part_id), "another's answer"
+                    assert answer["frames"][0]["sha256"] == hashlib.sha256(image).hexdigest(), "another's answer"
                     self.answers.append((sent, answer))
                 except Exception as error:
                     self.errors.append(error)
