@@ -317,7 +317,7 @@ def test_a_part_that_is_sent_twice_with_its_key_is_judged_counted_and_logged_onc
     service.log.flush()
     keys = [
         row["request_key"]
-        for entry in live.store.list("log/mill")
+        for entry in live.store.list("log/segments")
         for row in pa.ipc.open_file(live.store.read(entry.key)).read_all().to_pylist()
     ]
     assert keys == ["part-1", None]

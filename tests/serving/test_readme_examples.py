@@ -75,7 +75,8 @@ def test_every_curl_of_the_readme_is_answered_as_the_comment_above_it_says(endpo
     assert json.loads(status)["environments"] == ["cam1"]
     assert json.loads(counters)["requests"] == 2
     assert json.loads(route)["action"] == "rollback"
-    assert 'crossplant_verdicts_total{environment="cam1",plant="tilery",verdict="ok"} 1.0' in printed[5]
+    where = 'arm="champion",environment="cam1",plant="tilery"'
+    assert f'crossplant_verdicts_total{{{where},verdict="ok"}} 1.0' in printed[5]
     assert json.loads(health)["status"] == "ok"
 
 
