@@ -180,7 +180,7 @@ def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Con
     contaminated: list[str] = []
     for name in _decided(names, document=document, show=show):
         decision, sealed = document["decisions"][name], evaluated.get(name, {})
-        sealed = sealed if sealed.get("bundle") == decision["bundle"] else {}
+        sealed = sealed if sealed.get("bundle") in (decision["bundle"], decision.get("float_bundle")) else {}
         if sealed.get("withdrawn"):
             withdrawn.append(name)
             show.print(f"plant {name}: not published: the sealed test withdrew the decision", markup=False)
