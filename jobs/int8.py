@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -79,7 +78,9 @@ class Workshop:
             if not has_layers(path):
                 continue
             serves = self.serves[run]
-            rows = chosen(self.inputs, names=teachers(fleet, among=[n for n in self.inputs if n in serves], serves=serves))
+            rows = chosen(
+                self.inputs, names=teachers(fleet, among=[n for n in self.inputs if n in serves], serves=serves)
+            )
             if rows:
                 target = self.folder / f"{run}.float.onnx"
                 prepared(path, target)
@@ -93,7 +94,10 @@ class Workshop:
         folder.mkdir(exist_ok=True)
         branches = {run: folder / f"{run}.onnx" for run in self.branches}
         files = Files(folder / "trunk.onnx", branches)
-        for (source, values), target in [(self.trunk, files.trunk), *((self.branches[r], branches[r]) for r in branches)]:
+        for (source, values), target in [
+            (self.trunk, files.trunk),
+            *((self.branches[r], branches[r]) for r in branches),
+        ]:
             quantise(source, target, inputs=values, method=rung.method)
             if rung.num_excluded:
                 worst = worst_nodes(source, target, inputs=values, num=rung.num_excluded)

@@ -80,6 +80,8 @@ def _add_to_card(folder: Path, *, int8: Int8) -> None:
     if not card.is_file():
         return
     lost = worst_loss(int8.gate)
-    said = "its figures are those of the ensembles that it is in" if lost is None else f"{100 * lost:.1f} points at most"
+    said = (
+        "its figures are those of the ensembles that it is in" if lost is None else f"{100 * lost:.1f} points at most"
+    )
     line = f"INT8 beside float ({int8.rung}), served where it is faster: macro-F1 lost on `decide`: {said}."
     card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{line}\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cluster.registry import Bundles
 from jobs.lora import tier
 from jobs.plan import Plan
-from jobs.proof import PROBE_INPUTS, probe
+from jobs.proof import probe
 from jobs.scoring import Exports
 from plants import bundle, splits
 from plants.bundle import Manifest, PlantView, TrunkRef

@@ -135,7 +135,8 @@ def speed(in_float: Work, in_int8: Work, *, rounds: int = ROUNDS, clock: Clock =
         if number >= 2:
             times.append((between - begun, clock() - between))
     ratio = statistics.median(a / max(b, 1e-9) for a, b in times)
-    return Speed(*(1000 * statistics.median(column) for column in zip(*times, strict=True)), ratio)
+    float_ms, int8_ms = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+    return Speed(float_ms, int8_ms, ratio)
 
 
 def shift(

@@ -6,41 +6,55 @@ starts and serves with the store and the database away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.access import Access
+from cluster.host import this_host
 from cluster.registry import Bundles, Journal
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
+from plants.certificate import Host
 from plants.costs import Policy
-from plants.errors import InputError
+from plants.errors import CheckFailed, InputError
 from serving.auth import Gate
+from serving.certify import Certifier
 from serving.loading import Loader
 from serving.predictions import PredictionLog
 from serving.predictor import Predictor
 from serving.router import Router, Target
 from serving.service import Service
+from serving.variants import Variants
 
 
 class Shelf:
-    """Bundles, trunks and policies on this machine's disk; what is missing is fetched, what is there is checked."""
+    """Bundles, trunks, policies and certificates on this machine's disk; what is missing is fetched, what is there is
+    checked, and a bundle that has no certificate for this kind of host gets one or is refused.
+    """
 
-    def __init__(self, store: Store, *, folder: Path) -> None:
+    def __init__(self, store: Store, *, folder: Path, host: Host | None = None) -> None:
+        """host: what this machine is, unless told otherwise."""
         self._store = store
         self._folder = folder
-        bundles = Bundles(store)
+        bundles, host = Bundles(store), host or this_host()
         self._loader = Loader(
             folder_of=lambda digest: bundles.fetch(digest, folder / "bundles"),
             trunk_of=lambda sha256: bundles.fetch_trunk(sha256, folder / "trunks"),
+            choose=Variants(host=host, folder=folder / "variants"),
         )
+        self._certifier = Certifier(self._loader, store=store, folder=folder, host=host)
 
     def predictor(self, plant: str, target: Target) -> Predictor:
-        """The plant's predictor for a route. Raises InputError when bundle or policy is not what it should be."""
+        """The plant's predictor for a route, with a certificate for this kind of host.
+
+        Raises InputError when bundle or policy is not what it should be, or the certificate does not hold.
+        """
         policy = self.policy(target.policy)
         if policy.plant != plant:
             raise InputError(f"is a policy of plant {policy.plant}", plant=plant, file=f"policies/{target.policy}.json")
-        return Predictor(plant, self._loader.scorer(target.bundle), policy)
+        predictor = Predictor(plant, self._loader.scorer(target.bundle), policy)
+        self._certifier.ensure(predictor, policy=target.policy)
+        return predictor
 
     def policy(self, digest: str) -> Policy:
         """The policy of this digest."""
@@ -89,3 +103,18 @@ def open_service(
         load=shelf.predictor,
         max_waiting=max_waiting,
     )
+
+
+def certify(settings: Settings, *, store_uri: str, fleet: str) -> Callable[[str, str, str], None]:
+    """What stages (plant, bundle, policy) on this host before the journal names it, and raises CheckFailed where it
+    gets no certificate: for the verbs that write routes without a replica.
+    """
+    shelf = Shelf(open_store(store_uri), folder=settings.home / "serving" / fleet)
+
+    def staged(plant: str, bundle: str, policy: str) -> None:
+        try:
+            shelf.predictor(plant, Target(bundle, policy, -1))
+        except InputError as error:
+            raise CheckFailed(str(error)) from None
+
+    return staged

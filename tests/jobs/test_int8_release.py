@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cluster.registry import Bundles
 from jobs import int8, int8_release, release
 from jobs.compare import SCORES, compare_fleet
 from jobs.package import publish_decision
-from jobs.parity import open_session
 from plants import bundle
 from plants.costs import Policy
 from plants.variants import Speed
@@ -64,7 +61,9 @@ def test_bundles_get_both_variants_whose_float_files_are_the_old_ones(decided, t
     assert found["kept"] != "float", said
     print(said)
     after = release.compared(decided.store)["decisions"]
-    old, new = (bundle.read(Bundles(decided.store).fetch(row["arden"]["bundle"], tmp_path))[0] for row in (before, after))
+    old, new = (
+        bundle.read(Bundles(decided.store).fetch(row["arden"]["bundle"], tmp_path))[0] for row in (before, after)
+    )
     assert old.int8 is None
     assert new.int8.gate["arden"].n > 0
     same = {name for name in old.files if name != "card.md"}
