@@ -1,9 +1,9 @@
 """A float ONNX file becomes a static INT8 one: convolutions and matrices in 8 bits, in and out stay float32.
 
-Activations are unsigned and weights signed, one scale for each channel of a weight: what CPUs with VNNI multiply without
-losing anything. The normalisation of the input and the head that gives logits stay float: a head in INT8 cost 20 points
-of macro-F1 on `mobilenetv2_035`. Whether the file may serve is decided in `jobs.ladder`, from what it answers. Not for
-branches that are a head alone: see `has_layers`.
+Activations are unsigned and weights signed, one scale for each channel of a weight: what CPUs with VNNI multiply
+without losing anything. The normalisation of the input and the head that gives logits stay float: a head in INT8 cost
+20 points of macro-F1 on `mobilenetv2_035`. Whether the file may serve is decided in `jobs.ladder`, from what it
+answers. Not for branches that are a head alone: see `has_layers`.
 """
 
 from __future__ import annotations

@@ -61,10 +61,11 @@ class Stage(Config):
         """Why this step does not hold."""
         what = {"float": "the float files", "int8": "INT8", "live": "the live route"}[self.name]
         if self.found.flips > self.allowed_flips:
-            counted = f"{self.found.flips} of {self.found.n} probe inputs, {self.allowed_flips} are allowed"
-            return [f"{what} flips {counted}"]
+            counted = f"{self.found.flips} of {self.found.n} probe inputs flip, {self.allowed_flips} are allowed"
+            return [f"{what}: {counted}"]
         if self.found.largest > self.allowed:
-            return [f"{what} differs by {self.found.largest:.3g} on the probe, {self.allowed:.3g} is allowed"]
+            far = f"answers differ by {self.found.largest:.3g} on the probe, {self.allowed:.3g} is allowed"
+            return [f"{what}: {far}"]
         return []
 
 

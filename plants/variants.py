@@ -132,8 +132,9 @@ def speed(in_float: Work, in_int8: Work, *, rounds: int = ROUNDS, clock: Clock =
         in_float()
         between = clock()
         in_int8()
+        ended = clock()
         if number >= 2:
-            times.append((between - begun, clock() - between))
+            times.append((between - begun, ended - between))
     ratio = statistics.median(a / max(b, 1e-9) for a, b in times)
     float_ms, int8_ms = (1000 * statistics.median(column) for column in zip(*times, strict=True))
     return Speed(float_ms, int8_ms, ratio)

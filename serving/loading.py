@@ -74,7 +74,7 @@ class Loader:
             return found
 
     def _served(self, folder: Path, *, manifest: Manifest, digest: str) -> Scorer:
-        """In the variant that is chosen, or in float where its INT8 does not answer here as it did when it was judged."""
+        """In the variant that is chosen; in float where its INT8 does not answer here as where it was judged."""
         variant = self._choose(digest, manifest, self.scorer)
         if variant == "int8":
             try:
