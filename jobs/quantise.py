@@ -32,6 +32,8 @@ METHODS: dict[Method, CalibrationMethod] = {
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """What INT8 makes faster; all else is quantised only on the way between two of them."""
 BATCH = 8
+NUM_IN_HISTOGRAMS = 32
+"""Inputs at most for methods by histogram, which hold every layer's outputs of all of them in memory."""
 NUM_COMPARED = 8
 """Inputs on which layers are compared with their float selves."""
 WORST = 3
@@ -119,7 +121,7 @@ def quantise(
         quantize_static(
             str(source),
             str(part),
-            _Inputs(model.graph.input[0].name, inputs),
+            _Inputs(model.graph.input[0].name, inputs if method == "minmax" else some(inputs)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -130,6 +132,13 @@ def quantise(
         data = onnx.load(str(part)).SerializeToString(deterministic=True)
         part.write_bytes(data)
         os.replace(part, target)
+
+
+def some(inputs: np.ndarray, *, num: int = NUM_IN_HISTOGRAMS) -> np.ndarray:
+    """As many of the inputs as histograms take, evenly over all, in whole batches: the library joins them as equals."""
+    num = min(num, len(inputs))
+    num = num - num % BATCH if num > BATCH else num
+    return inputs[np.linspace(0, len(inputs) - 1, num).astype(int)]
 
 
 def float_nodes(graph: onnx.GraphProto) -> list[str]:

@@ -101,7 +101,7 @@ class Certifier:
                 f"no certificate for {known.variant} on {self._host.cpu}: {known.faults[0]}",
                 plant=predictor.plant,
                 file=f"bundle {scorer.digest[:12]}",
-                remedy="The route before stays live: promote another bundle, or a host that is fast enough",
+                remedy="The route before stays live. Promote another bundle, or serve it on another kind of host",
             )
         return known
 

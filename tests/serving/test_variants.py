@@ -11,8 +11,8 @@ import pytest
 from plants.certificate import Host
 from plants.errors import InputError
 from plants.variants import Shift
-from serving.local import local_predictor
 from serving.loading import Loader
+from serving.local import local_predictor
 from serving.variants import Variants, files_of, variant_of
 from tests.serving.int8 import add_int8, slow_float
 from tests.serving.toys import Works
