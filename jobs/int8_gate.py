@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from cluster.registry import Bundles
 from jobs.compress import Evaluator
 from jobs.scoring import Exports, RoleInputs
+from plants import bundle
 from plants.costs import OutOfFold, Policy, decide_many, expected_cost, out_of_fold, solve, solve_by_novelty
 from plants.counts import confusions, macro_f1, number, ratio
 from plants.ensembles import from_json
@@ -49,6 +51,20 @@ class QuantisedExports(Exports):
         """A run's words, its branch in torch, and its branch as INT8, or as float where that is a head alone."""
         words, branch, path = self._float.branch(run_id)
         return words, branch, self._files.branches.get(run_id, path)
+
+
+def published_files(digest: str, *, bundles: Bundles, cache: Path) -> Files:
+    """The INT8 files of a published bundle that has them, and of its members."""
+    folder = bundles.fetch(digest, cache / "bundles")
+    manifest, _ = bundle.read(folder)
+    assert manifest.int8 is not None, "compress has given it some"
+    folders = [bundles.fetch(member, cache / "bundles") for member in manifest.members] or [folder]
+    branches = {}
+    for one in folders:
+        member, _ = bundle.read(one)
+        if member.int8 is not None and member.int8.branch:
+            branches[member.run_id] = one / member.int8.branch
+    return Files(bundles.fetch_trunk(manifest.int8.trunk, cache / "trunks"), branches)
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,8 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
             words += f"; WORSE THAN PROMISED: {amount(promise)} than on decide"
         if row["contaminated"]:
             words += f"; CONTAMINATED: it has learned from {row['contaminated']} of these images"
+        if (row.get("int8") or {}).get("faults"):
+            words += f"; INT8 IS NOT PUBLISHED: {row['int8']['faults'][0]}"
         base = span(row.get("frozen") or row, "macro_f1")
         table.add_row(name, row["model"], span(row, "macro_f1"), span(row, "cost"), base, words)
     show.print(table)
@@ -203,6 +205,9 @@ def publish(
             show.print(
                 f"plant {name}: published unproven: {learned}. Import new lots with --new-generation", markup=False
             )
+        if (sealed.get("int8") or {}).get("faults"):
+            decision = {**decision, **{key: decision[f"float_{key}"] for key in ("bundle", "policy_digest")}}
+            show.print(f"plant {name}: INT8 does not hold on the sealed test: published in float", markup=False)
         try:
             certify(name, decision["bundle"], decision["policy_digest"])
         except CheckFailed as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,7 @@ class Certifier:
         self._host = host
         self._clock = clock
         self._passes: OrderedDict[tuple[str, str], dict[int, Floats]] = OrderedDict()
+        self._turn = threading.Lock()
 
     def ensure(self, predictor: Predictor, *, policy: str) -> Certificate:
         """The certificate of this route on this kind of host. policy: its digest.
@@ -92,10 +94,11 @@ class Certifier:
         """
         scorer = predictor.scorer
         name = key(bundle=scorer.digest, policy=policy, host=self._host, variant=variant_of(scorer))
-        known = self._known(name)
-        if known is None:
-            known = self.make(predictor, policy=policy)
-            self._keep(name, known)
+        with self._turn:
+            known = self._known(name)
+            if known is None:
+                known = self.make(predictor, policy=policy)
+                self._keep(name, known)
         if known.faults:
             raise InputError(
                 f"no certificate for {known.variant} on {self._host.cpu}: {known.faults[0]}",

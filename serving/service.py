@@ -163,7 +163,8 @@ class Service:
             try:
                 self.load(plant, target)
             except InputError as error:
-                raise Refusal(str(error), plant=plant, field="bundle", remedy="Publish it again") from None
+                remedy = error.remedy or "Publish it again"
+                raise Refusal(str(error), plant=plant, field="bundle", remedy=remedy) from None
             return self.journal.promote(
                 plant, bundle=change.bundle, policy=change.policy, who=who(grant), expected=change.expected
             )

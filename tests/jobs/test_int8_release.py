@@ -219,3 +219,23 @@ def test_a_decision_that_the_sealed_test_withdrew_stays_withdrawn_when_compresse
     show, _ = console()
     found = release.publish(decided.fleet, settings=decided.settings, names=["arden"], show=show)
     assert found["withdrawn"] == ["arden"]
+
+
+def test_int8_that_does_not_hold_on_the_sealed_test_is_published_in_float(decided, monkeypatch):
+    timed(monkeypatch, FAST)
+    run(decided)
+    show, said = console()
+    names = [plant.name for plant in decided.fleet.plants]
+    found = release.evaluate(decided.fleet, settings=decided.settings, names=names, show=show)
+    assert {name: row["int8"]["faults"] for name, row in found["plants"].items()} == {"arden": [], "essen": []}
+    assert found["plants"]["arden"]["int8"]["n"] == found["plants"]["arden"]["n"]
+    sealed = decided.store.read_json(release.EVALUATED)
+    sealed["plants"]["arden"]["int8"]["faults"] = ["macro-F1 loses 3.0 points, 2 are allowed"]
+    decided.store.write_json(release.EVALUATED, sealed)
+    rows = release.publish(decided.fleet, settings=decided.settings, names=names, show=show)["plants"]
+    after = decisions(decided)
+    assert {row["plant"]: row["bundle"] for row in rows} == {
+        "arden": after["arden"]["float_bundle"],
+        "essen": after["essen"]["bundle"],
+    }
+    assert "plant arden: INT8 does not hold on the sealed test: published in float" in said()
