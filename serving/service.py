@@ -25,7 +25,7 @@ from serving.predictor import Judgement, Predictor, Work, judge
 from serving.router import Live, Router, Target
 from serving.schemas import Answer, Change, ModelRef, PlantStatus, Refusal, RouteAnswer, unknown_plant
 from serving.scoring import held
-from serving.sessions import Session
+from serving.sessions import Counts, Session
 from serving.standing import standing
 from serving.telemetry import Snapshot, Telemetry, merge, plant_report, prometheus_text
 
@@ -55,6 +55,8 @@ class Service:
     journal: Journal
     log: PredictionLog
     load: Callable[[str, Target], Predictor]
+    branches: Callable[[], Counts]
+    """What branches take, and how often one had to be loaded."""
     telemetry: Telemetry = field(default_factory=Telemetry)
     others: Callable[[], Sequence[Snapshot]] = tuple
     """Snapshots of the other replicas."""

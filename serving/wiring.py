@@ -6,13 +6,13 @@ starts and serves with the store and the database away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.access import Access
 from cluster.following import Follower
-from cluster.registry import Bundles, Journal
+from cluster.registry import Bundles, Journal, Route
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from plants.bundle import MANIFEST
@@ -23,7 +23,7 @@ from serving.auth import Gate
 from serving.loading import Loader
 from serving.predictions import PredictionLog
 from serving.predictor import Predictor
-from serving.router import Router, Target
+from serving.router import START_WAIT_S, Router, Target
 from serving.service import Service
 from serving.sessions import BRANCH_MB
 
@@ -94,6 +94,7 @@ def open_service(
     poll_s: float = 0.5,
     max_waiting: int = 64,
     tiers: Tiers = TIERS,
+    start_wait_s: float = START_WAIT_S,
 ) -> Service:
     """A service with every route loaded that can be; `plants` limits it to some, empty means all with a route."""
     store = open_store(store_uri)
@@ -104,14 +105,20 @@ def open_service(
     wanted = frozenset(plants)
     follower = Follower(journal)
 
-    def poll() -> dict[str, Target]:
-        return {
-            plant: Target(route.bundle, route.policy, route.sequence, action=route.action, who=route.who, at=route.at)
-            for plant, route in follower.current().items()
-            if not wanted or plant in wanted
-        }
+    targets: dict[str, Target] = {}
+    version = -1
 
-    router = Router(poll=poll, load=shelf.predictor, state=folder / _state_name(plants), poll_s=poll_s)
+    def poll() -> Mapping[str, Target]:
+        nonlocal targets, version
+        routes = follower.current()
+        if version != follower.version:
+            targets = {plant: _target(one) for plant, one in routes.items() if not wanted or plant in wanted}
+            version = follower.version
+        return targets
+
+    router = Router(
+        poll=poll, load=shelf.predictor, state=folder / _state_name(plants), poll_s=poll_s, start_wait_s=start_wait_s
+    )
     router.start()
     return Service(
         gate=Gate(access.grants, state=folder / "grants.json"),
@@ -119,8 +126,13 @@ def open_service(
         journal=journal,
         log=PredictionLog(store, replica=replica, spool=settings.home / "spool" / fleet),
         load=shelf.predictor,
+        branches=lambda: shelf.loader.branches,
         max_waiting=max_waiting,
     )
+
+
+def _target(route: Route) -> Target:
+    return Target(route.bundle, route.policy, route.sequence, action=route.action, who=route.who, at=route.at)
 
 
 def _state_name(plants: Sequence[str]) -> str:
