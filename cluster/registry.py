@@ -160,6 +160,17 @@ class Journal:
         with self._database.begin() as connection:
             return {row.plant: _route(row) for row in connection.execute(query)}
 
+    def since(self, after: int) -> list[tuple[int, Route]]:
+        """The rows numbered above `after` with their numbers, oldest first: what `cluster.following` asks for."""
+        query = sa.select(_routes).where(_routes.c.id > after).order_by(_routes.c.id)
+        with self._database.begin() as connection:
+            return [(row.id, _route(row)) for row in connection.execute(query)]
+
+    def last(self) -> int:
+        """The number of the newest row, 0 in an empty journal."""
+        with self._database.begin() as connection:
+            return int(connection.execute(sa.select(sa.func.max(_routes.c.id))).scalar() or 0)
+
     def route(self, plant: str) -> Route | None:
         """The plant's route now, or None."""
         query = sa.select(_routes).where(_routes.c.plant == plant).order_by(_routes.c.sequence.desc()).limit(1)

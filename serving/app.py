@@ -25,10 +25,11 @@ from starlette.exceptions import HTTPException
 from cluster import session
 from cluster.settings import Settings
 from plants.errors import InputError
+from serving import ingress
 from serving.schemas import Answer, Change, PlantStatus, Refusal, RouteAnswer
 from serving.service import Service, Upload
 from serving.telemetry import Snapshot
-from serving.wiring import open_service
+from serving.wiring import TIERS, Tiers, open_service
 
 log = logging.getLogger("crossplant.serving")
 
@@ -46,6 +47,7 @@ class ServeConfig:
     plants: tuple[str, ...] = ()
     """The plants served, all that have a route when empty."""
     max_waiting: int = 64
+    tiers: Tiers = TIERS
 
 
 def build_app(service: Service) -> FastAPI:
@@ -202,6 +204,7 @@ class Replica:
             plants=config.plants,
             replica=replica,
             max_waiting=config.max_waiting,
+            tiers=config.tiers,
         )
         poster = _Poster(config.fleet, replica=replica, snapshot=self.service.telemetry.snapshot)
         self.service.others = poster.others
@@ -224,6 +227,7 @@ def run(
     port: int = 8000,
     num_replicas: int = 1,
     cpus_per_replica: float = 1.0,
+    tiers: Tiers = TIERS,
     timeout_s: float = 120.0,
 ) -> str:
     """The app answers at the address returned.
@@ -233,7 +237,7 @@ def run(
     port = _free_port(host, port)
     from ray import serve  # two seconds that a taken port should not cost
 
-    session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica))
+    session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica), variables=ingress.variables)
     session.require({"CPU": cpus_per_replica}, copies=num_replicas)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
@@ -247,7 +251,7 @@ def run(
         ray_actor_options={"num_cpus": cpus_per_replica},
         logging_config=quiet,
     )
-    config = ServeConfig(settings, store_uri, fleet, tuple(plants))
+    config = ServeConfig(settings, store_uri, fleet, tuple(plants), tiers=tiers)
     serve.run(deployment.bind(config), name=APP, route_prefix="/")
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     _wait_until_healthy(address, timeout_s=timeout_s)

@@ -34,6 +34,7 @@ from serving.intake import Frame, PartRequest
 from serving.loading import Loader
 from serving.predictor import Judgement, Predictor, Prepared, judge
 from serving.scoring import Floats, GoodParts, Model, Scorer
+from serving.sessions import Turns
 from serving.variants import variant_of
 
 log = logging.getLogger("crossplant.serving")
@@ -85,7 +86,8 @@ class Certifier:
         self._host = host
         self._clock = clock
         self._passes: OrderedDict[tuple[str, str], dict[int, Floats]] = OrderedDict()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._turns = Turns()
 
     def ensure(self, predictor: Predictor, *, policy: str) -> Certificate:
         """The certificate of this route on this kind of host. policy: its digest.
@@ -94,7 +96,7 @@ class Certifier:
         """
         scorer = predictor.scorer
         name = key(bundle=scorer.digest, policy=policy, host=self._host, variant=variant_of(scorer))
-        with self._turn:
+        with self._turns.of(name):
             known = self._known(name)
             if known is None:
                 known = self.make(predictor, policy=policy)
@@ -111,8 +113,8 @@ class Certifier:
     def make(self, predictor: Predictor, *, policy: str) -> Certificate:
         """What is found now, on this host."""
         scorer, plant = predictor.scorer, predictor.plant
-        manifest = scorer.manifest
-        gate = manifest.int8.gate.get(plant) if manifest.int8 else None
+        int8 = self._loader.manifest(scorer.digest).int8
+        gate = int8.gate.get(plant) if int8 else None
         takt = takt_ms(predictor.policy.costs.parts_per_hour)
         times = self._timed(predictor) if takt is not None else []
         return Certificate(
@@ -131,10 +133,10 @@ class Certifier:
 
     def _stages(self, predictor: Predictor) -> Iterator[Stage]:
         scorer = predictor.scorer
-        found = [_models(self._loader.scorer(scorer.digest, variant)) for variant in ("float", variant_of(scorer))]
+        reference = self._loader.scorer(scorer.digest, "float")
         in_float, in_int8, judged = [], [], []
         views: Pixels | None = None
-        for one, other in zip(*found, strict=True):
+        for one, other in zip(_models(reference), _models(scorer), strict=True):
             probe = self._probe(one)
             if probe is None:
                 continue
@@ -143,10 +145,12 @@ class Certifier:
             is_named = isinstance(one, Model)
             logits = self._logits(one, inputs, digest=digest)
             in_float.append(shift(expected, logits, is_named=is_named))
-            int8 = other.manifest.int8
+            int8 = self._loader.manifest(other.digest).int8
             if other is not one and int8 is not None and int8.probe is not None:
                 in_int8.append(shift(logits, self._logits(other, inputs, digest=digest), is_named=is_named))
                 judged.append(int8.probe)
+        if reference is not scorer:
+            self._loader.let_go(reference)
         yield float_stage(_together(in_float))
         if in_int8:
             yield int8_stage(_together(in_int8), judged=_together(judged))
@@ -155,9 +159,10 @@ class Certifier:
 
     def _probe(self, model: Model | GoodParts) -> tuple[Pixels, Floats, str] | None:
         """Inputs, what torch gave for them or in older bundles the exported files, and the inputs' digest."""
-        if "probe.npz" not in model.manifest.files:
+        path = self._loader.folder(model.digest) / "probe.npz"
+        if not path.is_file():
             return None
-        with np.load(self._loader.folder_of(model.digest) / "probe.npz", allow_pickle=False) as probe:
+        with np.load(path, allow_pickle=False) as probe:
             inputs = probe["inputs"]
             digest = str(probe["digest"]) if "digest" in probe else model.digest
             return inputs, probe["torch"] if "torch" in probe else probe["logits"], digest
@@ -165,16 +170,16 @@ class Certifier:
     def _logits(self, model: Model | GoodParts, inputs: Pixels, *, digest: str) -> Floats:
         """What the model gives for its probe; the trunk's pass is shared by all models with these inputs."""
         name = (model.trunk.sha256, digest)
-        known = self._passes.setdefault(name, {})
-        self._passes.move_to_end(name)
-        while len(self._passes) > NUM_KEPT:
-            self._passes.popitem(last=False)
-        if missing := model.cuts - set(known):
-            blocks = [
-                model.trunk.activations(inputs[at : at + BLOCK], cuts=missing) for at in range(0, len(inputs), BLOCK)
-            ]
-            known.update({cut: np.concatenate([block[cut] for block in blocks]) for cut in missing})
-        return model.logits(known)[0]
+        with self._lock:
+            known = self._passes.setdefault(name, {})
+            self._passes.move_to_end(name)
+            while len(self._passes) > NUM_KEPT:
+                self._passes.popitem(last=False)
+            if missing := model.cuts - set(known):
+                rows = range(0, len(inputs), BLOCK)
+                blocks = [model.trunk.activations(inputs[at : at + BLOCK], cuts=missing) for at in rows]
+                known.update({cut: np.concatenate([block[cut] for block in blocks]) for cut in missing})
+        return model.logits(known)
 
     def _timed(self, predictor: Predictor) -> list[float]:
         """Milliseconds of parts of one drawn frame each, from bytes to verdict, after two to warm up."""

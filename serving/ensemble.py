@@ -9,22 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from plants.bundle import Manifest
 from plants.ensembles import Mix, combined, union
 from plants.errors import InputError
-from plants.normality import Normalities, Place
-from serving.scoring import Floats, Model, Scored, Trunk, novelty
+from plants.normality import Place
+from serving.heads import Slot
+from serving.scoring import NOBODY, Floats, Known, Meter, Model, Scored, Tier, Trunk, novelty
+from serving.sessions import KeptSession
+from serving.words import Words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ensemble:
     """A bundle of kind `ensemble` with its members loaded."""
 
     digest: str
-    manifest: Manifest
+    manifest: Words
     members: tuple[Model, ...]
     weights: tuple[float, ...]
-    normality: Normalities = field(default_factory=Normalities)
+    normality: Known = NOBODY
+    meter: Meter = field(default_factory=Meter)
 
     def __post_init__(self) -> None:
         if not self.members or len(self.members) != len(self.weights):
@@ -47,9 +50,20 @@ class Ensemble:
         return self.members[0].trunk
 
     @cached_property
+    def tier(self) -> Tier:
+        """The dearest of its members'."""
+        order: tuple[Tier, ...] = ("head", "adapter", "branch", "whole")
+        return max((member.tier for member in self.members), key=order.index)
+
+    @cached_property
+    def parts(self) -> tuple[KeptSession | Slot, ...]:
+        """All the members'."""
+        return tuple(part for member in self.members for part in member.parts)
+
+    @cached_property
     def cuts(self) -> frozenset[int]:
         """All the members' cuts, and the pooled features where good parts are known: one trunk pass gives them all."""
-        known = [0] if self.normality.by_place else []
+        known = [] if self.normality.is_empty else [0]
         return frozenset([*known, *(cut for member in self.members for cut in member.cuts)])
 
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:

@@ -25,7 +25,7 @@ from plants.scores import calibrate, pool, pool_groups, suspicion
 from plants.views import read_views
 from serving.intake import Frame, PartRequest
 from serving.schemas import FrameAnswer, Location, Tile
-from serving.scoring import Floats, Scored, Scorer
+from serving.scoring import Floats, Scored, Scorer, company, scored_runs
 
 MAX_TILES_SHOWN = 5
 CHUNK_VIEWS = 32
@@ -211,16 +211,11 @@ def judge(work: Sequence[Work]) -> list[Judgement | Exception]:
             ready.append(_Ready(index, predictor, predictor.prepare(part)))
         except InputError as error:
             results[index] = error
-    ready.sort(key=lambda one: (one.scorer.trunk.sha256, id(one.scorer)))
-    for _, group in groupby(ready, key=lambda one: one.scorer.trunk.sha256):
+    ready.sort(key=lambda one: (id(one.scorer.trunk), str(company(one.scorer)), id(one.scorer)))
+    for _, group in groupby(ready, key=lambda one: id(one.scorer.trunk)):
         items = list(group)
         for one, scored in zip(items, _scored(items), strict=True):
-            try:
-                results[one.index] = one.predictor.conclude(one.prepared, scored)
-            except InputError as error:
-                results[one.index] = InputError(
-                    error.detail, plant=one.predictor.plant, field=error.field or "bundle", remedy=error.remedy
-                )
+            results[one.index] = _concluded(one, scored)
     return [result if result is not None else AssertionError("a part was forgotten") for result in results]
 
 
@@ -239,32 +234,52 @@ class _Ready:
         return len(self.prepared.pixels)
 
 
-def _scored(items: Sequence[_Ready]) -> Iterator[Scored]:
-    """Scores of each item's views, in order. All items share a trunk, and those of one scorer follow one another."""
+def _concluded(one: _Ready, scored: Scored | Exception) -> Judgement | Exception:
+    """The judgement, or why there is none."""
+    try:
+        if isinstance(scored, Exception):
+            raise scored
+        return one.predictor.conclude(one.prepared, scored)
+    except InputError as error:
+        return InputError(error.detail, plant=one.predictor.plant, field=error.field or "bundle", remedy=error.remedy)
+    except Exception as error:  # what one plant's model does is no other plant's business
+        return error
+
+
+def _scored(items: Sequence[_Ready]) -> Iterator[Scored | Exception]:
+    """What is said of each item's views, in order.
+
+    All items share a trunk; those of one company follow one another, and in it those of one scorer.
+    """
     pixels = np.concatenate([one.prepared.pixels for one in items])
     scorers = [one.scorer for one in items for _ in range(one.num_views)]
     places = [(one.predictor.plant, one.prepared.environment) for one in items for _ in range(one.num_views)]
-    found: dict[int, list[Scored]] = {}
+    found: dict[int, list[Scored | Exception]] = {}
     for start in range(0, len(pixels), CHUNK_VIEWS):
         here = scorers[start : start + CHUNK_VIEWS]
         cuts = frozenset(cut for scorer in here for cut in scorer.cuts)
         activations = items[0].scorer.trunk.activations(pixels[start : start + CHUNK_VIEWS], cuts=cuts)
         at = 0
-        for key, same in groupby(here, key=id):
+        for _, same in groupby(here, key=company):
             run = list(same)
             rows = {cut: value[at : at + len(run)] for cut, value in activations.items()}
-            found.setdefault(key, []).append(run[0].score(rows, places[start + at : start + at + len(run)]))
+            said = scored_runs(run, rows, places[start + at : start + at + len(run)])
+            for (key, _), one in zip(groupby(run, key=id), said, strict=True):
+                found.setdefault(key, []).append(one)
             at += len(run)
     for key, group in groupby(items, key=lambda one: id(one.scorer)):
         whole = _joined(found[key])
         at = 0
-        for one in group:
-            yield whole.rows(at, at + one.num_views)
-            at += one.num_views
+        for item in group:
+            yield whole if isinstance(whole, Exception) else whole.rows(at, at + item.num_views)
+            at += item.num_views
 
 
-def _joined(pieces: Sequence[Scored]) -> Scored:
-    novelties = [piece.novelty for piece in pieces if piece.novelty is not None]
+def _joined(pieces: Sequence[Scored | Exception]) -> Scored | Exception:
+    said = [piece for piece in pieces if isinstance(piece, Scored)]
+    if len(said) < len(pieces):
+        return next(piece for piece in pieces if isinstance(piece, Exception))
+    novelties = [piece.novelty for piece in said if piece.novelty is not None]
     return Scored(
-        np.concatenate([piece.probabilities for piece in pieces]), np.concatenate(novelties) if novelties else None
+        np.concatenate([piece.probabilities for piece in said]), np.concatenate(novelties) if novelties else None
     )

@@ -86,6 +86,28 @@ class Answer(Wire):
     latency_ms: float
 
 
+class RouteStatus(Wire):
+    """Which decision the plant is judged by, as the journal has it; null where the route is known from disk only."""
+
+    sequence: int
+    action: str | None
+    who: str | None
+    at: str | None
+
+
+class ModelCost(Wire):
+    """What the plant's model takes beside the trunk that all share, as this replica measured it."""
+
+    memory_mb: float
+    """Its heads, and the files of its branches or whole models, shared with every plant on the same bundle."""
+    is_loaded: bool
+    """False where a branch was let go, for want of `branch_mb`: the next request waits until it is loaded."""
+    own_ms: float | None
+    """Milliseconds a view beyond the trunk; null before the first request."""
+    trunk_ms: float | None
+    """Milliseconds a view in the trunk, over all plants."""
+
+
 class PlantStatus(Wire):
     """What a plant's endpoint serves now."""
 
@@ -97,6 +119,12 @@ class PlantStatus(Wire):
     classes: list[str]
     ok: list[str]
     environments: list[str]
+    tier: Literal["head", "adapter", "branch", "whole"]
+    """What the model has of its own: of an ensemble, the dearest of its members'."""
+    route: RouteStatus
+    cost: ModelCost
+    is_loading: bool
+    """Whether a newer route is being loaded."""
     problem: str | None
     """Why a newer route is not live, or None."""
 

@@ -1,73 +1,31 @@
 """Models on trunks: what turns the views of frames into probabilities, without knowing plants, frames or requests.
 
-A trunk's session is shared by digest among all models of the fleet (`Sessions`). A `Scorer` is one model here or an
-ensemble (`serving.ensemble`); both take the outputs of one trunk pass.
+A trunk's session is shared by digest among all models of the fleet. A `Scorer` is one model here or an ensemble
+(`serving.ensemble`); all take the outputs of one trunk pass. Heads, which most of a large fleet has, are scored
+together (`scored_runs`), whatever their plants.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from plants.bundle import Manifest
-from plants.errors import InputError
 from plants.geometry import Interpolation
-from plants.hashing import sha256
 from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
+from serving.heads import Slot, gathered
+from serving.sessions import FileRef, KeptSession, Recency, Session
+from serving.words import Words
 
 Floats = npt.NDArray[np.float32]
-
-
-class Session(Protocol):
-    """The part of onnxruntime's InferenceSession that is used."""
-
-    def run(self, names: Sequence[str] | None, inputs: Mapping[str, Any], /) -> list[Any]:
-        """The named outputs."""
-
-
-def open_session(path: Path) -> Session:
-    """A one-thread session: a replica is one core, and requests are what runs side by side."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session: Session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(f"is no ONNX model this runtime can load ({reason})", file=path.name) from None
-    return session
-
-
-class Sessions:
-    """Open sessions by the digest of their file: the same file is loaded once, and freed with its last user."""
-
-    def __init__(self) -> None:
-        self._open: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
-        self._lock = threading.Lock()
-
-    def get(self, path: Path, *, digest: str) -> Session:
-        """The session of this file. Raises InputError when its bytes are not the digest's."""
-        with self._lock:
-            session = self._open.get(digest)
-            if session is None:
-                if not path.is_file():
-                    raise InputError("no such file", file=str(path), remedy="Fetch the bundle with its trunk")
-                if sha256(path.read_bytes()) != digest:
-                    raise InputError("its bytes are not what the bundle was made with", file=path.name)
-                session = self._open[digest] = open_session(path)
-            return session
+Tier = Literal["head", "adapter", "branch", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +42,71 @@ class Scored:
         return Scored(self.probabilities[start:stop], None if self.novelty is None else self.novelty[start:stop])
 
 
+class Meter:
+    """How long a view takes, of late: a mean in which older views count ever less."""
+
+    __slots__ = ("ms",)
+
+    def __init__(self) -> None:
+        self.ms: float | None = None
+        """Milliseconds a view, None before the first."""
+
+    def note(self, seconds: float, *, views: int) -> None:
+        """So many views took so long."""
+        ms, weight = 1000 * seconds / views, min(1.0, views / 256)
+        self.ms = ms if self.ms is None else self.ms + weight * (ms - self.ms)
+
+
+class Known(Protocol):
+    """What good parts look like at some plants: `plants.normality.Normalities`, or a file of them."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no plant's good parts are known."""
+
+    def knows(self, plant: str, /) -> bool:
+        """Whether the plant's good parts are known."""
+
+    def score(self, features: Floats, places: Sequence[Place], /) -> Floats:
+        """Novelties [N]; NaN at a plant that is not known."""
+
+
+class Nobody:
+    """Good parts of no plant are known."""
+
+    is_empty = True
+
+    def knows(self, plant: str, /) -> bool:
+        """No."""
+        return False
+
+    def score(self, features: Floats, places: Sequence[Place], /) -> Floats:
+        """NaN [N]."""
+        return np.full(len(features), np.nan, dtype=np.float32)
+
+
+NOBODY = Nobody()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """The good parts of a bundle's plants, in its `normality.npz`: half a megabyte a place, so kept by recency."""
+
+    file: FileRef
+    size_mb: float
+    plants: frozenset[str]
+    recency: Recency[Normalities]
+    is_empty: bool = False
+
+    def knows(self, plant: str, /) -> bool:
+        """Whether the plant's good parts are known."""
+        return plant in self.plants
+
+    def score(self, features: Floats, places: Sequence[Place], /) -> Floats:
+        """Novelties [N]; NaN at a plant that is not known. Raises InputError where the file is not there any more."""
+        return self.recency.get(self.file, size_mb=self.size_mb).score(features, places)
+
+
 class Scorer(Protocol):
     """One model or an ensemble, on a trunk's outputs."""
 
@@ -92,7 +115,7 @@ class Scorer(Protocol):
         """Of the bundle."""
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> Words:
         """Of the bundle."""
 
     @property
@@ -104,18 +127,30 @@ class Scorer(Protocol):
         """The trunk whose outputs `score` takes."""
 
     @property
-    def normality(self) -> Normalities:
+    def normality(self) -> Known:
         """What good parts look like at the plants it serves, as far as the bundle knows."""
 
     @property
     def cuts(self) -> frozenset[int]:
         """The trunk's outputs that `score` needs."""
 
+    @property
+    def tier(self) -> Tier:
+        """What it has of its own."""
+
+    @property
+    def parts(self) -> tuple[KeptSession | Slot, ...]:
+        """What it takes memory for: sessions, which may be let go, and heads."""
+
+    @property
+    def meter(self) -> Meter:
+        """What a view costs beyond the trunk."""
+
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
         """Probabilities and novelty of the views [N] whose activations these are, each taken at its place."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trunk:
     """The shared part of the models: uint8 views to activations at its cuts."""
 
@@ -123,38 +158,62 @@ class Trunk:
     size_px: int
     session: Session
     interpolation: Interpolation = "bilinear"
+    meter: Meter = field(default_factory=Meter)
+
+    @cached_property
+    def num_features(self) -> int:
+        """Pooled features of a view."""
+        (features,) = self.session.run(["cut0"], {"images": np.zeros((1, self.size_px, self.size_px, 3), np.uint8)})
+        return int(features.shape[1])
 
     def activations(self, pixels: npt.NDArray[np.uint8], *, cuts: frozenset[int]) -> dict[int, Floats]:
         """Outputs at the cuts for views uint8 [N, S, S, 3]."""
         wanted = sorted(cuts)
+        begun = time.perf_counter()
         found = self.session.run([f"cut{cut}" for cut in wanted], {"images": pixels})
+        self.meter.note(time.perf_counter() - begun, views=len(pixels))
         return dict(zip(wanted, found, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """One branch on a trunk."""
+    """One branch on a trunk: a head in `serving.heads`, or a session that is kept by recency."""
 
     digest: str
-    manifest: Manifest
+    manifest: Words
     trunk: Trunk
-    branch: Session
-    normality: Normalities = field(default_factory=Normalities)
+    branch: KeptSession | Slot
+    normality: Known = NOBODY
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def leaves(self) -> tuple[str, ...]:
         """The branch's outputs."""
-        return tuple(self.manifest.leaves)
+        return self.manifest.leaves
+
+    @property
+    def tier(self) -> Tier:
+        """As the bundle says, but for what calls itself a head and is none; an adapter is merged into its branch."""
+        is_session = isinstance(self.branch, KeptSession)
+        return "branch" if is_session and self.manifest.tier == "head" else self.manifest.tier
+
+    @property
+    def parts(self) -> tuple[KeptSession | Slot, ...]:
+        """Its branch."""
+        return (self.branch,)
 
     @cached_property
     def cuts(self) -> frozenset[int]:
         """The cut this branch sits on, and the pooled features where good parts are known."""
-        return frozenset([self.manifest.cut, *([0] if self.normality.by_place else [])])
+        return frozenset([self.manifest.cut] if self.normality.is_empty else [self.manifest.cut, 0])
 
-    def logits(self, activations: Mapping[int, Floats]) -> tuple[Floats, Floats]:
-        """Logits [N, L] and features [N, F]."""
-        logits, features = self.branch.run(["logits", "features"], {"activation": activations[self.manifest.cut]})
-        return logits, features
+    def logits(self, activations: Mapping[int, Floats]) -> Floats:
+        """Logits [N, L]."""
+        activation = activations[self.manifest.cut]
+        if isinstance(self.branch, Slot):
+            return self.branch.logits(activation)
+        found: Floats = self.branch.run(["logits"], {"activation": activation})[0]
+        return found
 
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
         """Probabilities over leaves, and the distance to good parts where the bundle knows them."""
@@ -162,41 +221,91 @@ class Model:
 
     def probabilities(self, activations: Mapping[int, Floats]) -> Floats:
         """Over leaves [N, L]."""
-        return np.asarray(softmax(self.logits(activations)[0]), dtype=np.float32)
+        return np.asarray(softmax(self.logits(activations)), dtype=np.float32)
 
 
-def novelty(normality: Normalities, activations: Mapping[int, Floats], places: Sequence[Place]) -> Floats | None:
+def novelty(known: Known, activations: Mapping[int, Floats], places: Sequence[Place]) -> Floats | None:
     """Distances [N] to the good parts of each view's place, in the trunk's pooled features; None where none is known.
 
     The trunk's, not a branch's: a part keeps its novelty when its plant's model changes.
     """
-    return normality.score(activations[0], places) if normality.by_place else None
+    return None if known.is_empty else known.score(activations[0], places)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GoodParts:
     """A bundle of kind `normality`: it knows good parts only, so that its one output is how near a view is to them."""
 
     digest: str
-    manifest: Manifest
+    manifest: Words
     trunk: Trunk
-    normality: Normalities
+    normality: Known
+    meter: Meter = field(default_factory=Meter)
+    tier: Tier = "head"
+    parts: tuple[KeptSession | Slot, ...] = ()
 
     @property
     def leaves(self) -> tuple[str, ...]:
         """The plant's good leaves; what is far is on none of them."""
-        return tuple(self.manifest.leaves)
+        return self.manifest.leaves
 
     @cached_property
     def cuts(self) -> frozenset[int]:
         """The pooled features."""
         return frozenset([0])
 
-    def logits(self, activations: Mapping[int, Floats]) -> tuple[Floats, Floats]:
-        """Pooled features [N, F], twice: there are no logits, and the probe of such a bundle records features."""
-        return activations[0], activations[0]
+    def logits(self, activations: Mapping[int, Floats]) -> Floats:
+        """Pooled features [N, F]: there are no logits, and the probe of such a bundle records features."""
+        return activations[0]
 
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
         """The goodness of each view, evenly over the good leaves, and its novelty."""
         far = self.normality.score(activations[0], places)
         return Scored(evenly(goodness(far), self.leaves), far)
+
+
+def held(scorer: Scorer, *, load: bool = False) -> tuple[Session, ...] | None:
+    """The sessions that the scorer needs, now the most recent; while somebody has them no request waits for a load.
+
+    None where one is not open and `load` is not asked for. Loading takes a tenth of a second. Raises InputError.
+    """
+    parts = [part for part in scorer.parts if isinstance(part, KeptSession)]
+    found = [part.session() if load else part.find() for part in parts]
+    sessions = tuple(one for one in found if one is not None)
+    return sessions if len(sessions) == len(parts) else None
+
+
+def company(scorer: Scorer) -> Hashable:
+    """Equal for scorers whose views one call scores: all heads, and every other model alone."""
+    return "heads" if isinstance(scorer, Model) and isinstance(scorer.branch, Slot) else id(scorer)
+
+
+def scored_runs(
+    scorers: Sequence[Scorer], activations: Mapping[int, Floats], places: Sequence[Place]
+) -> list[Scored | Exception]:
+    """What each run of equal scorers says of its views, a scorer a view, all of one `company`.
+
+    A scorer that fails says why, and harms no other one's views.
+    """
+    runs = [list(run) for _, run in groupby(range(len(scorers)), key=lambda at: id(scorers[at]))]
+    begun = time.perf_counter()
+    logits: list[Floats] = []
+    slots = [one.branch for one in scorers if isinstance(one, Model) and isinstance(one.branch, Slot)]
+    if len(slots) == len(scorers):
+        logits = gathered(slots, activations[0])
+    found: list[Scored | Exception] = []
+    for run in runs:
+        scorer, at = scorers[run[0]], slice(run[0], run[-1] + 1)
+        rows = {cut: value[at] for cut, value in activations.items()}
+        try:
+            if logits:
+                said = np.asarray(softmax(np.stack(logits[at])), dtype=np.float32)
+                found.append(Scored(said, novelty(scorer.normality, rows, places[at])))
+            else:
+                found.append(scorer.score(rows, places[at]))
+        except Exception as error:  # one plant's model fails: its parts hear of it, the batch goes on
+            found.append(error)
+    seconds = time.perf_counter() - begun
+    for run in runs:
+        scorers[run[0]].meter.note(seconds * len(run) / len(scorers), views=len(run))
+    return found

@@ -24,6 +24,9 @@ from serving.predictions import PredictionLog
 from serving.predictor import Judgement, Predictor, Work, judge
 from serving.router import Live, Router, Target
 from serving.schemas import Answer, Change, ModelRef, PlantStatus, Refusal, RouteAnswer, unknown_plant
+from serving.scoring import held
+from serving.sessions import Counts, Session
+from serving.standing import standing
 from serving.telemetry import Snapshot, Telemetry, merge, plant_report, prometheus_text
 
 INLINE_BYTES = 1 << 18
@@ -52,6 +55,8 @@ class Service:
     journal: Journal
     log: PredictionLog
     load: Callable[[str, Target], Predictor]
+    branches: Callable[[], Counts]
+    """What branches take, and how often one had to be loaded."""
     telemetry: Telemetry = field(default_factory=Telemetry)
     others: Callable[[], Sequence[Snapshot]] = tuple
     """Snapshots of the other replicas."""
@@ -94,6 +99,7 @@ class Service:
         remaining = None if part.deadline_ms is None else part.deadline_ms / 1000 - (time.perf_counter() - begun)
         try:
             async with asyncio.timeout(remaining):
+                _open = await _loaded(live.predictor)  # here, so that no batch waits for it; held until the answer
                 judgement: Judgement | None = await self.batcher.submit((live.predictor, part))
         except TimeoutError:
             judgement = None
@@ -129,18 +135,7 @@ class Service:
         """What the plant's endpoint serves. Raises Refusal."""
         await self._may(plant, authorization, "read")
         live = self._live(plant)
-        view, manifest, table = live.predictor.view, live.predictor.scorer.manifest, self.router.table
-        return PlantStatus(
-            plant=plant,
-            sequence=live.target.sequence,
-            model=ModelRef(bundle=live.target.bundle, policy=live.target.policy),
-            name=manifest.name,
-            kind=manifest.kind,
-            classes=list(view.classes),
-            ok=list(view.ok),
-            environments=sorted(view.environments),
-            problem=table.problems.get(plant) or table.journal_problem or self.log.problem,
-        )
+        return standing(live, table=self.router.table, problem=self.log.problem)
 
     async def report(self, plant: str, *, authorization: str | None) -> dict[str, Any]:
         """The plant's counters by environment, over all replicas. Raises Refusal."""
@@ -182,8 +177,9 @@ class Service:
         table = self.router.table
         problems = [problem for problem in (table.journal_problem, self.gate.problem, self.log.problem) if problem]
         return {
-            "status": "degraded" if problems or table.failures else "ok",
+            "status": "degraded" if problems or table.failures else "loading" if table.loading else "ok",
             "plants": len(table.live),
+            "plants_loading": len(table.loading),
             "plants_with_problems": len(table.failures),
             "problems": problems,
         }
@@ -200,7 +196,7 @@ class Service:
             raise Refusal(
                 str(error), status=409, plant=plant, field="route", remedy="Look at the route, then decide again"
             ) from None
-        await _in_thread(self.router.refresh)
+        await _in_thread(lambda: self.router.refresh(plant=plant))
         return RouteAnswer(
             plant=plant,
             sequence=route.sequence,
@@ -214,6 +210,10 @@ class Service:
         table = self.router.table
         if plant in table.live:
             return table.live[plant]
+        if plant in table.loading:
+            raise Refusal(
+                "the plant's model is being loaded", status=503, plant=plant, remedy="Try again", retry_after_s=1
+            )
         if plant in table.failures:
             raise Refusal(
                 "the plant's route cannot be loaded, and there is no earlier one",
@@ -227,6 +227,11 @@ class Service:
 
     def _merged(self) -> Snapshot:
         return merge([self.telemetry.snapshot(), *self.others()])
+
+
+async def _loaded(predictor: Predictor) -> tuple[Session, ...] | None:
+    found = held(predictor.scorer)
+    return await _in_thread(lambda: held(predictor.scorer, load=True)) if found is None else found
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +53,7 @@ def files_of(manifest: Manifest, variant: Variant) -> Files:
 
 def variant_of(scorer: Scorer) -> Variant:
     """The variant in which a scorer was loaded."""
-    int8 = scorer.manifest.int8
-    return "int8" if int8 is not None and scorer.trunk.sha256 == int8.trunk else "float"
+    return scorer.manifest.variant
 
 
 def always_float(digest: str, manifest: Manifest, load: Load) -> Variant:
@@ -68,6 +68,7 @@ class Variants:
         """`folder` keeps what was timed."""
         self._host = host
         self._folder = folder
+        self._turn = threading.Lock()
 
     def __call__(self, digest: str, manifest: Manifest, load: Load) -> Variant:
         """The variant to serve this bundle in."""
@@ -82,13 +83,14 @@ class Variants:
     def _speed(self, digest: str, manifest: Manifest, load: Load) -> Speed:
         assert manifest.int8 is not None
         path = self._folder / f"{self._host.kind}-{manifest.trunk.sha256[:16]}-{manifest.int8.trunk[:16]}.json"
-        known = _read(path)
-        if known is None:
-            found = speed(*(_once(load(digest, variant)) for variant in ("float", "int8")))
-            log.info("trunk %s: INT8 is %.2f x as fast as float here", manifest.trunk.sha256[:12], found.ratio)
-            _keep(path, {**found._asdict(), "host": self._host.model_dump(mode="json")})
-            known = _read(path) or found
-        return known
+        with self._turn:
+            known = _read(path)
+            if known is None:
+                found = speed(*(_once(load(digest, variant)) for variant in ("float", "int8")))
+                log.info("trunk %s: INT8 is %.2f x as fast as float here", manifest.trunk.sha256[:12], found.ratio)
+                _keep(path, {**found._asdict(), "host": self._host.model_dump(mode="json")})
+                known = _read(path) or found
+            return known
 
 
 def _once(scorer: Scorer) -> Callable[[], object]:

@@ -6,25 +6,43 @@ starts and serves with the store and the database away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.access import Access
+from cluster.following import Follower
 from cluster.host import this_host
-from cluster.registry import Bundles, Journal
+from cluster.registry import Bundles, Journal, Route
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
+from plants.bundle import MANIFEST
 from plants.certificate import Host
 from plants.costs import Policy
 from plants.errors import CheckFailed, InputError
+from plants.hashing import sha256
 from serving.auth import Gate
 from serving.certify import Certifier
 from serving.loading import Loader
 from serving.predictions import PredictionLog
 from serving.predictor import Predictor
-from serving.router import Router, Target
+from serving.router import START_WAIT_S, Router, Target
 from serving.service import Service
+from serving.sessions import BRANCH_MB
 from serving.variants import Variants
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """What a replica may hold in memory."""
+
+    branch_mb: float = BRANCH_MB
+    """Of branches and whole models, by the size of their files; what was not used for longest is let go."""
+    pinned: tuple[str, ...] = ()
+    """Plants whose branches always stay."""
+
+
+TIERS = Tiers()
 
 
 class Shelf:
@@ -32,17 +50,26 @@ class Shelf:
     checked, and a bundle that has no certificate for this kind of host gets one or is refused.
     """
 
-    def __init__(self, store: Store, *, folder: Path, host: Host | None = None) -> None:
+    def __init__(self, store: Store, *, folder: Path, tiers: Tiers = TIERS, host: Host | None = None) -> None:
         """host: what this machine is, unless told otherwise."""
         self._store = store
         self._folder = folder
         bundles, host = Bundles(store), host or this_host()
-        self._loader = Loader(
-            folder_of=lambda digest: bundles.fetch(digest, folder / "bundles"),
-            trunk_of=lambda sha256: bundles.fetch_trunk(sha256, folder / "trunks"),
+
+        def folder_of(digest: str) -> Path:
+            """What is there is checked by who reads it, once."""
+            there = folder / "bundles" / digest
+            return there if (there / MANIFEST).is_file() else bundles.fetch(digest, folder / "bundles")
+
+        self.loader = Loader(
+            folder_of=folder_of,
+            trunk_of=lambda digest: bundles.fetch_trunk(digest, folder / "trunks"),
+            again=lambda digest: bundles.fetch(digest, folder / "bundles"),
+            branch_mb=tiers.branch_mb,
             choose=Variants(host=host, folder=folder / "variants"),
         )
-        self._certifier = Certifier(self._loader, store=store, folder=folder, host=host)
+        self._certifier = Certifier(self.loader, store=store, folder=folder, host=host)
+        self._pinned = frozenset(tiers.pinned)
 
     def predictor(self, plant: str, target: Target) -> Predictor:
         """The plant's predictor for a route, with a certificate for this kind of host.
@@ -52,8 +79,10 @@ class Shelf:
         policy = self.policy(target.policy)
         if policy.plant != plant:
             raise InputError(f"is a policy of plant {policy.plant}", plant=plant, file=f"policies/{target.policy}.json")
-        predictor = Predictor(plant, self._loader.scorer(target.bundle), policy)
+        predictor = Predictor(plant, self.loader.scorer(target.bundle), policy)
         self._certifier.ensure(predictor, policy=target.policy)
+        if plant in self._pinned:
+            self.loader.pin(plant, predictor.scorer)
         return predictor
 
     def policy(self, digest: str) -> Policy:
@@ -77,23 +106,32 @@ def open_service(
     replica: str,
     poll_s: float = 0.5,
     max_waiting: int = 64,
+    tiers: Tiers = TIERS,
+    start_wait_s: float = START_WAIT_S,
 ) -> Service:
     """A service with every route loaded that can be; `plants` limits it to some, empty means all with a route."""
     store = open_store(store_uri)
     journal = Journal(settings.journal_url)
     access = Access(settings.journal_url)
     folder = settings.home / "serving" / fleet
-    shelf = Shelf(store, folder=folder)
+    shelf = Shelf(store, folder=folder, tiers=tiers)
     wanted = frozenset(plants)
+    follower = Follower(journal)
 
-    def poll() -> dict[str, Target]:
-        return {
-            plant: Target(route.bundle, route.policy, route.sequence)
-            for plant, route in journal.current().items()
-            if not wanted or plant in wanted
-        }
+    targets: dict[str, Target] = {}
+    version = -1
 
-    router = Router(poll=poll, load=shelf.predictor, state=folder / "routes.json", poll_s=poll_s)
+    def poll() -> Mapping[str, Target]:
+        nonlocal targets, version
+        routes = follower.current()
+        if version != follower.version:
+            targets = {plant: _target(one) for plant, one in routes.items() if not wanted or plant in wanted}
+            version = follower.version
+        return targets
+
+    router = Router(
+        poll=poll, load=shelf.predictor, state=folder / _state_name(plants), poll_s=poll_s, start_wait_s=start_wait_s
+    )
     router.start()
     return Service(
         gate=Gate(access.grants, state=folder / "grants.json"),
@@ -101,8 +139,19 @@ def open_service(
         journal=journal,
         log=PredictionLog(store, replica=replica, spool=settings.home / "spool" / fleet),
         load=shelf.predictor,
+        branches=lambda: shelf.loader.branches,
         max_waiting=max_waiting,
     )
+
+
+def _target(route: Route) -> Target:
+    return Target(route.bundle, route.policy, route.sequence, action=route.action, who=route.who, at=route.at)
+
+
+def _state_name(plants: Sequence[str]) -> str:
+    """The file of last good routes: one for each choice of plants, which are never mixed with others' in a process."""
+    chosen = sha256(" ".join(sorted(set(plants))).encode())[:12]
+    return f"routes-{chosen}.json" if plants else "routes.json"
 
 
 def certify(settings: Settings, *, store_uri: str, fleet: str) -> Callable[[str, str, str], None]:

@@ -384,7 +384,13 @@ def test_an_expired_token_is_refused(http: TestClient, live: Works):
 
 def test_health_needs_no_token_and_names_no_plant(http: TestClient):
     health = http.get("/healthz")
-    assert health.json() == {"status": "ok", "plants": 1, "plants_with_problems": 0, "problems": []}
+    assert health.json() == {
+        "status": "ok",
+        "plants": 1,
+        "plants_loading": 0,
+        "plants_with_problems": 0,
+        "problems": [],
+    }
 
 
 def test_a_board_keeps_what_a_dead_replica_counted_and_the_newest_of_each():

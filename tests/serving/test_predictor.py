@@ -260,10 +260,12 @@ def test_models_nobody_uses_are_freed(works: Works):
     loader = Loader(folder_of=lambda d: works.store.root / "bundles" / d, trunk_of=lambda _: works.trunk)
     scorer = loader.scorer(digest)
     assert loader.scorer(digest) is scorer
+    trunk = f"{scorer.trunk.sha256} {SIZE_PX} bilinear"
+    assert loader._trunks.find(trunk) is scorer.trunk
     del scorer
     gc.collect()
-    assert len(loader._scorers) == 0
-    assert len(loader._sessions._open) == 0
+    assert loader._scorers.find(digest) is None
+    assert loader._trunks.find(trunk) is None
 
 
 def near(colour: tuple[float, float, float], *, places: tuple[tuple[str, str], ...] = (("mill", ALL),)) -> Normalities:

@@ -121,5 +121,5 @@ def test_a_bundle_without_int8_cannot_be_asked_for_it(works: Works):
     digest = works.bundle("own")
     with pytest.raises(InputError, match=r"field int8: the bundle has no INT8. Run `crossplant compress`"):
         loader(works).scorer(digest, "int8")
-    manifest = loader(works).scorer(digest).manifest
+    manifest = loader(works).manifest(digest)
     assert files_of(manifest, "float").branch == "branch.onnx"
