@@ -383,6 +383,9 @@ def promote(
     plant: Annotated[str, typer.Option(help="The plant.")],
     bundle: Annotated[str, typer.Option(help="Digest of a published bundle, or its beginning.")],
     policy: Annotated[str | None, typer.Option(help="Digest of its policy; the latest one when absent.")] = None,
+    expected: Annotated[
+        int | None, typer.Option(min=0, help="Sequence of the route this was decided on; exit 1 when it is another.")
+    ] = None,
     fleet: FleetFile = FLEET,
     json_to: JsonFile = None,
 ) -> None:
@@ -399,6 +402,7 @@ def promote(
         plant=plant,
         bundle=bundle,
         policy=policy,
+        expected=expected,
         show=console,
         certify=_certify(loaded, settings=settings),
     )
@@ -436,6 +440,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 picks a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+    group: Annotated[
+        str | None, typer.Option(help="Only the plants whose `group` in the fleet's file this is.")
+    ] = None,
+    branch_mb: Annotated[
+        float, typer.Option(min=0, help="Memory of a replica for branches and whole models; heads are not counted.")
+    ] = 1024,
+    pin: Annotated[list[str] | None, typer.Option(help="A plant whose branch always stays loaded; repeat it.")] = None,
     json_to: JsonFile = None,
 ) -> None:
     """Serve every plant that has a route, until interrupted; tokens are written under home, never shown.
@@ -445,7 +456,17 @@ def serve(
     from serving import verbs
 
     loaded, settings = _fleet(fleet), _settings()
-    document = verbs.serve_fleet(loaded, settings=settings, plants=plant or (), host=host, port=port, replicas=replicas)
+    document = verbs.serve_fleet(
+        loaded,
+        settings=settings,
+        plants=plant or (),
+        group=group,
+        host=host,
+        port=port,
+        replicas=replicas,
+        branch_mb=branch_mb,
+        pinned=pin or (),
+    )
     tokens = settings.home / "tokens"
     lines = [
         f"{document['address']}/plants/{name}/predict  token: {tokens}/{name}.token" for name in document["plants"]
@@ -714,7 +735,7 @@ def main() -> None:
     except InputError as error:
         for fault in error.faults:
             console.print(f"error: {fault}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except CheckFailed as error:
         console.print(f"check failed: {error}", style="yellow", markup=False, soft_wrap=True)
         sys.exit(1)

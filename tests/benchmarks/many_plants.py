@@ -135,15 +135,18 @@ def _write(folder: Path, *, plant: str, cut: int, model: Any, sha256: str, given
     bundle.write(folder, manifest)
 
 
-def requests_of(task: dict[str, Any], *, plants: list[str], url: str, side: str, num: int = 2048) -> list[bytes]:
-    """Requests of plants drawn at random, evenly, an image each."""
+def requests_of(
+    task: dict[str, Any], *, plants: list[str], url: str, side: str, num: int = 2048, in_turn: bool = False
+) -> list[bytes]:
+    """Requests of plants drawn at random, evenly, or of each in turn, an image each."""
     from urllib.parse import urlsplit
 
     target, rng = urlsplit(url), np.random.default_rng(1)
     bodies = [Path(file).read_bytes() for file in task["images"]]
     found = []
     for number in range(num):
-        plant, body = plants[int(rng.integers(len(plants)))], bodies[number % len(bodies)]
+        plant = plants[number % len(plants) if in_turn else int(rng.integers(len(plants)))]
+        body = bodies[number % len(bodies)]
         path = f"/plants/{plant}/predict" if side == "ours" else "/"
         lines = [
             f"POST {path} HTTP/1.1",
