@@ -34,6 +34,7 @@ Plants = Annotated[list[str] | None, typer.Option("--plant", help="Only this pla
 FLEET = Path("fleet.yaml")
 DEMO_EPOCHS = 5
 """Epochs a stage in the demo; a recipe's own default is 8."""
+UNCERTIFIED = "plants got no certificate on this host"
 WITHDRAWN = "decisions were withdrawn by the sealed test"
 
 
@@ -53,6 +54,21 @@ def _settings() -> Any:
 
 def _names(fleet: Any, chosen: list[str] | None) -> list[str]:
     return [fleet.plant(name).name for name in chosen] if chosen else [plant.name for plant in fleet.plants]
+
+
+def _certify(fleet: Any, *, settings: Any) -> Any:
+    """What stages a route on this host before the journal names it; nothing is opened before it is asked."""
+
+    def staged(plant: str, bundle: str, policy: str) -> None:
+        nonlocal made
+        if made is None:
+            from serving.wiring import certify
+
+            made = certify(settings, store_uri=fleet.store, fleet=fleet.fleet)
+        made(plant, bundle, policy)
+
+    made: Any = None
+    return staged
 
 
 def _checked(to: str | None, *, field: str = "--json") -> str | None:
@@ -291,6 +307,19 @@ def compare(
 
 
 @app.command()
+def compress(fleet: FleetFile = FLEET, json_to: JsonFile = None) -> None:
+    """Make INT8 of what `compare` chose, judge it at every plant on `decide` and time it here; else float is kept.
+
+    Before `evaluate` and `publish`: the bundles then name both, and each host serves the one that is faster there.
+
+    Example: crossplant compress --fleet steel.yaml
+    """
+    from jobs import int8_release
+
+    _finish(int8_release.compress(_fleet(fleet), settings=_settings(), show=console), to=json_to)
+
+
+@app.command()
 def evaluate(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = None) -> None:
     """Open the sealed test once for the models that `compare` chose; the ledger records it (5 openings at most).
 
@@ -310,14 +339,20 @@ def evaluate(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile =
 def publish(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile = None) -> None:
     """Put the chosen bundles and policies into the registry; a plant without a champion gets its route at once.
 
+    Each is staged on this host first and gets a certificate that it answers here as where it was judged, and in time.
+
     Example: crossplant publish --fleet steel.yaml
     """
     from jobs import release
 
     loaded = _fleet(fleet)
-    document = release.publish(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
+    settings, names = _settings(), _names(loaded, plant)
+    document = release.publish(
+        loaded, settings=settings, names=names, show=console, certify=_certify(loaded, settings=settings)
+    )
     _finish(document, to=json_to)
     _fail_if(document["withdrawn"], WITHDRAWN)
+    _fail_if(document["uncertified"], UNCERTIFIED)
 
 
 @app.command()
@@ -338,7 +373,9 @@ def policy(
     from jobs.resolve import resolve
 
     given = {"name": plant, "checked": checked, "num_parts": parts, "is_promoted": promote}
-    _finish(resolve(_fleet(fleet), settings=_settings(), show=console, **given), to=json_to)
+    loaded, settings = _fleet(fleet), _settings()
+    staged = _certify(loaded, settings=settings)
+    _finish(resolve(loaded, settings=settings, show=console, certify=staged, **given), to=json_to)
 
 
 @app.command()
@@ -346,17 +383,28 @@ def promote(
     plant: Annotated[str, typer.Option(help="The plant.")],
     bundle: Annotated[str, typer.Option(help="Digest of a published bundle, or its beginning.")],
     policy: Annotated[str | None, typer.Option(help="Digest of its policy; the latest one when absent.")] = None,
+    expected: Annotated[
+        int | None, typer.Option(min=0, help="Sequence of the route this was decided on; exit 1 when it is another.")
+    ] = None,
     fleet: FleetFile = FLEET,
     json_to: JsonFile = None,
 ) -> None:
-    """Make a published bundle the champion of a plant.
+    """Make a published bundle the champion of a plant, once it has its certificate on this host.
 
     Example: crossplant promote --fleet steel.yaml --plant neu --bundle 3f2a
     """
     from jobs import release
 
+    loaded, settings = _fleet(fleet), _settings()
     document = release.promote(
-        _fleet(fleet), settings=_settings(), plant=plant, bundle=bundle, policy=policy, show=console
+        loaded,
+        settings=settings,
+        plant=plant,
+        bundle=bundle,
+        policy=policy,
+        expected=expected,
+        show=console,
+        certify=_certify(loaded, settings=settings),
     )
     _finish(document, to=json_to)
 
@@ -392,6 +440,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 picks a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+    group: Annotated[
+        str | None, typer.Option(help="Only the plants whose `group` in the fleet's file this is.")
+    ] = None,
+    branch_mb: Annotated[
+        float, typer.Option(min=0, help="Memory of a replica for branches and whole models; heads are not counted.")
+    ] = 1024,
+    pin: Annotated[list[str] | None, typer.Option(help="A plant whose branch always stays loaded; repeat it.")] = None,
     json_to: JsonFile = None,
 ) -> None:
     """Serve every plant that has a route, until interrupted; tokens are written under home, never shown.
@@ -401,7 +456,17 @@ def serve(
     from serving import verbs
 
     loaded, settings = _fleet(fleet), _settings()
-    document = verbs.serve_fleet(loaded, settings=settings, plants=plant or (), host=host, port=port, replicas=replicas)
+    document = verbs.serve_fleet(
+        loaded,
+        settings=settings,
+        plants=plant or (),
+        group=group,
+        host=host,
+        port=port,
+        replicas=replicas,
+        branch_mb=branch_mb,
+        pinned=pin or (),
+    )
     tokens = settings.home / "tokens"
     lines = [
         f"{document['address']}/plants/{name}/predict  token: {tokens}/{name}.token" for name in document["plants"]
@@ -635,7 +700,9 @@ def demo(
     )
     compared = release.compare(loaded, settings=settings, show=console)
     release.evaluate(loaded, settings=settings, names=names, show=console)
-    withdrawn = release.publish(loaded, settings=settings, names=names, show=console)["withdrawn"]
+    staged = _certify(loaded, settings=settings)
+    published = release.publish(loaded, settings=settings, names=names, show=console, certify=staged)
+    withdrawn = published["withdrawn"]
     served = _called(loaded, settings=settings)
     document = {
         "plants": names,
@@ -657,6 +724,7 @@ def demo(
     _stop(loaded, keep=keep)
     _fail_if([run for run in trained["runs"] if run["state"] == "failed"], "runs failed")
     _fail_if(withdrawn, WITHDRAWN)
+    _fail_if(published["uncertified"], UNCERTIFIED)
 
 
 def _begun(home: Path) -> Path:
@@ -748,7 +816,7 @@ def main() -> None:
     except InputError as error:
         for fault in error.faults:
             console.print(f"error: {fault}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except CheckFailed as error:
         console.print(f"check failed: {error}", style="yellow", markup=False, soft_wrap=True)
         sys.exit(1)

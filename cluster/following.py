@@ -27,6 +27,8 @@ class Follower:
         self._routes: dict[str, Route] = {}
         self._last = 0
         self._read_at: float | None = None
+        self.version = 0
+        """Another number after every `current` that found a change."""
 
     def current(self) -> Mapping[str, Route]:
         """The route of every plant that has one, in one short query. Raises DatabaseAway; the next call catches up.
@@ -43,11 +45,14 @@ class Follower:
             known = self._routes.get(route.plant)
             if known is None or known.sequence < route.sequence:
                 self._routes[route.plant] = route
+                self.version += 1
             self._last = max(self._last, number)
         return self._routes
 
     def _reread(self, now: float) -> Mapping[str, Route]:
         last = self._journal.last()  # before the routes, so that a row written in between is asked for again
-        self._routes = self._journal.current()
+        routes = self._journal.current()
+        self.version += routes != self._routes
+        self._routes = routes
         self._last, self._read_at = last, now
         return self._routes

@@ -66,7 +66,9 @@ class Route(Config):
 
 
 class RouteTaken(InputError):
-    """Somebody else changed the route first."""
+    """Somebody else changed the route first: nothing is wrong with the input."""
+
+    exit_code = 1
 
 
 class Journal:

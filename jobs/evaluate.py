@@ -10,8 +10,10 @@ import pandas as pd
 
 from cluster.catalog import Catalog
 from cluster.lock import locked
+from cluster.registry import Bundles
 from cluster.storage import Store
 from jobs.candidates import cell, figures_of
+from jobs.int8_gate import Judged, QuantisedExports, gate, published_files
 from jobs.release import EVALUATED
 from jobs.scoring import Exports, role_inputs
 from plants import seal, splits
@@ -22,6 +24,8 @@ from plants.ensembles import from_json
 from plants.errors import InputError
 from plants.metrics import report
 from plants.plant import Fleet
+from plants.scores import PartScores
+from plants.variants import faults
 
 LEDGER = "ledger.jsonl"
 HEAD = "sealed-head.json"
@@ -124,6 +128,8 @@ def _evaluate(
     figures = figures_of(scores, kind=decision["kind"], policy=policy, plant=plant, fleet=fleet)
     row = {**cell(figures=figures), "model": decision["model"], "details": figures}
     row["contaminated"] = contaminated(rows, name=name, members=decision["members"], exports=exports)
+    if decision.get("float_bundle", decision["bundle"]) != decision["bundle"]:
+        row["int8"] = _int8(name, rows=rows, in_float=scores, decision=decision, policy=policy, exports=exports)
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:
         base_policy = Policy.model_validate(decision["frozen_policy"])
@@ -134,6 +140,26 @@ def _evaluate(
     row["withdrawn"] = row["standing"] == "contradicted"
     row["against_decide"] = against_promise(row, document["matrix"][decision["model"]][name])
     return row
+
+
+def _int8(
+    name: str,
+    *,
+    rows: pd.DataFrame,
+    in_float: PartScores,
+    decision: Mapping[str, Any],
+    policy: Policy,
+    exports: Exports,
+) -> dict[str, Any]:
+    """What the INT8 files that were published say of the same parts, and why they may not serve, if so."""
+    bundles, cache = Bundles(exports.material.store), exports.material.cache
+    exports = QuantisedExports(exports, files=published_files(decision["bundle"], bundles=bundles, cache=cache))
+    inputs = role_inputs(name, role="test", exports=exports, rows=rows)
+    assert inputs is not None, "float has seen them"
+    plant = exports.material.fleet.plant(name)
+    in_int8 = Judged(name, decision["model"], decision).scores(inputs, fleet=exports.material.fleet)
+    found = gate(in_float, in_int8, policy=policy, plant=plant, is_named=decision["kind"] != "normality")
+    return {**found.model_dump(mode="json"), "faults": faults(found)}
 
 
 def contaminated(rows: pd.DataFrame, *, name: str, members: Sequence[str], exports: Exports) -> int:

@@ -15,17 +15,15 @@ from safetensors.torch import save_file
 from cluster.registry import Bundles
 from jobs.lora import tier
 from jobs.plan import Plan
+from jobs.proof import probe
 from jobs.scoring import Exports
 from plants import bundle, splits
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
 from plants.ensembles import from_json, union
 from plants.governance import check_holds, flags, may_hold
-from plants.images import tensor_digest
 from plants.normality import Normalities
 from plants.plant import Fleet
-
-PROBE_INPUTS = 32
 
 
 def publish_decision(
@@ -142,25 +140,6 @@ def _publish_ensemble(
         )
         bundle.write(folder, manifest)
         return Bundles(exports.material.store).publish(folder)
-
-
-def probe(run_id: str, *, exports: Exports) -> dict[str, np.ndarray]:
-    """Inputs uint8 [n, S, S, 3] with the logits [n, L] that the exported files give for them.
-
-    A normality has pooled features [n, F] in the logits' place. The inputs are drawn, not photographed, so that no
-    image leaves a plant with a bundle.
-    """
-    size = exports.material.trunk.size_px
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, size=(PROBE_INPUTS, 8, 8, 3))
-    images = np.repeat(np.repeat(coarse, -(-size // 8), axis=1), -(-size // 8), axis=2)[:, :size, :size]
-    images = np.clip(images + rng.normal(0, 12, size=images.shape), 0, 255).astype(np.uint8)
-    activations = exports.evaluator.activations(images)
-    logits = activations[0]
-    if exports.plan.run(run_id).kind != "normality":
-        words, _, path = exports.branch(run_id)
-        logits, _ = exports.evaluator.branch(path, activations[words["cut"]])
-    return {"inputs": images, "logits": logits, "digest": np.array(tensor_digest(images))}
 
 
 def trunk_ref(exports: Exports, *, sha256: str) -> TrunkRef:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from jobs.verbs import new_table, who
 from plants.arrival import MARGIN
 from plants.bundle import read as read_bundle
 from plants.costs import Policy
-from plants.errors import InputError
+from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet
 from plants.verdict import amount
 
 EVALUATED = "reports/evaluate.json"
+Certify = Callable[[str, str, str], None]
+"""Stages (plant, bundle, policy) on this host; raises CheckFailed where no route may be live by them."""
 BUNDLE_SCORES = "scores/{bundle}/{plant}.parquet"
 """What a bundle says of the plant's `decide` parts."""
 
@@ -162,6 +164,8 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
             words += f"; WORSE THAN PROMISED: {amount(promise)} than on decide"
         if row["contaminated"]:
             words += f"; CONTAMINATED: it has learned from {row['contaminated']} of these images"
+        if (row.get("int8") or {}).get("faults"):
+            words += f"; INT8 IS NOT PUBLISHED: {row['int8']['faults'][0]}"
         base = span(row.get("frozen") or row, "macro_f1")
         table.add_row(name, row["model"], span(row, "macro_f1"), span(row, "cost"), base, words)
     show.print(table)
@@ -169,8 +173,17 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
     return found
 
 
-def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console) -> dict[str, Any]:
-    """Plants without a champion get the chosen bundle as their route; others get it as the challenger."""
+def _uncertified(plant: str, bundle: str, policy: str) -> None:
+    """For callers that write routes for nobody: no certificate is asked for."""
+
+
+def publish(
+    fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Console, certify: Certify = _uncertified
+) -> dict[str, Any]:
+    """Plants without a champion get the chosen bundle as their route; others get it as the challenger.
+
+    certify: see `Certify`; a plant that it refuses is named under `uncertified` and keeps what it has.
+    """
     store = open_store(fleet.store)
     document = compared(store)
     evaluated = store.read_json(EVALUATED)["plants"] if store.exists(EVALUATED) else {}
@@ -178,9 +191,10 @@ def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Con
     rows: list[dict[str, Any]] = []
     withdrawn: list[str] = []
     contaminated: list[str] = []
+    uncertified: list[str] = []
     for name in _decided(names, document=document, show=show):
         decision, sealed = document["decisions"][name], evaluated.get(name, {})
-        sealed = sealed if sealed.get("bundle") == decision["bundle"] else {}
+        sealed = sealed if sealed.get("bundle") in (decision["bundle"], decision.get("float_bundle")) else {}
         if sealed.get("withdrawn"):
             withdrawn.append(name)
             show.print(f"plant {name}: not published: the sealed test withdrew the decision", markup=False)
@@ -191,12 +205,22 @@ def publish(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Con
             show.print(
                 f"plant {name}: published unproven: {learned}. Import new lots with --new-generation", markup=False
             )
+        if (sealed.get("int8") or {}).get("faults"):
+            decision = {**decision, **{key: decision[f"float_{key}"] for key in ("bundle", "policy_digest")}}
+            show.print(f"plant {name}: INT8 does not hold on the sealed test: published in float", markup=False)
+        try:
+            certify(name, decision["bundle"], decision["policy_digest"])
+        except CheckFailed as error:
+            uncertified.append(name)
+            show.print(f"plant {name}: not published: {error}", markup=False, soft_wrap=True)
+            continue
         route = _published(name, decision=decision, journal=journal)
         _mirror(route, fleet=fleet, settings=settings, show=show)
         rows.append(route.model_dump(include={"plant", "sequence", "bundle", "policy", "challenger"}))
     _show_routes(rows, show=show)
     first = rows[0] if len(rows) == 1 else {}
-    return {**first, "plants": rows, "withdrawn": withdrawn, "contaminated": contaminated}
+    refused = {"withdrawn": withdrawn, "contaminated": contaminated, "uncertified": uncertified}
+    return {**first, "plants": rows, **refused}
 
 
 def _decided(names: Sequence[str], *, document: Mapping[str, Any], show: Console) -> list[str]:
@@ -230,10 +254,12 @@ def promote(
     policy: str | None,
     show: Console,
     expected: int | None = None,
+    certify: Certify = _uncertified,
 ) -> dict[str, Any]:
     """The plant's new route; another policy of the same bundle leaves a challenger where it is.
 
     expected: the sequence of the route that this was decided on. Raises RouteTaken when it is another by now.
+    certify: see `Certify`; what it raises is raised before the journal is touched.
     """
     fleet.plant(plant)
     store = open_store(fleet.store)
@@ -248,6 +274,7 @@ def promote(
     if (solved.plant, solved.bundle) != (plant, digest):
         of = f"plant {solved.plant}, bundle {solved.bundle[:12]}"
         raise InputError(f"the policy was solved for {of}", plant=plant, field="policy", remedy="Name another")
+    certify(plant, digest, chosen)
     journal = Journal(settings.journal_url)
     now = journal.route(plant)
     beside = {"challenger": now.challenger, "shares": now.shares} if now and now.bundle == digest else {}

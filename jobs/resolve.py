@@ -32,12 +32,13 @@ def resolve(
     num_parts: int | None,
     is_promoted: bool,
     show: Console,
+    certify: release.Certify | None = None,
 ) -> dict[str, Any]:
     """A policy of the plant's live bundle, solved at the measured defect rate, is in the store; see `before`, `after`.
 
     checked: what people found, as `plants.checked` reads it; num_parts: all parts of that period. Without them the
     policy is solved at the defect rate and the prices of the fleet's file. Where the plant has no route yet, the bundle
-    is the one that `compare` decided for.
+    is the one that `compare` decided for. certify: what `jobs.release.promote` asks before the route changes.
     """
     plant, store = fleet.plant(name), open_store(fleet.store)
     if not plant.ok:
@@ -66,6 +67,7 @@ def resolve(
     _show(document, show=show)
     given = {"plant": name, "bundle": bundle, "policy": after.digest}
     if is_promoted and route and old != after.digest:
+        given |= {"certify": certify} if certify else {}
         promoted = release.promote(fleet, settings=settings, expected=route.sequence, show=show, **given)
         document["sequence"] = promoted["sequence"]
     elif old != after.digest:

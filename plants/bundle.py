@@ -18,6 +18,7 @@ from plants.errors import InputError
 from plants.geometry import Environment, Interpolation
 from plants.governance import Governance
 from plants.hashing import sha256
+from plants.variants import Int8
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -91,6 +92,8 @@ class Manifest(Config):
     weights: tuple[float, ...] = ()
     rule: Rule = "mean"
     """How an ensemble joins its members, see `plants.ensembles`."""
+    int8: Int8 | None = None
+    """The INT8 files beside the float ones, where `crossplant compress` kept them. Float remains the reference."""
     code_version: str
     created_at: str
     files: dict[str, Digest] = Field(default_factory=dict)
@@ -110,6 +113,8 @@ class Manifest(Config):
                 faults.append("rule belongs to an ensemble")
             if self.cut not in self.trunk.cuts:
                 faults.append(f"cut: {self.cut} is not an output of the trunk")
+        if self.int8 and self.int8.branch and self.kind in ("ensemble", "normality"):
+            faults.append(f"int8: {self.kind} has no branch of its own")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -125,9 +130,10 @@ class Bundle(NamedTuple):
 def canonical(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`: sorted keys, no spaces, UTF-8, so that equal manifests have equal digests.
 
-    The rule of a mean is not written: it is what readers that know of no rule do.
+    The rule of a mean is not written, nor that there is no INT8: it is what readers that know of neither do.
     """
-    document = manifest.model_dump(mode="json", exclude={"rule"} if manifest.rule == "mean" else None)
+    unwritten = {name for name, value in (("rule", "mean"), ("int8", None)) if getattr(manifest, name) == value}
+    document = manifest.model_dump(mode="json", exclude=unwritten)
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -148,6 +154,8 @@ def write(folder: str | Path, manifest: Manifest) -> Bundle:
         raise InputError(f"a bundle of kind {manifest.kind} needs {needed}", file=str(root))
     if manifest.tier == "adapter" and ADAPTER not in files:
         raise InputError(f"a bundle of tier adapter needs {ADAPTER}", file=str(root))
+    if manifest.int8 and manifest.int8.branch and manifest.int8.branch not in files:
+        raise InputError(f"a bundle whose branch has INT8 needs {manifest.int8.branch}", file=str(root))
     complete = Manifest.model_validate({**manifest.model_dump(), "files": files})
     data = canonical(complete)
     part.write_bytes(data)

@@ -11,6 +11,9 @@ class InputError(ValueError):
     Survives pickling across a Ray worker: everything after the message is optional.
     """
 
+    exit_code = 2
+    """What a command that it ends exits with."""
+
     def __init__(
         self,
         message: str,

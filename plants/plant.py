@@ -146,6 +146,8 @@ class Plant(Config):
     retention_days: int | None = Field(default=None, ge=1)
     store: str | None = None
     """What these four mean and who holds them is said in `plants.governance`."""
+    group: Name | None = None
+    """Plants that may not share a serving process are in different groups: `crossplant serve --group` serves one."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -27,7 +27,7 @@ from serving.board import APP, Poster, end_board
 from serving.openapi import PREDICT_BODY, PROMOTE_BODY, describe, refusals
 from serving.schemas import Answer, PlantStatus, RouteAnswer
 from serving.service import Service, Upload
-from serving.wiring import open_service
+from serving.wiring import TIERS, Tiers, open_service
 
 log = logging.getLogger("crossplant.serving")
 
@@ -44,6 +44,7 @@ class ServeConfig:
     plants: tuple[str, ...] = ()
     """The plants served, all that have a route when empty."""
     max_waiting: int = 64
+    tiers: Tiers = TIERS
 
 
 def build_app(service: Service) -> FastAPI:
@@ -121,6 +122,7 @@ class Replica:
             plants=config.plants,
             replica=replica,
             max_waiting=config.max_waiting,
+            tiers=config.tiers,
         )
         own, telemetry = self.service.own_view, self.service.telemetry
         self.service.view = Poster(config.fleet, replica=replica, telemetry=telemetry, own=own)
@@ -143,6 +145,7 @@ def run(
     port: int = 8000,
     num_replicas: int = 1,
     cpus_per_replica: float = 1.0,
+    tiers: Tiers = TIERS,
     timeout_s: float = 120.0,
 ) -> str:
     """The app answers at the address returned.
@@ -166,7 +169,7 @@ def run(
         ray_actor_options={"num_cpus": cpus_per_replica},
         logging_config=quiet,
     )
-    config = ServeConfig(settings, store_uri, fleet, tuple(plants))
+    config = ServeConfig(settings, store_uri, fleet, tuple(plants), tiers=tiers)
     serve.run(deployment.bind(config), name=APP, route_prefix="/")
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     _wait_until_healthy(address, timeout_s=timeout_s)

@@ -9,13 +9,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.settings import Settings
 from plants.config import Config
 from plants.errors import InputError
 from plants.plant import load_fleet
 from serving.app import Replica, ServeConfig
+from serving.sessions import BRANCH_MB
+from serving.verbs import chosen_plants
+from serving.wiring import Tiers
 
 
 class DeployArgs(Config):
@@ -24,7 +27,13 @@ class DeployArgs(Config):
     fleet: Path
     """The fleet's file, as the pod sees it."""
     plants: tuple[str, ...] = ()
-    """The plants served by this group; all that have a route when empty."""
+    """The plants served by this deployment; all that have a route when empty."""
+    group: str | None = None
+    """Only the plants whose `group` in the fleet's file this is: they share no process with others."""
+    branch_mb: float = Field(default=BRANCH_MB, ge=0)
+    """Memory of a replica for branches and whole models."""
+    pinned: tuple[str, ...] = ()
+    """Plants whose branches always stay loaded."""
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -42,5 +51,8 @@ def build(args: dict[str, Any]) -> Any:
         raise InputError(str(first["msg"]), field=field, remedy="See args in k8s/base/serving/serving.yaml") from None
     fleet = load_fleet(given.fleet)
     plants = tuple(fleet.plant(name).name for name in given.plants)
-    config = ServeConfig(Settings.load(os.environ), fleet.store, fleet.fleet, plants)
+    if given.group is not None:
+        plants = tuple(chosen_plants(fleet, plants=plants, group=given.group))
+    tiers = Tiers(branch_mb=given.branch_mb, pinned=tuple(fleet.plant(name).name for name in given.pinned))
+    config = ServeConfig(Settings.load(os.environ), fleet.store, fleet.fleet, plants, tiers=tiers)
     return serve.deployment(serve.ingress()(Replica), name="plants").bind(config)

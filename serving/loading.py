@@ -7,6 +7,7 @@ Several threads may load at once; each bundle is loaded by one of them.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from plants import bundle
-from plants.bundle import Manifest, TrunkRef
+from plants.bundle import MANIFEST, Manifest, TrunkRef
+from plants.certificate import int8_stage
 from plants.errors import InputError
 from plants.hashing import sha256
 from plants.normality import Normalities
+from plants.variants import Shift, Variant, shift
 from serving.ensemble import Ensemble
 from serving.heads import Heads, Slot, affine
 from serving.scoring import NOBODY, Floats, GoodParts, Known, KnownFile, Model, Scorer, Trunk
@@ -37,7 +40,10 @@ from serving.sessions import (
     open_branch,
     open_session,
 )
+from serving.variants import Choose, always_float, files_of
 from serving.words import Vocabulary
+
+log = logging.getLogger("crossplant.serving")
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of a logit from the recorded one; float32 kernels of two machines differ by less."""
@@ -52,17 +58,20 @@ NORMALITY = "normality.npz"
 class Files:
     """The files of a bundle that are opened to serve it: here, and nowhere else, they are chosen."""
 
+    trunk: str
+    """SHA-256."""
     branch: FileRef | None
     normality: FileRef | None
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest) -> Files:
+    def of(cls, folder: Path, manifest: Manifest, *, variant: Variant = "float") -> Files:
         """Those of a bundle in a folder. An ensemble has no branch of its own, nor has a normality."""
+        trunk, branch = files_of(manifest, variant)
 
         def at(name: str) -> FileRef | None:
             return FileRef(folder / name, manifest.files[name]) if name in manifest.files else None
 
-        return cls(at("branch.onnx"), at(NORMALITY))
+        return cls(trunk, at(branch), at(NORMALITY))
 
 
 class Loader:
@@ -75,12 +84,16 @@ class Loader:
         trunk_of: Callable[[str], Path],
         again: Callable[[str], Path] | None = None,
         branch_mb: float = BRANCH_MB,
+        choose: Choose = always_float,
     ) -> None:
         """`folder_of` gives a bundle's folder by its digest, `trunk_of` a trunk's file by its SHA-256.
 
         again: gives the folder after what is missing or damaged in it was fetched; None where there is nowhere to ask.
         branch_mb: what the sessions of branches and whole models may take together.
+        choose: says which variant of a bundle is served, see `serving.variants`.
         """
+        self._choose = choose
+        self._chosen: dict[str, Variant] = {}
         self._folder_of, self._trunk_of, self._again = folder_of, trunk_of, again
         self._branches: Recency[Session] = Recency(open_branch, bound_mb=branch_mb)
         self._normalities = Recency(Normalities.load, bound_mb=NORMALITY_MB)
@@ -88,9 +101,38 @@ class Loader:
         self._trunks: Shared[Trunk] = Shared()
         self._scorers: Shared[Scorer] = Shared()
 
-    def scorer(self, digest: str) -> Scorer:
-        """The bundle of this digest, loaded and probed. Raises InputError for one that is not what it says."""
-        return self._scorers.get(digest, lambda: self._opened(digest))
+    def scorer(self, digest: str, variant: Variant | None = None) -> Scorer:
+        """The bundle of this digest, loaded and probed, in the variant that is served unless one is named.
+
+        Raises InputError for one that is not what it says.
+        """
+        if variant is not None:
+            return self._scorers.get(f"{digest} {variant}", lambda: self._opened(digest, variant))
+        if digest not in self._chosen:
+            self._chosen[digest] = self._choose(digest, self.manifest(digest), self.scorer)
+        if self._chosen[digest] == "int8":
+            try:
+                return self.scorer(digest, "int8")
+            except InputError as error:
+                log.warning("bundle %s is served in float: %s", digest[:12], error)
+                self._chosen[digest] = "float"
+        return self.scorer(digest, "float")
+
+    def folder(self, digest: str) -> Path:
+        """Where the bundle lies, whose files were checked when it was loaded."""
+        return self._folder_of(digest)
+
+    def manifest(self, digest: str) -> Manifest:
+        """The bundle's manifest. Raises InputError for another."""
+        path = self._folder_of(digest) / MANIFEST
+        data = path.read_bytes() if path.is_file() else b""
+        return bundle.parse(data, source=str(path)) if sha256(data) == digest else self._read(digest)[1]
+
+    def let_go(self, scorer: Scorer) -> None:
+        """The sessions of its branches are not held any more, unless somebody pins them: it was asked once."""
+        for part in scorer.parts:
+            if isinstance(part, KeptSession):
+                self._branches.drop(part.file.sha256)
 
     def pin(self, plant: str, scorer: Scorer) -> None:
         """What the plant's scorer has open stays open, until the plant is pinned to another."""
@@ -102,17 +144,18 @@ class Loader:
         """The sessions of branches and whole models: how many, how large, how often loaded."""
         return self._branches.counts
 
-    def _opened(self, digest: str) -> Scorer:
+    def _opened(self, digest: str, variant: Variant) -> Scorer:
         folder, manifest = self._read(digest)
-        files, words = Files.of(folder, manifest), self._vocabulary.words(manifest)
+        files = Files.of(folder, manifest, variant=variant)
+        words = self._vocabulary.words(manifest, variant=variant)
         known = self._known(files)
         if manifest.kind == "ensemble":
-            members = [self.scorer(member) for member in manifest.members]
+            members = [self.scorer(member, variant) for member in manifest.members]
             models = tuple(member for member in members if isinstance(member, Model))
             if len(models) != len(members):
                 raise InputError("an ensemble's members must be single models", file=str(folder), field="members")
             return Ensemble(digest, words, models, manifest.weights, known)
-        trunk = self._trunk(manifest.trunk)
+        trunk = self._trunk(manifest.trunk, digest=files.trunk)
         model: Model | GoodParts
         if manifest.kind == "normality":
             model = GoodParts(digest, words, trunk, known)
@@ -121,7 +164,8 @@ class Loader:
         else:
             model = Model(digest, words, trunk, self._branch(files.branch, manifest, digest=digest, trunk=trunk), known)
         if "probe.npz" in manifest.files:
-            self._probes.check(model, file=folder / "probe.npz")
+            judged = manifest.int8.probe if manifest.int8 and variant == "int8" else None
+            self._probes.check(model, file=folder / "probe.npz", judged=judged)
         return model
 
     def _read(self, digest: str) -> tuple[Path, Manifest]:
@@ -136,12 +180,12 @@ class Loader:
             raise InputError(f"holds bundle {actual[:12]} instead of {digest[:12]}", file=str(folder))
         return folder, manifest
 
-    def _trunk(self, ref: TrunkRef) -> Trunk:
+    def _trunk(self, ref: TrunkRef, *, digest: str) -> Trunk:
         def made() -> Trunk:
-            session = open_session(checked(FileRef(self._trunk_of(ref.sha256), ref.sha256)))
-            return Trunk(ref.sha256, ref.size_px, session, ref.interpolation)
+            session = open_session(checked(FileRef(self._trunk_of(digest), digest)))
+            return Trunk(digest, ref.size_px, session, ref.interpolation)
 
-        return self._trunks.get(f"{ref.sha256} {ref.size_px} {ref.interpolation}", made)
+        return self._trunks.get(f"{digest} {ref.size_px} {ref.interpolation}", made)
 
     def _branch(self, file: FileRef, manifest: Manifest, *, digest: str, trunk: Trunk) -> KeptSession | Slot:
         """A head among the others where the branch is one, else its session."""
@@ -170,11 +214,20 @@ class Probes:
         self._passes: OrderedDict[tuple[str, str, frozenset[int]], dict[int, Floats]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def check(self, model: Model | GoodParts, *, file: Path) -> None:
-        """Raises InputError unless the model gives what is recorded in the file for the first inputs there."""
+    def check(self, model: Model | GoodParts, *, file: Path, judged: Shift | None = None) -> None:
+        """Raises InputError unless the model gives what is recorded in the file for the first inputs there.
+
+        judged: of INT8, how far it was from float where it was judged; it may be as far here.
+        """
         with np.load(file, allow_pickle=False) as probe:
             inputs, expected = probe["inputs"][:_NUM_PROBES], probe["logits"][:_NUM_PROBES]
         logits = model.logits(self._activations(model.trunk, inputs, cuts=model.cuts))
+        if judged is not None:
+            stage = int8_stage(shift(expected, logits, is_named=isinstance(model, Model)), judged=judged)
+            if stage.faults:
+                what = f"answers otherwise here than where INT8 was judged: {stage.faults[0]}"
+                raise InputError(what, file=str(file))
+            return
         worst = float(np.abs(logits - expected).max(initial=0.0))
         if not worst <= PROBE_TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0))):
             raise InputError(

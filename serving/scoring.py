@@ -205,8 +205,9 @@ class Model:
 
     @property
     def tier(self) -> Tier:
-        """As the bundle says; an adapter is merged into its branch and served as one."""
-        return self.manifest.tier
+        """As the bundle says, but for what calls itself a head and is none; an adapter is merged into its branch."""
+        is_session = isinstance(self.branch, KeptSession)
+        return "branch" if is_session and self.manifest.tier == "head" else self.manifest.tier
 
     @property
     def parts(self) -> tuple[KeptSession | Slot, ...]:

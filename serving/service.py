@@ -41,7 +41,7 @@ from serving.repeats import Repeats
 from serving.router import Live, Router, Target
 from serving.schemas import Answer, Change, ModelRef, PlantStatus, Refusal, RouteAnswer, unknown_plant
 from serving.scoring import held
-from serving.sessions import Session
+from serving.sessions import Counts, Session
 from serving.standing import standing
 from serving.telemetry import Telemetry
 
@@ -74,6 +74,8 @@ class Service:
     journal: Journal
     log: PredictionLog
     load: Callable[[str, Target], Predictor]
+    branches: Callable[[], Counts]
+    """What branches take, and how often one had to be loaded."""
     telemetry: Telemetry = field(default_factory=Telemetry)
     replica: str = ""
     max_body_bytes: int = MAX_BYTES
@@ -221,7 +223,8 @@ class Service:
             try:
                 self.load(plant, target)
             except InputError as error:
-                raise Refusal(str(error), plant=plant, field="bundle", remedy="Publish it again") from None
+                remedy = error.remedy or "Publish it again"
+                raise Refusal(str(error), plant=plant, field="bundle", remedy=remedy) from None
             return self.journal.promote(
                 plant, bundle=change.bundle, policy=change.policy, who=who(grant), expected=change.expected
             )

@@ -192,6 +192,12 @@ class Recency(Generic[T]):
         self._keep(file.sha256, found, size_mb=size_mb)
         return found
 
+    def drop(self, digest: str) -> None:
+        """What was needed once, and nobody pins, is not held any more."""
+        with self._lock:
+            if digest in self._held and not any(digest in pins for pins in self._pins.values()):
+                self._held_mb -= self._held.pop(digest)[1]
+
     @property
     def counts(self) -> Counts:
         """What is held and was done."""

@@ -24,6 +24,8 @@ from serving.client import Client
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor, predict_local
 from serving.predictor import Predictor, chosen_environment
+from serving.sessions import BRANCH_MB
+from serving.wiring import Tiers
 
 FLEET_ROLES: tuple[Role, ...] = ("lead", "auditor")
 """Roles that open the whole fleet: a lead promotes and rolls back, an auditor reads, as Prometheus does."""
@@ -32,12 +34,25 @@ Files = list[tuple[str, Path]]
 
 
 def serve_fleet(
-    fleet: Fleet, *, settings: Settings, plants: Sequence[str] = (), host: str, port: int, replicas: int = 1
+    fleet: Fleet,
+    *,
+    settings: Settings,
+    plants: Sequence[str] = (),
+    group: str | None = None,
+    host: str,
+    port: int,
+    replicas: int = 1,
+    branch_mb: float = BRANCH_MB,
+    pinned: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The app answers for every plant with a route; a token for each lies under home. Returns address and plants."""
-    for name in plants:
+    """The app answers for every plant with a route; a token for each lies under home. Returns address and plants.
+
+    plants, group: only these plants, or those of this group, are in the app's processes, also those that get their
+    first route later. Otherwise all are that have a route, or get one.
+    """
+    for name in (*plants, *pinned):
         fleet.plant(name)
-    wanted = [plant.name for plant in fleet.plants if not plants or plant.name in plants]
+    wanted = chosen_plants(fleet, plants=plants, group=group)
     routes = Journal(settings.journal_url).current()
     live = [name for name in wanted if name in routes]
     if not live:
@@ -47,9 +62,29 @@ def serve_fleet(
     for role in FLEET_ROLES:
         ensure_token(settings, role=role)
     address = app.run(
-        settings, store_uri=fleet.store, fleet=fleet.fleet, plants=live, host=host, port=port, num_replicas=replicas
+        settings,
+        store_uri=fleet.store,
+        fleet=fleet.fleet,
+        plants=wanted if plants or group is not None else (),
+        host=host,
+        port=port,
+        num_replicas=replicas,
+        tiers=Tiers(branch_mb=branch_mb, pinned=tuple(pinned)),
     )
     return {"address": address, "plants": live}
+
+
+def chosen_plants(fleet: Fleet, *, plants: Sequence[str] = (), group: str | None = None) -> list[str]:
+    """The fleet's plants that one app serves. Raises InputError for a group that no plant is in, or not all named."""
+    groups = sorted({plant.group for plant in fleet.plants if plant.group})
+    if group is not None and group not in groups:
+        known = f"Known: {', '.join(groups)}" if groups else "Give plants a `group` in the fleet's file"
+        raise InputError(f"no plant is in group {group!r}", field="--group", remedy=known)
+    members = [plant.name for plant in fleet.plants if group is None or plant.group == group]
+    for name in plants:
+        if name not in members:
+            raise InputError(f"is not in group {group!r}", plant=name, field="--plant", remedy="Leave one of both out")
+    return [name for name in members if not plants or name in plants]
 
 
 def ensure_token(settings: Settings, *, plant: str | None = None, role: Role = "plant") -> str:

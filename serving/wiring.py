@@ -6,26 +6,30 @@ starts and serves with the store and the database away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.access import Access
 from cluster.following import Follower
-from cluster.registry import Bundles, Journal
+from cluster.host import this_host
+from cluster.registry import Bundles, Journal, Route
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from plants.bundle import MANIFEST
+from plants.certificate import Host
 from plants.costs import Policy
-from plants.errors import InputError
+from plants.errors import CheckFailed, InputError
 from plants.hashing import sha256
 from serving.auth import Gate
+from serving.certify import Certifier
 from serving.loading import Loader
 from serving.predictions import PredictionLog
 from serving.predictor import Predictor
-from serving.router import Router, Target
+from serving.router import START_WAIT_S, Router, Target
 from serving.service import Service
 from serving.sessions import BRANCH_MB
+from serving.variants import Variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,15 @@ TIERS = Tiers()
 
 
 class Shelf:
-    """Bundles, trunks and policies on this machine's disk; what is missing is fetched, what is there is checked."""
+    """Bundles, trunks, policies and certificates on this machine's disk; what is missing is fetched, what is there is
+    checked, and a bundle that has no certificate for this kind of host gets one or is refused.
+    """
 
-    def __init__(self, store: Store, *, folder: Path, tiers: Tiers = TIERS) -> None:
+    def __init__(self, store: Store, *, folder: Path, tiers: Tiers = TIERS, host: Host | None = None) -> None:
+        """host: what this machine is, unless told otherwise."""
         self._store = store
         self._folder = folder
-        bundles = Bundles(store)
+        bundles, host = Bundles(store), host or this_host()
 
         def folder_of(digest: str) -> Path:
             """What is there is checked by who reads it, once."""
@@ -59,15 +66,21 @@ class Shelf:
             trunk_of=lambda digest: bundles.fetch_trunk(digest, folder / "trunks"),
             again=lambda digest: bundles.fetch(digest, folder / "bundles"),
             branch_mb=tiers.branch_mb,
+            choose=Variants(host=host, folder=folder / "variants"),
         )
+        self._certifier = Certifier(self.loader, store=store, folder=folder, host=host)
         self._pinned = frozenset(tiers.pinned)
 
     def predictor(self, plant: str, target: Target) -> Predictor:
-        """The plant's predictor for a route. Raises InputError when bundle or policy is not what it should be."""
+        """The plant's predictor for a route, with a certificate for this kind of host.
+
+        Raises InputError when bundle or policy is not what it should be, or the certificate does not hold.
+        """
         policy = self.policy(target.policy)
         if policy.plant != plant:
             raise InputError(f"is a policy of plant {policy.plant}", plant=plant, file=f"policies/{target.policy}.json")
         predictor = Predictor(plant, self.loader.scorer(target.bundle), policy)
+        self._certifier.ensure(predictor, policy=target.policy)
         if plant in self._pinned:
             self.loader.pin(plant, predictor.scorer)
         return predictor
@@ -94,6 +107,7 @@ def open_service(
     poll_s: float = 0.5,
     max_waiting: int = 64,
     tiers: Tiers = TIERS,
+    start_wait_s: float = START_WAIT_S,
 ) -> Service:
     """A service with every route loaded that can be; `plants` limits it to some, empty means all with a route."""
     store = open_store(store_uri)
@@ -104,14 +118,20 @@ def open_service(
     wanted = frozenset(plants)
     follower = Follower(journal)
 
-    def poll() -> dict[str, Target]:
-        return {
-            plant: Target(route.bundle, route.policy, route.sequence, action=route.action, who=route.who, at=route.at)
-            for plant, route in follower.current().items()
-            if not wanted or plant in wanted
-        }
+    targets: dict[str, Target] = {}
+    version = -1
 
-    router = Router(poll=poll, load=shelf.predictor, state=folder / _state_name(plants), poll_s=poll_s)
+    def poll() -> Mapping[str, Target]:
+        nonlocal targets, version
+        routes = follower.current()
+        if version != follower.version:
+            targets = {plant: _target(one) for plant, one in routes.items() if not wanted or plant in wanted}
+            version = follower.version
+        return targets
+
+    router = Router(
+        poll=poll, load=shelf.predictor, state=folder / _state_name(plants), poll_s=poll_s, start_wait_s=start_wait_s
+    )
     router.start()
     return Service(
         gate=Gate(access.grants, state=folder / "grants.json"),
@@ -120,11 +140,31 @@ def open_service(
         log=PredictionLog(store, replica=replica, spool=settings.home / "spool" / fleet, spool_mb=settings.spool_mb),
         load=shelf.predictor,
         replica=replica,
+        branches=lambda: shelf.loader.branches,
         max_waiting=max_waiting,
     )
+
+
+def _target(route: Route) -> Target:
+    return Target(route.bundle, route.policy, route.sequence, action=route.action, who=route.who, at=route.at)
 
 
 def _state_name(plants: Sequence[str]) -> str:
     """The file of last good routes: one for each choice of plants, which are never mixed with others' in a process."""
     chosen = sha256(" ".join(sorted(set(plants))).encode())[:12]
     return f"routes-{chosen}.json" if plants else "routes.json"
+
+
+def certify(settings: Settings, *, store_uri: str, fleet: str) -> Callable[[str, str, str], None]:
+    """What stages (plant, bundle, policy) on this host before the journal names it, and raises CheckFailed where it
+    gets no certificate: for the verbs that write routes without a replica.
+    """
+    shelf = Shelf(open_store(store_uri), folder=settings.home / "serving" / fleet)
+
+    def staged(plant: str, bundle: str, policy: str) -> None:
+        try:
+            shelf.predictor(plant, Target(bundle, policy, -1))
+        except InputError as error:
+            raise CheckFailed(str(error)) from None
+
+    return staged

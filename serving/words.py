@@ -16,6 +16,7 @@ from typing import Literal
 from plants.bundle import Kind, Manifest, PlantView
 from plants.ensembles import Rule
 from plants.geometry import Environment
+from plants.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Words:
     tier: Literal["head", "adapter", "branch", "whole"]
     rule: Rule
     serves: Mapping[str, PlantView]
+    variant: Variant = "float"
+    """What it was loaded from, see `serving.variants`."""
 
 
 class Vocabulary:
@@ -40,8 +43,8 @@ class Vocabulary:
         self._leaves: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._lock = threading.Lock()
 
-    def words(self, manifest: Manifest) -> Words:
-        """The manifest's words."""
+    def words(self, manifest: Manifest, *, variant: Variant = "float") -> Words:
+        """The manifest's words, of a bundle that is loaded in this variant."""
         with self._lock:
             return Words(
                 name=manifest.name,
@@ -51,6 +54,7 @@ class Vocabulary:
                 tier=manifest.tier,
                 rule=manifest.rule,
                 serves={sys.intern(plant): self._view(view) for plant, view in manifest.serves.items()},
+                variant=variant,
             )
 
     def _view(self, view: PlantView) -> PlantView:

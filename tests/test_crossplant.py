@@ -54,7 +54,7 @@ def test_demo_ends_with_1_when_a_run_failed_or_a_decision_was_withdrawn_once_it_
         "jobs.verbs.train": {"runs": [{"state": state}]},
         "jobs.release.compare": {"matrix": {}, "decisions": {}, "report": "compare.html"},
         "jobs.release.evaluate": {},
-        "jobs.release.publish": {"withdrawn": withdrawn},
+        "jobs.release.publish": {"withdrawn": withdrawn, "uncertified": []},
         "crossplant._called": {"address": "http://127.0.0.1:9", "endpoints": {}, "metrics": {}},
     }
     for name, answer in answers.items():

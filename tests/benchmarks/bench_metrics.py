@@ -152,8 +152,8 @@ def over_http(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def calls(folder: Path) -> dict[str, float]:
     """CPU microseconds a verdict: on the thread that calls, and of the whole process, folding and writing included."""
-    from serving.schemas import Answer, FrameAnswer, ModelRef
     from serving.answers import log_row
+    from serving.schemas import Answer, FrameAnswer, ModelRef
 
     frame = FrameAnswer(
         image="a.jpg", sha256="a" * 64, tensor_digest="b" * 64, num_views=1, probabilities={}, score=0.1, tiles=[]

@@ -37,7 +37,14 @@ def test_a_follower_always_knows_what_the_whole_journal_says(journal: Journal, s
         else:
             write(journal, plant, "abcdef"[step % 6])
         if rng.random() < 0.6:
+            before, version = dict(follower.current()) if step else {}, follower.version
+            assert before == (journal.current() if step else {})
+            write(journal, "last")
             assert dict(follower.current()) == journal.current()
+            assert follower.version > version
+            version = follower.version
+            follower.current()
+            assert follower.version == version
 
 
 def test_a_row_committed_after_one_of_a_higher_number_is_not_missed(journal: Journal, tmp_path: Path):

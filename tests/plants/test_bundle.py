@@ -177,3 +177,24 @@ def test_a_view_must_know_the_leaves_of_its_classes_and_its_good_ones():
         PlantView(classes=("dent",), leaf_sets={}, environments=environments)
     with pytest.raises(ValidationError, match="ok names gut"):
         PlantView(classes=("dent",), ok=("gut",), leaf_sets={"dent": ("dent",)}, environments=environments)
+
+
+INT8 = {"trunk": "a" * 64, "branch": "branch.int8.onnx", "rung": "int8 minmax"}
+
+
+def test_a_bundle_without_int8_is_written_as_it_always_was_and_one_with_it_names_both(folder):
+    (folder / "branch.int8.onnx").write_bytes(b"int8")
+    plain = bundle.write(folder, manifest())
+    assert b'int8":' not in bundle.canonical(plain.manifest)
+    both = bundle.write(folder, manifest(int8=INT8))
+    assert bundle.read(folder) == both
+    assert both.manifest.int8.trunk == "a" * 64
+    assert both.manifest.trunk == plain.manifest.trunk, "float remains the reference"
+    assert both.digest != plain.digest
+
+
+def test_int8_of_a_branch_is_a_file_of_the_bundle_and_an_ensemble_has_none_of_its_own(folder):
+    with pytest.raises(InputError, match=r"a bundle whose branch has INT8 needs branch\.int8\.onnx"):
+        bundle.write(folder, manifest(int8=INT8))
+    with pytest.raises(ValidationError, match="int8: ensemble has no branch of its own"):
+        manifest(int8=INT8, kind="ensemble", members=("a" * 64,), weights=(1.0,))

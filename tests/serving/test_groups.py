@@ -1,0 +1,64 @@
+"""Plants that may not share a process do not, and which are served is chosen in one place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plants.errors import InputError
+from plants.plant import Fleet, Plant
+from serving.verbs import chosen_plants
+from serving.wiring import open_service
+from tests.serving.toys import Works, plant_view
+
+
+def fleet(**groups: str | None) -> Fleet:
+    plants = [
+        Plant(name=name, images="frames", classes={"ok": "ok", "dent": "dent"}, ok=("ok",), group=group)
+        for name, group in groups.items()
+    ]
+    return Fleet(fleet="toys", store="store", trunks=[{"backbone": "test_resnet"}], plants=plants)
+
+
+def test_a_group_is_its_members_and_no_group_is_everybody():
+    one = fleet(mill="eu", foundry="us", press="eu", kiln=None)
+    assert chosen_plants(one, group="eu") == ["mill", "press"]
+    assert chosen_plants(one) == ["mill", "foundry", "press", "kiln"]
+    assert chosen_plants(one, group="eu", plants=["press"]) == ["press"]
+
+
+def test_a_group_that_nobody_is_in_is_named_with_those_that_are_known():
+    with pytest.raises(InputError, match=r"--group.*'asia'.*Known: eu, us"):
+        chosen_plants(fleet(mill="eu", foundry="us"), group="asia")
+    with pytest.raises(InputError, match="Give plants a `group`"):
+        chosen_plants(fleet(mill=None), group="eu")
+
+
+def test_a_plant_of_another_group_is_refused_by_name():
+    with pytest.raises(InputError, match=r"foundry.*not in group 'eu'"):
+        chosen_plants(fleet(mill="eu", foundry="us"), group="eu", plants=["foundry"])
+
+
+def test_two_groups_on_one_machine_never_load_each_others_plants_even_without_the_database(works: Works):
+    for plant in ("mill", "foundry"):
+        bundle = works.bundle(plant, serves={plant: plant_view()}, sharpness=3.0 if plant == "mill" else 4.0)
+        works.promote(plant, bundle=bundle, policy=works.policy(plant))
+
+    def served(plant: str, replica: str) -> set[str]:
+        one = open_service(
+            works.settings, store_uri=works.store.uri, fleet="toys", plants=[plant], replica=replica, poll_s=60
+        )
+        found = set(one.router.table.live)
+        one.close()
+        return found
+
+    assert served("mill", "r1") == {"mill"}
+    assert served("foundry", "r2") == {"foundry"}
+    states = (works.settings.home / "serving" / "toys").glob("routes-*.json")
+    assert sorted(plant for state in states for plant in json.loads(state.read_text())) == ["foundry", "mill"]
+    database: Path = works.settings.home / "routes.db"
+    database.unlink()
+    database.mkdir()
+    assert served("mill", "r3") == {"mill"}
