@@ -23,7 +23,7 @@ from serving.batcher import Batcher, Busy
 from serving.board import OwnView, View
 from serving.exposition import Condition
 from serving.intake import PartRequest, parse, read_body
-from serving.predictions import PredictionLog
+from serving.predictions import PredictionLog, log_row
 from serving.predictor import Judgement, Predictor, Work, judge
 from serving.router import Live, Router, Target
 from serving.schemas import Answer, Change, ModelRef, PlantStatus, Refusal, RouteAnswer, unknown_plant
@@ -323,27 +323,3 @@ def timed_out(
         frames=[],
         latency_ms=latency_ms,
     )
-
-
-def log_row(answer: Answer, *, product: str | None) -> dict[str, Any]:
-    """The answer as a row of the prediction log."""
-    return {
-        "request_id": answer.request_id,
-        "plant": answer.plant,
-        "environment": answer.environment,
-        "part_id": answer.part_id,
-        "product": product,
-        "bundle": answer.model.bundle,
-        "policy": answer.model.policy,
-        "arm": answer.model.arm,
-        "verdict": answer.verdict,
-        "defect": answer.defect,
-        "confidence": answer.confidence,
-        "why": answer.why,
-        "probabilities": list(answer.probabilities.items()),
-        "impossible": answer.impossible,
-        "novelty": answer.novelty,
-        "frames": [frame.sha256 for frame in answer.frames],
-        "tensor_digests": [frame.tensor_digest for frame in answer.frames],
-        "latency_ms": answer.latency_ms,
-    }

@@ -29,7 +29,7 @@ from measuring import Child, entry, even_niceness, machine, say_ready
 
 from cluster.storage import LocalStore
 from serving.exposition import prometheus_text
-from serving.predictions import PredictionLog
+from serving.predictions import PredictionLog, log_row
 from serving.telemetry import Telemetry
 
 PLANTS, ENVIRONMENTS = 1000, 2
@@ -182,7 +182,6 @@ def _interval(pairs: Sequence[tuple[float, float]], *, num: int = 2000) -> list[
 def calls(folder: Path) -> dict[str, float]:
     """CPU microseconds a verdict: on the thread that calls, and of the whole process, folding and writing included."""
     from serving.schemas import Answer, FrameAnswer, ModelRef
-    from serving.service import log_row
 
     frame = FrameAnswer(
         image="a.jpg", sha256="a" * 64, tensor_digest="b" * 64, num_views=1, probabilities={}, score=0.1, tiles=[]

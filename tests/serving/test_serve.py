@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -73,6 +74,16 @@ def test_both_replicas_answer_and_either_tells_the_counts_of_both(served: Served
         time.sleep(0.3)
         counts = {served.http.get("/plants/mill/metrics").json()["requests"] for _ in range(6)}
     assert counts == {served.num_asked}
+
+
+def test_either_replica_tells_prometheus_of_both(served: Served):
+    auditor = served.works.token("auditor", plant=None)
+    for _ in range(4):
+        text = served.http.get("/metrics", headers=auditor).text
+        verdicts = re.findall(r"^crossplant_verdicts_total\{.*\} (\S+)$", text, re.M)
+        assert sum(map(float, verdicts)) == served.num_asked
+        assert len(re.findall(r"^crossplant_replica_degraded\{.*\} 0.0$", text, re.M)) == 2
+        time.sleep(0.6)
 
 
 def test_a_bundle_on_disk_and_the_endpoint_give_the_same_answer_from_the_same_tensor(served: Served):
