@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from cluster.settings import Settings
 from plants.errors import CheckFailed, InputError
 
 _PREFIX = "crossplant-"
-_LONGEST_TMP = 40
-"""Ray's socket paths below its folder are about 60 characters, and the system takes 107."""
+_LONGEST_TMP = 10
+"""The socket paths of Ray's HAProxy add 60 characters to this folder's name of up to 28, and it takes 97 in all."""
 
 
 class _Process:
@@ -32,16 +32,25 @@ class _Process:
 
     folder: Path | None = None
     is_ours: bool = False
-    gave_token: bool = False
+    given: tuple[str, ...] = ()
+    """The environment variables it has set for Ray."""
 
 
 _process = _Process()
 
 
 def start(
-    settings: Settings, *, num_slots: int | None = None, dashboard: bool = False, log_to_driver: bool = False
+    settings: Settings,
+    *,
+    num_slots: int | None = None,
+    dashboard: bool = False,
+    log_to_driver: bool = False,
+    variables: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> None:
     """Afterwards Ray is usable: one that was there already, an embedded one, or the cluster the settings name.
+
+    An embedded one and its processes get the environment variables that `variables` makes of its private folder, as
+    far as the user has set none of them.
 
     Raises InputError within `settings.start_timeout_s` when it is not.
     """
@@ -52,6 +61,8 @@ def start(
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": "error"}
     if settings.is_embedded:
         _give_token()
+        if variables is not None:
+            _give({name: value for name, value in variables(_folder()).items() if name not in os.environ})
         options |= {
             "num_cpus": num_slots or settings.slots,
             "include_dashboard": dashboard,
@@ -75,10 +86,9 @@ def stop() -> None:
     if _process.is_ours:
         ray.shutdown()
         _process.is_ours = False
-    if _process.gave_token:
-        for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
-            os.environ.pop(name, None)
-        _process.gave_token = False
+    for name in _process.given:
+        os.environ.pop(name, None)
+    _process.given = ()
 
 
 @contextlib.contextmanager
@@ -156,8 +166,13 @@ def _give_token() -> None:
     if not file.exists():
         file.touch(mode=0o600)
         file.write_text(secrets.token_hex(32), encoding="ascii")
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
-    _process.gave_token = True
+    _give({"RAY_AUTH_TOKEN_PATH": str(file)})
+    _process.given += ("RAY_AUTH_MODE",)  # which Ray sets itself
+
+
+def _give(variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
+    _process.given += tuple(variables)
 
 
 def _folder() -> Path:

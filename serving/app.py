@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 from cluster import session
 from cluster.settings import Settings
 from plants.errors import InputError
+from serving import ingress
 from serving.board import APP, Poster, end_board
 from serving.schemas import Answer, Change, PlantStatus, Refusal, RouteAnswer
 from serving.service import Service, Upload
@@ -177,7 +178,7 @@ def run(
     port = _free_port(host, port)
     from ray import serve  # two seconds that a taken port should not cost
 
-    session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica))
+    session.start(settings, num_slots=math.ceil(num_replicas * cpus_per_replica), variables=ingress.variables)
     session.require({"CPU": cpus_per_replica}, copies=num_replicas)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)

