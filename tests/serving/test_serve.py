@@ -86,6 +86,18 @@ def test_either_replica_tells_prometheus_of_both(served: Served):
         time.sleep(0.6)
 
 
+def test_a_board_that_dies_is_replaced_and_every_count_is_on_the_new_one(served: Served):
+    import ray
+
+    ray.kill(ray.get_actor("crossplant-board-toys", namespace="crossplant"))
+    served.ask(png(RED))
+    begun, counts = time.monotonic(), set()
+    while counts != {served.num_asked} and time.monotonic() - begun < 15:
+        time.sleep(0.5)
+        counts = {served.http.get("/plants/mill/metrics").json()["requests"] for _ in range(6)}
+    assert counts == {served.num_asked}
+
+
 def test_a_bundle_on_disk_and_the_endpoint_give_the_same_answer_from_the_same_tensor(served: Served):
     image = png((130, 90, 60), size=(120, 100))
     over_http = served.ask(image, environment="tiled", part_id="4711")
