@@ -1,8 +1,6 @@
-"""What is said of a part: the answer with a judgement, the one at a deadline, and the log's row of either."""
+"""What is said of a part: the answer with a judgement, and the one at a deadline."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from plants.plant import Costs
 from serving.intake import PartRequest
@@ -57,29 +55,3 @@ def timed_out(
         frames=[],
         latency_ms=latency_ms,
     )
-
-
-def log_row(answer: Answer, *, product: str | None, key: str | None = None) -> dict[str, Any]:
-    """The answer as a row of the prediction log."""
-    return {
-        "request_id": answer.request_id,
-        "plant": answer.plant,
-        "environment": answer.environment,
-        "part_id": answer.part_id,
-        "product": product,
-        "request_key": key,
-        "bundle": answer.model.bundle,
-        "policy": answer.model.policy,
-        "arm": answer.model.arm,
-        "verdict": answer.verdict,
-        "defect": answer.defect,
-        "confidence": answer.confidence,
-        "why": answer.why,
-        "probabilities": list(answer.probabilities.items()),
-        "impossible": answer.impossible,
-        "novelty": answer.novelty,
-        "disagreement": answer.disagreement,
-        "frames": [frame.sha256 for frame in answer.frames],
-        "tensor_digests": [frame.tensor_digest for frame in answer.frames],
-        "latency_ms": answer.latency_ms,
-    }

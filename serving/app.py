@@ -6,7 +6,9 @@ runs, or starts one. Counters of several replicas meet on a board, see `serving.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gzip
 import logging
 import math
 import random
@@ -99,7 +101,10 @@ def build_app(service: Service) -> FastAPI:
     @api.get("/metrics", response_class=Response, responses={200: text, **refusals()})
     async def prometheus(request: Request) -> Response:
         body = await service.prometheus(authorization=request.headers.get("authorization"))
-        return Response(body, media_type=PROMETHEUS)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(body, media_type=PROMETHEUS)
+        packed = await asyncio.to_thread(gzip.compress, body, 3)  # of a thousand plants 2.5 MB become 0.1
+        return Response(packed, media_type=PROMETHEUS, headers={"Content-Encoding": "gzip"})
 
     @api.get("/healthz")
     async def healthz() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from serving.predictions import SCHEMA
 from serving.segments import (
     NUM_READERS,
     PARQUET,
+    RECORDS,
     SEGMENTS,
     Record,
     Segment,
@@ -37,6 +38,8 @@ BATCH_SEGMENTS = 4000
 BATCH_BYTES = 256 << 20
 MAX_BATCHES = 8
 """A day that goes on is one file more a run; from so many on they become one. A day that is over is one file."""
+RECENT_DAYS = 7
+"""Days without new segments that are looked at all the same: to be merged once they are over, or to be tidied."""
 _ROW_GROUP = 10_000
 
 
@@ -62,7 +65,7 @@ def compact(store: Store, *, today: str, since: str = "", until: str = "9999", t
     found = []
     with locked(store, "log", ttl_s=ttl_s) as claim:
         days = {one.day for entry in store.list(SEGMENTS) if (one := Segment.of(entry.key))}
-        days |= {entry.key.split("/")[2].removeprefix("day=") for entry in store.list(PARQUET)}
+        days |= {entry.key.rpartition("/")[2].removesuffix(".json") for entry in store.list(RECORDS)[-RECENT_DAYS:]}
         for day in sorted(day for day in days if since <= day <= until):
             done = _compact_day(store, day, is_over=day < today, claim=claim)
             if done is not None:

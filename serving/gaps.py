@@ -13,7 +13,7 @@ from typing import Any
 from serving.segments import Index, Note, Range, Segment, joined, without
 
 WAITS = "waits in the spool of this machine"
-DROPPED = "dropped: the spool was full"
+DROPPED = "dropped: the spool was full, or the row could not be written"
 KILLED = "lost: the process was killed before it wrote them"
 LOST = "lost: neither in the store nor in the spool when the process ended"
 UNKNOWN = "not here yet: the process runs and may still send them, or its machine is gone"

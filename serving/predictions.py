@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -21,8 +22,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from serving.schemas import Answer
 from serving.segments import Segment
 from serving.spool import Spool, SpoolFull, orphans
+
+log = logging.getLogger("crossplant.serving")
 
 SCHEMA = pa.schema(
     [
@@ -152,13 +156,27 @@ class PredictionLog:
 
     def _write(self) -> None:
         with self._writing:
-            rows = []
-            for _ in range(len(self._rows)):
-                make, sequence, at = self._rows.popleft()
-                rows.append(make() | {"replica": self._replica, "sequence": sequence, "at": at})
-            for group in _runs(rows):
+            for group in _runs(self._made()):
                 day = group[0]["at"].strftime("%Y-%m-%d")
-                self._keep(Segment(day, self.spool.owner, group[0]["sequence"], group[-1]["sequence"]), segment(group))
+                name = Segment(day, self.spool.owner, group[0]["sequence"], group[-1]["sequence"])
+                try:
+                    data = segment(group)
+                except (pa.ArrowException, TypeError, ValueError):  # the next ones must be written all the same
+                    log.exception("verdicts %d to %d cannot be written", name.first, name.last)
+                    self.spool.drop(name)
+                    continue
+                self._keep(name, data)
+
+    def _made(self) -> list[Row]:
+        rows = []
+        for _ in range(len(self._rows)):
+            make, sequence, at = self._rows.popleft()
+            try:
+                rows.append(make() | {"replica": self._replica, "sequence": sequence, "at": at})
+            except Exception:  # a gap, and no reason to lose the others
+                log.exception("verdict %d cannot be written", sequence)
+                self.spool.drop(Segment(at.strftime("%Y-%m-%d"), self.spool.owner, sequence, sequence))
+        return rows
 
     def _keep(self, name: Segment, data: bytes) -> None:
         try:
@@ -219,6 +237,32 @@ class PredictionLog:
         if spool is self.spool:
             self._num_noted = num_dropped
         return True
+
+
+def log_row(answer: Answer, *, product: str | None, key: str | None = None) -> Row:
+    """The answer as a row of the prediction log."""
+    return {
+        "request_id": answer.request_id,
+        "plant": answer.plant,
+        "environment": answer.environment,
+        "part_id": answer.part_id,
+        "product": product,
+        "request_key": key,
+        "bundle": answer.model.bundle,
+        "policy": answer.model.policy,
+        "arm": answer.model.arm,
+        "verdict": answer.verdict,
+        "defect": answer.defect,
+        "confidence": answer.confidence,
+        "why": answer.why,
+        "probabilities": list(answer.probabilities.items()),
+        "impossible": answer.impossible,
+        "novelty": answer.novelty,
+        "disagreement": answer.disagreement,
+        "frames": [frame.sha256 for frame in answer.frames],
+        "tensor_digests": [frame.tensor_digest for frame in answer.frames],
+        "latency_ms": answer.latency_ms,
+    }
 
 
 def segment(rows: Sequence[Row]) -> bytes:

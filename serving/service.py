@@ -19,7 +19,7 @@ from cluster.access import Action, Grant
 from cluster.registry import Journal, Route
 from plants.errors import InputError
 from plants.images import MAX_BYTES
-from serving.answers import answered, log_row, timed_out
+from serving.answers import answered, timed_out
 from serving.auth import Gate, authorise, authorise_fleet, authorise_path, who
 from serving.batcher import Batcher, Busy
 from serving.board import OwnView, View
@@ -35,7 +35,7 @@ from serving.intake import (
     read_body,
 )
 from serving.limits import Ingress, Ticket
-from serving.predictions import PredictionLog
+from serving.predictions import PredictionLog, log_row
 from serving.predictor import Judgement, Predictor, Work, judge
 from serving.repeats import Repeats
 from serving.router import Live, Router, Target

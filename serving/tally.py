@@ -44,19 +44,16 @@ class Tally:
     def by_name(self, kind: str) -> dict[str, int]:
         """Name -> count of a kind: defect, error; for verdicts of all arms together."""
         found: dict[str, int] = {}
-        for cell, count in sorted(self.cells.items(), key=lambda item: str(item[0])):
-            if cell[0] == kind:
-                name = str(cell[-1])
-                found[name] = found.get(name, 0) + count
+        for name, count in sorted((str(cell[-1]), count) for cell, count in self.cells.items() if cell[0] == kind):
+            found[name] = found.get(name, 0) + count
         return found
 
     @property
     def by_arm(self) -> dict[str, dict[str, int]]:
         """Arm of the route -> verdict -> count."""
         found: dict[str, dict[str, int]] = {}
-        for cell, count in sorted(self.cells.items(), key=lambda item: str(item[0])):
-            if cell[0] == "verdict":
-                found.setdefault(str(cell[1]), {})[str(cell[2])] = count
+        for _, arm, verdict in sorted(cell for cell in self.cells if cell[0] == "verdict"):
+            found.setdefault(str(arm), {})[str(verdict)] = self.cells["verdict", arm, verdict]
         return found
 
     @property

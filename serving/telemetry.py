@@ -12,6 +12,7 @@ JSON: the Prometheus text holds counters and quantiles of the last five minutes 
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections import deque
@@ -28,6 +29,8 @@ from serving.tally import (
     latency_bucket,
     novelty_bucket,
 )
+
+log = logging.getLogger("crossplant.serving")
 
 FLUSH_S = 0.5
 BLOCK = 20_000
@@ -124,8 +127,11 @@ class Telemetry:
                 self._changed.add(key)
                 if len(event) == 3:
                     _add(series, _named(series, "error", str(event[2])))
-                else:
+                    continue
+                try:
                     _count(series, _Answered._make(event))
+                except ValueError:  # not a number: the thread must count on
+                    log.exception("a verdict of plant %s cannot be counted in full", event[1][0])
 
     def changed(self) -> dict[Key, Totals]:
         """The totals of every series that was counted in since the last call, to be posted."""

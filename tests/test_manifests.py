@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import json
 import os
 import re
 import shutil
@@ -285,6 +286,33 @@ def test_ray_is_the_same_version_in_the_manifests_as_in_the_constraints():
     assert pinned
     versions = {m[1] for overlay in OVERLAYS for m in re.finditer(r"rayVersion: (\S+)", text_of(overlay))}
     assert versions == {pinned[1]}
+
+
+def test_monitoring_is_added_to_an_overlay_by_one_line_with_its_rules_scrape_and_dashboards(tmp_path: Path):
+    (tmp_path / "kustomization.yaml").write_text(
+        f"namespace: crossplant\nresources: [{os.path.relpath(K8S / 'overlays' / 'cpu', tmp_path)}]\n"
+        f"components: [{os.path.relpath(K8S / 'monitoring', tmp_path)}]\n"
+    )
+    done = subprocess.run([*builder(), str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = {(m["kind"], m["metadata"]["name"]): m for m in yaml.load_all(done.stdout, LOADER)}
+    assert {(m["kind"], m["metadata"]["name"]) for m in built("cpu")} < set(found)
+    dashboards = found["ConfigMap", "crossplant-dashboards"]
+    assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    for name, text in dashboards["data"].items():
+        board = json.loads(text)
+        assert board["uid"] == f"crossplant-{name.removesuffix('.json')}"
+        assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) >= 10
+    assert found["PrometheusRule", "crossplant"]["metadata"]["namespace"] == "crossplant"
+    (target,) = found["ScrapeConfig", "crossplant"]["spec"]["staticConfigs"][0]["targets"]
+    assert target == "crossplant-serve-svc.crossplant.svc:8000"
+
+
+def test_the_log_is_compacted_every_hour_by_one_job_at_a_time_with_the_serving_image():
+    (job,) = (m for m in built("cpu") if m["kind"] == "CronJob")
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "crossplant", "log", "--compact"]
 
 
 @pytest.mark.parametrize(

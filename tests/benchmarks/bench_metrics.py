@@ -5,7 +5,7 @@ both switched off, are asked in turns: single JPEG frames through a tiny trunk, 
 Besides: CPU microseconds on the calling thread and in all threads a verdict, and what a scrape of 1,000 plants x 2
 environments costs in bytes and milliseconds.
 
-    python tests/benchmarks/bench_metrics.py --rounds 6 --seconds 4
+    python tests/benchmarks/bench_metrics.py --rounds 60 --seconds 0.5
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from __future__ import annotations
 import argparse
 import functools
 import gzip
+import http.client
+import os
 import pickle
+import random
 import statistics
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import Child, entry, even_niceness, machine, note, say_ready
+from measuring import Child, entry, even_niceness, machine, say_ready
 
 from cluster.storage import LocalStore
 from serving.exposition import prometheus_text
-from serving.predictions import PredictionLog
+from serving.predictions import PredictionLog, log_row
 from serving.telemetry import Telemetry
 
 PLANTS, ENVIRONMENTS = 1000, 2
@@ -75,7 +79,7 @@ def serve(task: dict[str, Any]) -> None:
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
         time.sleep(0.02)
-    say_ready(task["ready"])
+    say_ready(task["ready"], pid=os.getpid())
     server.should_exit = True
     time.sleep(0.5)
 
@@ -93,22 +97,36 @@ def works(folder: Path) -> Any:
     return found
 
 
-def ask(port: int, *, headers: dict[str, str], body: bytes, seconds: float) -> list[float]:
-    """Milliseconds of requests, one after another."""
-    import http.client
+class Line:
+    """A client that keeps its connection, and what its server's process spends."""
 
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    found, until = [], time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        begun = time.perf_counter()
-        connection.request("POST", "/plants/mill/predict?environment=cam-1", body=body, headers=headers)
-        answer = connection.getresponse()
-        answer.read()
-        found.append((time.perf_counter() - begun) * 1000)
-        if answer.status != 200:
-            raise SystemExit(f"answered {answer.status}")
-    connection.close()
-    return found
+    def __init__(self, port: int, *, headers: dict[str, str], body: bytes, pid: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port)
+        self._headers, self._body, self._pid = headers, body, pid
+        self.medians_ms: list[float] = []
+        self.cpu_ms: list[float] = []
+        self.num_asked = 0
+
+    def ask(self, *, seconds: float, is_counted: bool = True) -> None:
+        """Requests one after another: their median and the server's CPU a request are noted."""
+        found, cpu, until = [], self._cpu_s(), time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            begun = time.perf_counter()
+            path = "/plants/mill/predict?environment=cam-1"
+            self._connection.request("POST", path, body=self._body, headers=self._headers)
+            answer = self._connection.getresponse()
+            answer.read()
+            found.append((time.perf_counter() - begun) * 1000)
+            if answer.status != 200:
+                raise SystemExit(f"answered {answer.status}")
+        if is_counted:
+            self.medians_ms.append(statistics.median(found))
+            self.cpu_ms.append((self._cpu_s() - cpu) * 1000 / len(found))
+            self.num_asked += len(found)
+
+    def _cpu_s(self) -> float:
+        words = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def over_http(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -119,7 +137,7 @@ def over_http(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from object_store import free_port
     from PIL import Image
 
-    fleet, children, ports = works(folder / "works"), {}, {}
+    fleet, children, ports, pids = works(folder / "works"), {}, {}, {}
     pixels = np.random.default_rng(0).integers(0, 256, (given.size_px, given.size_px, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
@@ -128,31 +146,41 @@ def over_http(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         task = {"home": str(fleet.settings.home), "store": fleet.store.uri, "port": ports[name]}
         task |= {"ready": str(ready), "is_on": name == "on", "replica": name}
         children[name] = Child(__file__, "serve", task, folder=folder / name)
-        children[name].ready(ready, timeout_s=60)
-    times: dict[str, list[list[float]]] = {"off": [], "on": []}
+        pids[name] = children[name].ready(ready, timeout_s=60)["pid"]
+    lines = {
+        name: Line(ports[name], headers=fleet.token(), body=buffer.getvalue(), pid=pids[name]) for name in ("off", "on")
+    }
     for turn in range(given.rounds + 1):
-        order = ("off", "on") if turn % 2 else ("on", "off")
-        for name in order:
-            found = ask(ports[name], headers=fleet.token(), body=buffer.getvalue(), seconds=given.seconds)
-            if turn:  # the first warms up
-                times[name].append(found)
-        note(f"round {turn}: " + ", ".join(f"{n} {statistics.median(t[-1]):.3f} ms" for n, t in times.items() if t))
+        for name in ("off", "on") if turn % 2 else ("on", "off"):
+            lines[name].ask(seconds=given.seconds if turn else 2.0, is_counted=turn > 0)
     for child in children.values():
         child.release(timeout_s=20)
-    p50 = {name: statistics.median([ms for turn in turns for ms in turn]) for name, turns in times.items()}
-    ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(times["on"], times["off"], strict=True)]
+    on, off = lines["on"], lines["off"]
+    pairs = list(zip(on.medians_ms, off.medians_ms, strict=True))
     return {
-        "p50_on_ms": p50["on"],
-        "p50_off_ms": p50["off"],
-        "ratio": statistics.median(ratios),
-        "ratios_of_rounds": [round(one, 4) for one in ratios],
-        "requests": {name: sum(map(len, turns)) for name, turns in times.items()},
+        "p50_on_ms": statistics.median(on.medians_ms),
+        "p50_off_ms": statistics.median(off.medians_ms),
+        "ratio": _over_all(pairs),
+        "interval": _interval(pairs),
+        "server_cpu_on_ms": statistics.fmean(on.cpu_ms),
+        "server_cpu_off_ms": statistics.fmean(off.cpu_ms),
+        "requests": {name: line.num_asked for name, line in lines.items()},
     }
+
+
+def _over_all(pairs: Sequence[tuple[float, float]]) -> float:
+    return statistics.median(a / b for a, b in pairs)
+
+
+def _interval(pairs: Sequence[tuple[float, float]], *, num: int = 2000) -> list[float]:
+    """95 % of the ratio, by bootstrap over turns."""
+    draw = random.Random(0)
+    found = sorted(_over_all(draw.choices(pairs, k=len(pairs))) for _ in range(num))
+    return [round(found[int(num * q)], 4) for q in (0.025, 0.975)]
 
 
 def calls(folder: Path) -> dict[str, float]:
     """CPU microseconds a verdict: on the thread that calls, and of the whole process, folding and writing included."""
-    from serving.answers import log_row
     from serving.schemas import Answer, FrameAnswer, ModelRef
 
     frame = FrameAnswer(
@@ -246,14 +274,14 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     even_niceness()
     with tempfile.TemporaryDirectory() as folder:
-        http = over_http(given, Path(folder)) if given.rounds else {}
+        asked = over_http(given, Path(folder)) if given.rounds else {}
         return {
             "name": "metrics",
-            "ratio": http.get("ratio"),
+            "ratio": asked.get("ratio"),
             "goal": "<= 1.02",
-            "ours": http.get("p50_on_ms"),
-            "peer": http.get("p50_off_ms"),
-            "http": http,
+            "ours": asked.get("p50_on_ms"),
+            "peer": asked.get("p50_off_ms"),
+            "http": asked,
             "calls": calls(Path(folder) / "calls"),
             "scrape": scrape(),
             "equal_quality": {"same": "one model file, one image; the peer neither counts nor logs"},
@@ -263,7 +291,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--rounds", type=int, default=10, help="Turns of both; 0 leaves HTTP out.")
-    words.add_argument("--seconds", type=float, default=5.0, help="Of one side in a turn.")
+    words.add_argument("--rounds", type=int, default=60, help="Turns of both; 0 leaves HTTP out.")
+    words.add_argument("--seconds", type=float, default=0.5, help="Of one side in a turn.")
     words.add_argument("--size-px", type=int, default=224, help="Side of the frame that is sent.")
     entry({"serve": serve}, parser=words, compare=compare)

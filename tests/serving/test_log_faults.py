@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import httpx
 import pytest
 from object_store import ObjectStore, free_port
+from starlette.testclient import TestClient
 
 from cluster.s3 import Retry, S3Store
-from serving.gaps import KILLED, gaps
+from serving.app import build_app
+from serving.gaps import DROPPED, KILLED, gaps
 from serving.segments import load_index
 from serving.spool import waiting_on_disk
+from serving.wiring import open_service
 from tests.serving.judgements import everything, log_one, make
 from tests.serving.plain_app import PlainApp
 from tests.serving.toys import GREEN, RED, Works, png
@@ -90,6 +94,34 @@ def test_a_bucket_that_is_away_for_a_while_loses_nothing_and_the_line_goes_on(
     assert slowest < 0.5
     assert everything(store) == list(range(1, num + 1))
     assert gaps(load_index(store)) == []
+
+
+def test_a_full_spool_is_said_by_health_status_and_prometheus_and_every_part_is_judged_all_the_same(live: Works):
+    settings = live.settings.model_copy(update={"spool_mb": 0.01})
+    live.token("auditor", plant=None)
+    service = open_service(settings, store_uri=live.store.uri, fleet="toys", replica="r1")
+    with TestClient(build_app(service)) as http:
+        shutil.rmtree(live.store.root / "log", ignore_errors=True)
+        (live.store.root / "log").write_text("a file where the log's folder should be")
+        for _ in range(6):
+            url = "/plants/mill/predict?environment=cam-1"
+            assert http.post(url, content=png(RED), headers=live.token()).json()["verdict"] == "reject"
+            service.log.flush()
+        health = http.get("/healthz").json()
+        status = http.get("/plants/mill", headers=live.token()).json()
+        text = http.get("/metrics", headers=live.token("auditor", plant=None)).text
+        (live.store.root / "log").unlink()
+        service.log.flush()
+        again = http.get("/healthz").json()
+    dropped = service.log.spool.dropped_rows
+    assert dropped > 0
+    assert health["status"] == "degraded"
+    for said in (health["problems"][0], status["problem"]):
+        assert f"{dropped} verdicts are NOT logged" in said
+    assert f'crossplant_log_dropped_rows_total{{replica="r1"}} {dropped}.0' in text
+    assert 'crossplant_replica_degraded{replica="r1"} 1.0' in text
+    assert (again["status"], again["problems"]) == ("ok", [])
+    assert {gap.why for gap in gaps(load_index(live.store))} == {DROPPED}
 
 
 def test_a_bucket_compacts_and_traces_as_a_folder_does(bucket: str, tmp_path: Path):

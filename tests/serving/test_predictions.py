@@ -161,6 +161,19 @@ def test_where_the_disk_takes_nothing_verdicts_go_to_the_store_from_memory(tmp_p
     log.close()
 
 
+def test_a_row_that_cannot_be_made_or_written_is_a_known_gap_and_the_others_are_logged(tmp_path: Path):
+    store = LocalStore(tmp_path / "store")
+    log = make(store, tmp_path)
+    for number in range(5):
+        request_id, sequence = log.next_id()
+        bad = {2: lambda: {}["x"], 3: lambda: row("mill", "r1-4", confidence="high")}
+        log.append(bad.get(number, lambda request_id=request_id: row("mill", request_id)), sequence=sequence)
+        log.flush()
+    log.close()
+    assert sorted(found["sequence"] for found in read(store)) == [1, 2, 5]
+    assert load_index(store).notes[log.spool.owner].dropped == ((3, 4),)
+
+
 def test_a_replica_of_the_same_name_writes_over_nothing(tmp_path: Path):
     store = LocalStore(tmp_path / "store")
     for _ in range(2):

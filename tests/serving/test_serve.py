@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import threading
 import time
@@ -73,6 +74,28 @@ def test_both_replicas_answer_and_either_tells_the_counts_of_both(served: Served
     counts: set[int] = set()
     while counts != {served.num_asked} and time.monotonic() - begun < 5:
         time.sleep(0.3)
+        counts = {served.http.get("/plants/mill/metrics").json()["requests"] for _ in range(6)}
+    assert counts == {served.num_asked}
+
+
+def test_either_replica_tells_prometheus_of_both(served: Served):
+    auditor = served.works.token("auditor", plant=None)
+    for _ in range(4):
+        text = served.http.get("/metrics", headers=auditor).text
+        verdicts = re.findall(r"^crossplant_verdicts_total\{.*\} (\S+)$", text, re.M)
+        assert sum(map(float, verdicts)) == served.num_asked
+        assert len(re.findall(r"^crossplant_replica_degraded\{.*\} 0.0$", text, re.M)) == 2
+        time.sleep(0.6)
+
+
+def test_a_board_that_dies_is_replaced_and_every_count_is_on_the_new_one(served: Served):
+    import ray
+
+    ray.kill(ray.get_actor("crossplant-board-toys", namespace="crossplant"))
+    served.ask(png(RED))
+    begun, counts = time.monotonic(), set()
+    while counts != {served.num_asked} and time.monotonic() - begun < 15:
+        time.sleep(0.5)
         counts = {served.http.get("/plants/mill/metrics").json()["requests"] for _ in range(6)}
     assert counts == {served.num_asked}
 

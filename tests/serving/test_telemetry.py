@@ -241,6 +241,16 @@ def test_a_thread_folds_without_being_asked_and_ends_at_close():
     assert not any(thread.name == "telemetry" and thread.is_alive() for thread in threading.enumerate())
 
 
+def test_what_is_not_a_number_does_not_stop_the_counting():
+    telemetry = Telemetry(clock=Clock())
+    for novelty in (float("nan"), float("inf"), 0.0, 0.5):
+        count(telemetry, novelty=novelty)
+    count(telemetry, confidence=float("nan"))
+    one = telemetry.report("p")["environments"]["e"]
+    assert one["requests"] == 5
+    assert one["novelty"]["n"] == 3
+
+
 def test_a_queue_that_nobody_folds_does_not_grow_without_end():
     telemetry = Telemetry()
     for _ in range(45_000):
