@@ -35,7 +35,7 @@ from serving.segments import (
 )
 
 BATCH_SEGMENTS = 4000
-BATCH_BYTES = 256 << 20
+BATCH_BYTES = 64 << 20
 MAX_BATCHES = 8
 """A day that goes on is one file more a run; from so many on they become one. A day that is over is one file."""
 RECENT_DAYS = 7
@@ -147,18 +147,28 @@ def _merged(store: Store, record: Record, *, claim: Claim) -> tuple[Record, int]
 
 
 def _write(store: Store, day: str, batch: str, rows: pa.Table) -> dict[str, int]:
-    """Every plant's rows are a file, read back and counted. Returns plant -> rows."""
-    found = {}
-    for plant in sorted(pc.unique(rows["plant"]).to_pylist()):
-        own = rows.filter(pc.equal(rows["plant"], plant)).sort_by([("part_id", "ascending"), ("at", "ascending")])
+    """Every plant's rows are a file, sorted by part, read back and the same. Returns plant -> rows."""
+    ordered = rows.sort_by([("plant", "ascending"), ("part_id", "ascending"), ("at", "ascending")])
+    runs = pc.run_end_encode(ordered["plant"].combine_chunks())
+    ends, plants = runs.run_ends.to_pylist(), runs.values.to_pylist()
+    pieces = [
+        (plant, ordered.slice(start, end - start))
+        for plant, start, end in zip(plants, [0, *ends[:-1]], ends, strict=True)
+    ]
+
+    def work(piece: tuple[str, pa.Table]) -> tuple[str, int]:
+        plant, own = piece
         sink = pa.BufferOutputStream()
         pq.write_table(own, sink, compression="zstd", row_group_size=_ROW_GROUP)
-        key = parquet_key(day, plant, batch)
-        store.write(key, bytes(sink.getvalue()))
-        if read_parquet(store, key).num_rows != own.num_rows:
+        key, data = parquet_key(day, plant, batch), bytes(sink.getvalue())
+        store.write(key, data)
+        back = store.read(key)
+        if back != data or pq.read_metadata(pa.BufferReader(back)).num_rows != own.num_rows:
             raise CheckFailed(f"{store.at(key)} does not hold the {own.num_rows} rows written; nothing was deleted")
-        found[plant] = own.num_rows
-    return found
+        return plant, int(own.num_rows)
+
+    with ThreadPoolExecutor(NUM_READERS) as writers:
+        return dict(writers.map(work, pieces))
 
 
 def _commit(store: Store, record: Record, *, claim: Claim) -> None:

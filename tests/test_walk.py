@@ -320,7 +320,9 @@ def test_parts_are_counted_by_environment_and_every_answer_reaches_the_log_in_th
 
 def read_log(store: Store) -> list[dict[str, Any]]:
     return [
-        row for entry in store.list("log") for row in pa.ipc.open_file(store.read(entry.key)).read_all().to_pylist()
+        row
+        for entry in store.list("log/segments")
+        for row in pa.ipc.open_file(store.read(entry.key)).read_all().to_pylist()
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -137,10 +138,11 @@ def test_a_segment_that_is_none_is_named_and_left_and_stops_nothing(tmp_path: Pa
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, threading, concurrent.futures
+import pyarrow.parquet, pyarrow.compute
 from cluster.storage import LocalStore
 from serving import compaction
-left = int(sys.argv[2])
+left = 0
 def step():
     global left
     left -= 1
@@ -155,34 +157,45 @@ class Deadly(LocalStore):
         if not key.startswith("locks"):
             step()
         super().delete(key)
-compaction.compact(Deadly(sys.argv[1]), today=sys.argv[3], ttl_s=0.5)
+for line in sys.stdin:
+    folder, steps, today = line.split()
+    child = os.fork()
+    if not child:
+        left = int(steps)
+        compaction.compact(Deadly(folder), today=today, ttl_s=0.5)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+"""Compacts a store in a child of its own for each line, and kills it before its n-th write or deletion."""
 
 
 @pytest.mark.slow
 def test_killed_at_any_step_no_verdict_is_lost_or_there_twice_and_the_next_run_finishes(tmp_path: Path):
-    store, steps, ended = written(tmp_path, segments=3, rows=4, plants=("mill", "foundry")), 0, False
-    log, env = make(store, tmp_path, replica="r2"), {**os.environ, "PYTHONPATH": str(ROOT)}
-    mill = [*range(1, 13, 2)]
-    while not ended:
-        words = [sys.executable, "-c", KILLED, str(store.root), str(steps), NEXT]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode in (0, -9), done.stderr
-        ended = done.returncode == 0
-        assert everything(store) == sorted(mill), f"after a kill at step {steps}"
-        if not ended and steps % 2:
-            sequence = int(log_one(log).rpartition("-")[2])
-            log.flush()
-            mill.append(sequence)
-        steps = steps + 1 if not ended else steps
-    log.close()
-    compact(store, today=NEXT)
-    assert steps > 5
-    assert everything(store) == sorted(mill)
-    assert [entry.key for entry in store.list("log/parquet")] == sorted(
-        key for plant in ("mill", "foundry") for key in load_record(store, DAY).keys_of(plant)
-    )
-    assert load_index(store).segments == ()
+    begun = written(tmp_path, segments=1, rows=4, plants=("mill", "foundry"))
+    compact(begun, today=DAY)
+    written(tmp_path, segments=2, rows=4, plants=("mill", "foundry"))
+    expected, steps, ended = everything(begun), 0, False
+    assert len(expected) == 6
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        while not ended:
+            store = LocalStore(shutil.copytree(begun.root, tmp_path / f"killed-{steps}"))
+            print(store.root, steps, NEXT, file=child.stdin)
+            code = int(child.stdout.readline())
+            assert code in (0, -9)
+            ended = code == 0
+            assert everything(store) == expected, f"after a kill at step {steps}"
+            compact(store, today=NEXT)
+            assert everything(store) == expected
+            assert load_index(store).segments == ()
+            files = {key for plant in ("mill", "foundry") for key in load_record(store, DAY).keys_of(plant)}
+            assert {entry.key for entry in store.list("log/parquet")} == files
+            assert len(files) == 2
+            steps += 1
+    assert steps > 10
 
 
 def test_segments_of_an_older_version_that_lacks_a_column_are_read_and_compacted(tmp_path: Path):

@@ -213,7 +213,7 @@ def test_every_verdict_reaches_the_log_and_its_sequence_has_no_gap(served: Serve
 def read_log(works: Works) -> list[dict[str, Any]]:
     return [
         row
-        for entry in works.store.list("log")
+        for entry in works.store.list("log/segments")
         for row in pa.ipc.open_file(works.store.read(entry.key)).read_all().to_pylist()
     ]
 

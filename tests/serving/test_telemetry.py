@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.counts import MAX_NAMES, OTHER, WINDOWS, Counts, Series
 from serving.exposition import Condition, prometheus_text
 from serving.telemetry import Telemetry
+from tests.serving.toys import GREEN, png
 
 
 class Clock:
@@ -283,3 +284,17 @@ def test_history_is_in_the_sum_and_in_no_window():
     assert series.totals == {("n",): 8, ("m",): 1}
     assert series.window("5m", now=1_000_210) == {("n",): 3}
     assert series.window("1m", now=1_000_210) == {("n",): 1}
+
+
+def test_an_environment_that_the_plant_does_not_declare_and_a_plant_that_is_not_ours_make_no_series(http, live):
+    for number in range(3):
+        url = f"/plants/mill/predict?environment=moon-{number}"
+        assert http.post(url, headers=live.token(), content=png(GREEN)).status_code == 422
+        assert http.post(f"/plants/sea-{number}/predict", headers=live.token(), content=png(GREEN)).status_code == 404
+    assert set(http.get("/plants/mill/metrics", headers=live.token()).json()["environments"]) == {""}
+    found = samples(http.get("/metrics", headers=live.token("auditor", plant=None)).content)
+    errors = {key: count for key, count in found.items() if key[0] == "crossplant_errors_total"}
+    assert errors == {
+        ("crossplant_errors_total", ("environment", ""), ("plant", "mill"), ("status", "422")): 3,
+        ("crossplant_errors_total", ("environment", ""), ("plant", ""), ("status", "404")): 3,
+    }
