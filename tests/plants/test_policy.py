@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from plants.errors import InputError
+from plants.limits import Limits
+from plants.plant import Costs
 from plants.policy import REASONS, VERDICTS, Policy, decide_many, decide_part
 from plants.scores import PartScores
 
@@ -140,3 +142,12 @@ def test_scores_of_other_classes_are_refused():
 def test_a_fault_of_a_policy_names_the_file_it_was_read_from():
     with pytest.raises(InputError, match=r"file my\.json: field plant: is not a policy.*crossplant compare"):
         Policy.from_json("{}", file="my.json")
+
+
+def test_limits_travel_with_the_policy_and_one_without_them_keeps_the_name_it_had():
+    plain = Policy(plant="mill", classes=("ok", "dent"), ok=("ok",), pass_below=0.1, reject_above=0.9)
+    assert "limits" not in plain.to_json()
+    assert Policy.from_json(plain.to_json()) == plain
+    limited = plain.model_copy(update={"costs": Costs(limits=Limits(requests_per_s=5))})
+    assert limited.digest != plain.digest
+    assert Policy.from_json(limited.to_json()).costs.limits == Limits(requests_per_s=5)
