@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from plants import images
 from plants.sniff import claim
 from serving.schemas import Refusal
 
@@ -170,9 +171,8 @@ def parse(plant: str, *, body: bytes, content_type: str | None, query: Mapping[s
         raise Refusal(
             "there is no image in the request", plant=plant, field="image", remedy="Send at least one file as `image`"
         )
-    each = [frame.num_pixels for frame in frames]
-    num_pixels = sum(each)
-    if num_pixels > MAX_PIXELS >= max(each):  # a frame that is too large alone is refused by its name when it is read
+    num_pixels = sum(min(frame.num_pixels, images.MAX_PIXELS) for frame in frames)  # the decoder names one too large
+    if num_pixels > MAX_PIXELS:
         raise Refusal(
             f"{num_pixels / 1e6:.0f} megapixels in one request, {MAX_PIXELS / 1e6:.0f} are the most",
             status=413,

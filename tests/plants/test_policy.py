@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from plants.errors import InputError
+from plants.limits import Limits
+from plants.plant import Costs
 from plants.policy import REASONS, VERDICTS, Policy, decide_many, decide_part
 from plants.scores import PartScores
 
@@ -160,3 +162,12 @@ def test_a_policy_without_disagreement_is_written_as_before_there_was_any():
     with_it = plain.model_copy(update={"disagreement_above": 0.2})
     assert Policy.from_json(with_it.to_json()) == with_it
     assert with_it.digest != plain.digest
+
+
+def test_limits_travel_with_the_policy_and_one_without_them_keeps_the_name_it_had():
+    plain = Policy(plant="mill", classes=("ok", "dent"), ok=("ok",), pass_below=0.1, reject_above=0.9)
+    assert "limits" not in plain.to_json()
+    assert Policy.from_json(plain.to_json()) == plain
+    limited = plain.model_copy(update={"costs": Costs(limits=Limits(requests_per_s=5))})
+    assert limited.digest != plain.digest
+    assert Policy.from_json(limited.to_json()).costs.limits == Limits(requests_per_s=5)
