@@ -256,6 +256,9 @@ class KeptSession:
         """The session, loaded where it is not. Raises InputError."""
         try:
             return self._recency.get(self.file, size_mb=self.size_mb)
-        except InputError:
-            self._again()
+        except InputError as damaged:
+            try:
+                self._again()
+            except Exception:  # the store is away, or has it no more: what is wrong here is the news
+                raise damaged from None
             return self._recency.get(self.file, size_mb=self.size_mb)
