@@ -318,7 +318,13 @@ class Service:
 
 async def _loaded(predictor: Predictor) -> tuple[Session, ...] | None:
     found = held(predictor.scorer)
-    return await _in_thread(lambda: held(predictor.scorer, load=True)) if found is None else found
+    if found is not None:
+        return found
+    try:
+        return await _in_thread(lambda: held(predictor.scorer, load=True))
+    except InputError as error:
+        what = f"the plant's branch cannot be loaded again: {error.detail}"
+        raise Refusal(what, status=503, plant=predictor.plant, field="bundle", retry_after_s=5) from None
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

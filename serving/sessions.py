@@ -188,7 +188,7 @@ class Recency(Generic[T]):
         """What is in the file, loaded when it is not there; the least recent may have to go. Raises InputError."""
         found = self.find(file.sha256)
         if found is None:
-            found = self._shared.get(file.sha256, lambda: self._load(file))
+            found = self._shared.get(file.sha256, lambda: self._load(file, size_mb=size_mb))
         self._keep(file.sha256, found, size_mb=size_mb)
         return found
 
@@ -205,9 +205,13 @@ class Recency(Generic[T]):
             numbers = self._loads, self._reloads, self._evictions, self._load_s
             return Counts(len(self._held), self._held_mb, self._bound_mb, *numbers)
 
-    def _load(self, file: FileRef) -> T:
+    def _load(self, file: FileRef, *, size_mb: float) -> T:
+        """Room is made first, so that the bound also holds while the file is opened."""
         begun = time.perf_counter()
-        found = self._open_file(checked(file))
+        path = checked(file)
+        with self._lock:
+            self._evict(room_mb=size_mb)
+        found = self._open_file(path)
         with self._lock:
             self._loads += 1
             self._reloads += file.sha256 in self._evicted
@@ -220,13 +224,16 @@ class Recency(Generic[T]):
             self._held[digest] = (value, size_mb)
             self._held.move_to_end(digest)
             self._held_mb += size_mb * is_new
-            if is_new and self._held_mb > self._bound_mb:
+            if is_new:
                 self._evict(but=digest)
 
-    def _evict(self, *, but: str) -> None:
+    def _evict(self, *, room_mb: float = 0.0, but: str = "") -> None:
+        """What was used longest ago is let go until there is room, but for what is pinned."""
+        if self._held_mb + room_mb <= self._bound_mb:
+            return
         staying = frozenset([but]).union(*self._pins.values())
         for old in [one for one in self._held if one not in staying]:
-            if self._held_mb <= self._bound_mb:
+            if self._held_mb + room_mb <= self._bound_mb:
                 return
             self._held_mb -= self._held.pop(old)[1]
             self._evictions += 1
@@ -255,6 +262,9 @@ class KeptSession:
         """The session, loaded where it is not. Raises InputError."""
         try:
             return self._recency.get(self.file, size_mb=self.size_mb)
-        except InputError:
-            self._again()
+        except InputError as damaged:
+            try:
+                self._again()
+            except Exception:  # the store is away, or has it no more: what is wrong here is the news
+                raise damaged from None
             return self._recency.get(self.file, size_mb=self.size_mb)

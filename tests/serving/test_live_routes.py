@@ -189,6 +189,32 @@ def test_a_branch_that_was_let_go_is_loaded_for_the_next_request_and_a_pinned_on
     assert service.branches().reloads >= 6
 
 
+def test_a_branch_that_is_gone_from_disk_and_store_is_a_503_at_its_plant_and_no_others_business(live: Works):
+    plants = ("mill", "mint")
+    bundles = {
+        plant: live.bundle(plant, cut=1, sharpness=20.0 + number, serves={plant: plant_view()})
+        for number, plant in enumerate(plants)
+    }
+    for plant in plants:
+        live.promote(plant, bundle=bundles[plant], policy=live.policy(plant))
+    service = opened(live, tiers=Tiers(branch_mb=0.0))
+    tokens = {plant: live.token(plant=plant) for plant in plants}
+    with TestClient(build_app(service)) as http:
+
+        def ask(plant: str) -> Any:
+            return http.post(f"/plants/{plant}/predict?environment=cam-1", content=png(RED), headers=tokens[plant])
+
+        assert [ask(plant).status_code for plant in plants] == [200, 200]
+        here = live.settings.home / "serving" / "toys" / "bundles" / bundles["mill"]
+        for folder in (here, live.store.root / "bundles" / bundles["mill"]):
+            folder.rename(folder.with_name("gone"))
+        gone = ask("mill")
+        assert (gone.status_code, gone.headers["retry-after"], gone.json()["field"]) == (503, "5", "bundle")
+        assert ask("mint").status_code == 200
+        here.with_name("gone").rename(here)
+        assert ask("mill").json()["defect"] == "dent"
+
+
 @pytest.mark.slow
 def test_among_a_thousand_plants_one_bad_bundle_isolates_its_plant_and_no_other(works: Works):
     num, bad = 1000, 617
