@@ -19,8 +19,9 @@ from cluster.access import Access
 from cluster.registry import Bundles, Journal
 from jobs import lora
 from jobs.compare import compare_fleet
-from jobs.package import PROBE_INPUTS, probe, publish_decision
+from jobs.package import publish_decision
 from jobs.parity import Evaluator
+from jobs.proof import PROBE_INPUTS, probe
 from jobs.scoring import role_inputs
 from jobs.selection import Score
 from jobs.train import Fitted
