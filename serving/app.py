@@ -45,6 +45,8 @@ class ServeConfig:
     fleet: str
     plants: tuple[str, ...] = ()
     """The plants served, all that have a route when empty."""
+    declared: tuple[str, ...] = ()
+    """The fleet's plants, as far as its file knew them; see `open_service`."""
     max_waiting: int = 64
     tiers: Tiers = TIERS
 
@@ -125,6 +127,7 @@ class Replica:
             store_uri=config.store_uri,
             fleet=config.fleet,
             plants=config.plants,
+            declared=config.declared,
             replica=replica,
             max_waiting=config.max_waiting,
             tiers=config.tiers,
@@ -146,6 +149,7 @@ def run(
     store_uri: str,
     fleet: str,
     plants: Sequence[str] = (),
+    declared: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
     num_replicas: int = 1,
@@ -174,7 +178,7 @@ def run(
         ray_actor_options={"num_cpus": cpus_per_replica},
         logging_config=quiet,
     )
-    config = ServeConfig(settings, store_uri, fleet, tuple(plants), tiers=tiers)
+    config = ServeConfig(settings, store_uri, fleet, tuple(plants), tuple(declared), tiers=tiers)
     serve.run(deployment.bind(config), name=APP, route_prefix="/")
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     _wait_until_healthy(address, timeout_s=timeout_s)

@@ -53,6 +53,7 @@ def build(args: dict[str, Any]) -> Any:
     plants = tuple(fleet.plant(name).name for name in given.plants)
     if given.group is not None:
         plants = tuple(chosen_plants(fleet, plants=plants, group=given.group))
+    declared = tuple(plant.name for plant in fleet.plants)
     tiers = Tiers(branch_mb=given.branch_mb, pinned=tuple(fleet.plant(name).name for name in given.pinned))
-    config = ServeConfig(Settings.load(os.environ), fleet.store, fleet.fleet, plants, tiers=tiers)
+    config = ServeConfig(Settings.load(os.environ), fleet.store, fleet.fleet, plants, declared, tiers=tiers)
     return serve.deployment(serve.ingress()(Replica), name="plants").bind(config)

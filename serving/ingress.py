@@ -16,6 +16,9 @@ DRAIN_S = 1
 """How long a replica that ends stays reachable. Ray's 30 s are for load balancers of others; here one proxy on the same
 machine is told within a tenth of a second."""
 
+SILENT_S = 60
+"""How long a client may send nothing of a request it has begun; in Ray's hour a few thousand such hold the port."""
+
 
 def is_haproxy_there() -> bool:
     """Whether Ray's HAProxy is installed: it is for Linux only."""
@@ -33,6 +36,7 @@ def variables(folder: Path) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(SILENT_S),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

@@ -66,6 +66,7 @@ def serve_fleet(
         store_uri=fleet.store,
         fleet=fleet.fleet,
         plants=wanted if plants or group is not None else (),
+        declared=[plant.name for plant in fleet.plants],
         host=host,
         port=port,
         num_replicas=replicas,

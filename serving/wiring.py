@@ -85,6 +85,11 @@ class Shelf:
             self.loader.pin(plant, predictor.scorer)
         return predictor
 
+    def holds(self, policy: str) -> bool:
+        """Whether the policy of this digest is one of this fleet's."""
+        key = f"policies/{policy}.json"
+        return (self._folder / key).is_file() or self._store.exists(key)
+
     def policy(self, digest: str) -> Policy:
         """The policy of this digest."""
         path = self._folder / "policies" / f"{digest}.json"
@@ -103,13 +108,18 @@ def open_service(
     store_uri: str,
     fleet: str,
     plants: Sequence[str] = (),
+    declared: Sequence[str] = (),
     replica: str,
     poll_s: float = 0.5,
     max_waiting: int = 64,
     tiers: Tiers = TIERS,
     start_wait_s: float = START_WAIT_S,
 ) -> Service:
-    """A service with every route loaded that can be; `plants` limits it to some, empty means all with a route."""
+    """A service with every route loaded that can be; `plants` limits it to some, empty means all with a route.
+
+    Several fleets may share a home and so a journal. Where `declared` names this fleet's plants, another one's route is
+    followed only when its policy lies in this fleet's store.
+    """
     store = open_store(store_uri)
     journal = Journal(settings.journal_url)
     access = Access(settings.journal_url)
@@ -118,6 +128,11 @@ def open_service(
     wanted = frozenset(plants)
     follower = Follower(journal)
 
+    def is_ours(plant: str, route: Route) -> bool:
+        if wanted:
+            return plant in wanted
+        return not declared or plant in declared or shelf.holds(route.policy)
+
     targets: dict[str, Target] = {}
     version = -1
 
@@ -125,7 +140,7 @@ def open_service(
         nonlocal targets, version
         routes = follower.current()
         if version != follower.version:
-            targets = {plant: _target(one) for plant, one in routes.items() if not wanted or plant in wanted}
+            targets = {plant: _target(one) for plant, one in routes.items() if is_ours(plant, one)}
             version = follower.version
         return targets
 

@@ -62,3 +62,18 @@ def test_two_groups_on_one_machine_never_load_each_others_plants_even_without_th
     database.unlink()
     database.mkdir()
     assert served("mill", "r3") == {"mill"}
+
+
+def test_two_fleets_that_share_a_home_do_not_follow_each_others_routes_but_new_plants_of_their_own(works: Works):
+    digest = works.bundle("own", serves={name: plant_view() for name in ("mill", "foundry")})
+    works.promote("mill", bundle=digest, policy=works.policy("mill"))
+    works.promote("moon", bundle="a" * 64, policy="b" * 64)
+    one = open_service(
+        works.settings, store_uri=works.store.uri, fleet="toys", declared=["mill"], replica="r1", poll_s=60
+    )
+    assert set(one.router.table.live) == {"mill"}
+    assert one.health()["status"] == "ok"
+    works.promote("foundry", bundle=digest, policy=works.policy("foundry"))
+    one.router.refresh()
+    assert set(one.router.table.live) == {"mill", "foundry"}
+    one.close()
