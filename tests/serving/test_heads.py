@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,6 @@ def test_each_view_gets_its_own_heads_answer_whatever_heads_come_and_go(seed: in
     for _ in range(60):
         if live and rng.random() < 0.35:
             live.pop(int(rng.integers(len(live))))
-            gc.collect()
         one = head(rng, num_leaves=int(rng.integers(2, 6)))
         live.append((heads.put(*one), *one))
         picked = [live[at] for at in rng.integers(len(live), size=int(rng.integers(1, 20)))]
@@ -83,7 +81,6 @@ def test_the_place_of_a_head_that_nobody_uses_is_used_again():
     kept = [heads.put(*head(rng, num_leaves=3)) for _ in range(4)]
     for _ in range(100):
         heads.put(*head(rng, num_leaves=3))
-        gc.collect()
     assert len(kept[0].table.bias) < 20
 
 

@@ -290,11 +290,11 @@ def test_an_environment_that_the_plant_does_not_declare_and_a_plant_that_is_not_
     for number in range(3):
         url = f"/plants/mill/predict?environment=moon-{number}"
         assert http.post(url, headers=live.token(), content=png(GREEN)).status_code == 422
-        assert http.post(f"/plants/sea-{number}/predict", headers=live.token(), content=png(GREEN)).status_code == 404
+        assert http.post(f"/plants/sea-{number}/predict", headers=live.token(), content=png(GREEN)).status_code == 403
     assert set(http.get("/plants/mill/metrics", headers=live.token()).json()["environments"]) == {""}
     found = samples(http.get("/metrics", headers=live.token("auditor", plant=None)).content)
     errors = {key: count for key, count in found.items() if key[0] == "crossplant_errors_total"}
     assert errors == {
         ("crossplant_errors_total", ("environment", ""), ("plant", "mill"), ("status", "422")): 3,
-        ("crossplant_errors_total", ("environment", ""), ("plant", ""), ("status", "404")): 3,
+        ("crossplant_errors_total", ("environment", ""), ("plant", ""), ("status", "403")): 3,
     }
