@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI, Request
@@ -38,6 +39,8 @@ _CLOSE = [(b"connection", b"close")]
 MAX_UNREAD_BYTES = 256 << 10
 """Where a request is refused before its body was read, one larger than this ends the connection: reading megabytes
 away costs the event loop more than the part would have."""
+_TOKEN = re.compile(r"cp_[A-Za-z0-9_-]{43}")
+"""As `cluster.access` issues them."""
 _SECRET_NAMES = frozenset(("access_token", "api_key", "apikey", "authorization", "bearer", "key", "token"))
 
 
@@ -91,7 +94,7 @@ def _is_large(scope: Scope) -> bool:
 
 def _has_token(query: bytes) -> bool:
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    return any(name.lower() in _SECRET_NAMES or value.startswith("cp_") for name, value in pairs)
+    return any(name.lower() in _SECRET_NAMES or _TOKEN.fullmatch(value) for name, value in pairs)
 
 
 def refused(refusal: Refusal) -> JSONResponse:

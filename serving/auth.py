@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.access import Action, Grant, Grants
@@ -104,6 +105,8 @@ class Gate:
         self._renewed_at = -float("inf")
         self._stop = threading.Event()
         self._num_unknown = 0
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token")
+        """Of its own: a database that hangs must not take the threads that read bodies and load branches."""
         self.problem: str | None = None
         """Why the tokens may be out of date, or None."""
         self.renew()
@@ -123,7 +126,7 @@ class Gate:
             found = self._grants.check(token)
         if found is not None:
             if found.sha256 not in self._used:
-                await asyncio.get_running_loop().run_in_executor(None, self._keep, found)
+                await asyncio.get_running_loop().run_in_executor(self._pool, self._keep, found)
             return found
         if self.problem is not None:
             raise Refusal(
@@ -135,7 +138,7 @@ class Gate:
         """The snapshot is younger than this moment. All who ask within a moment share one query."""
         await asyncio.sleep(max(0.0, self._renewed_at + _MIN_BETWEEN_S - asked_at))
         if self._renewed_at <= asked_at:
-            await asyncio.get_running_loop().run_in_executor(None, self.renew, asked_at)
+            await asyncio.get_running_loop().run_in_executor(self._pool, self.renew, asked_at)
 
     def renew(self, since: float = float("inf")) -> None:
         """The snapshot is younger than `since`, or the old one while the database is away."""
@@ -158,6 +161,7 @@ class Gate:
     def close(self) -> None:
         """The thread has ended."""
         self._stop.set()
+        self._pool.shutdown(wait=False)
         self._thread.join(timeout=10)
 
     def _work(self) -> None:
@@ -176,7 +180,8 @@ class Gate:
     def _keep(self, grant: Grant) -> None:
         with self._turn:
             self._used = {**self._kept(), **self._used, grant.sha256: grant}
-            self._write()
+            with contextlib.suppress(OSError):  # a full disk costs what a restart would know, not a request
+                self._write()
 
     def _write(self) -> None:
         now = time.time()

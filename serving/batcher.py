@@ -75,6 +75,8 @@ class Batcher(Generic[Job, Result]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         with self._changed:
+            if len(self._waiting) >= self._max_waiting:
+                self._forget_gone()
             if self._closed or len(self._waiting) >= self._max_waiting:
                 raise Busy
             start = max(self._served, self._finish.get(lane, 0))
@@ -99,6 +101,11 @@ class Batcher(Generic[Job, Result]):
             self._closed = True
             self._changed.notify()
         self._thread.join(timeout=10)
+
+    def _forget_gone(self) -> None:
+        """Jobs whose sender left, or whose deadline passed, hold no place."""
+        self._waiting = [one for one in self._waiting if not one[2].future.done()]
+        heapq.heapify(self._waiting)
 
     def _take(self) -> list[_Waiting[Job, Result]]:
         with self._changed:

@@ -88,6 +88,7 @@ class Certifier:
         self._passes: OrderedDict[tuple[str, str], dict[int, Floats]] = OrderedDict()
         self._lock = threading.Lock()
         self._turns = Turns()
+        self._timing = threading.Lock()
 
     def ensure(self, predictor: Predictor, *, policy: str) -> Certificate:
         """The certificate of this route on this kind of host. policy: its digest.
@@ -118,7 +119,8 @@ class Certifier:
         int8 = self._loader.manifest(scorer.digest).int8
         gate = int8.gate.get(plant) if int8 else None
         takt = takt_ms(predictor.policy.costs.parts_per_hour)
-        times = self._timed(predictor) if takt is not None else []
+        with self._timing:  # side by side they would slow each other down
+            times = self._timed(predictor) if takt is not None else []
         return Certificate(
             plant=plant,
             bundle=scorer.digest,

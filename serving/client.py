@@ -173,6 +173,7 @@ class Client:
         checked_name(plant)
         begun, problem, num_tries = time.monotonic(), "", 1 if self._is_away else self._num_tries
         after_s, left_s = 0.0, timeout or self._timeout_s
+        is_silent = True
         for attempt in range(num_tries):
             if attempt:
                 self._sleep(self._pause_s(attempt, at_least=after_s))
@@ -191,14 +192,14 @@ class Client:
                 if not is_patient:
                     raise InputError(f"nobody answers ({problem})", file=self._address, remedy=_IS_IT_RUNNING) from None
                 continue
-            self._is_away = False
+            self._is_away = is_silent = False
             if response.is_success:
                 return self._answer(response)
             problem, after_s = _words(response), _retry_after_s(response)
             is_lost = response.status_code == 500 and not _body(response)
             if response.status_code not in _AGAIN and not is_lost:
                 raise _refused(response, plant=plant)
-        self._is_away = True
+        self._is_away = is_silent
         tries = "1 try" if num_tries == 1 else f"{num_tries} tries"
         raise InputError(f"no answer after {tries} ({problem})", plant=plant, file=self._address, remedy=_IS_IT_RUNNING)
 

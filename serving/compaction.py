@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.lock import TTL_S, Claim, locked
-from cluster.storage import MissingFile, Store
+from cluster.storage import Store
 from plants.errors import CheckFailed
 from plants.hashing import sha256
 from serving.predictions import SCHEMA
@@ -187,11 +187,11 @@ def read_segment(store: Store, one: Segment) -> pa.Table | None:
 
     A column that an older crossplant did not write is null.
     """
+    data = store.read(one.key)
     try:
-        table = pa.ipc.open_file(store.read(one.key)).read_all()
-    except MissingFile:
-        raise
-    except pa.ArrowInvalid:
+        table = pa.ipc.open_file(data).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError):  # whatever a damaged byte makes of it
         return None
     is_ours = all(SCHEMA.get_field_index(it.name) >= 0 and SCHEMA.field(it.name).equals(it) for it in table.schema)
     if not is_ours or "request_id" not in table.schema.names or table.num_rows != one.num_rows:

@@ -38,16 +38,16 @@ class Frame:
 
     image: str
     data: bytes
+    num_pixels: int = field(init=False)
+    """As its header claims, 0 where that is not to be read."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_pixels", claim(self.data).num_pixels)
 
     @property
     def sha256(self) -> str:
         """Digest of the bytes."""
         return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def num_pixels(self) -> int:
-        """As its header claims, 0 where that is not to be read."""
-        return claim(self.data).num_pixels
 
     @property
     def weight(self) -> int:

@@ -118,6 +118,10 @@ class Loader:
                 self._chosen[digest] = "float"
         return self.scorer(digest, "float")
 
+    def prefer_float(self, digest: str) -> None:
+        """From now on the bundle is served in float."""
+        self._chosen[digest] = "float"
+
     def folder(self, digest: str) -> Path:
         """Where the bundle lies, whose files were checked when it was loaded."""
         return self._folder_of(digest)

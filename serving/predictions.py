@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -98,7 +99,8 @@ class PredictionLog:
         self._is_full = False
         self._num_noted = 0
         self._adopt_at = 0.0
-        self.spool = Spool(spool, f"{replica}@{time.time_ns() // 1_000_000:x}", limit_bytes=int(spool_mb * 1e6))
+        owner = f"{replica}@{time.time_ns() // 1_000_000:x}{secrets.token_hex(3)}"
+        self.spool = Spool(spool, owner, limit_bytes=int(spool_mb * 1e6))
         self._threads = [
             threading.Thread(target=work, name=f"prediction-log-{name}", daemon=True)
             for name, work in (("writer", self._write_on), ("sender", self._send_on))

@@ -128,6 +128,7 @@ class Router:
         self._clock = clock
         self._turn = threading.Lock()
         self._change = threading.Lock()
+        self._keeping = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pool = ThreadPoolExecutor(max_workers=NUM_LOADERS, thread_name_prefix="load")
@@ -216,8 +217,9 @@ class Router:
 
     def _keep(self) -> None:
         """Also what is not live yet: it may be loading, and what was good then still is."""
-        good = self._state.read()
-        self._state.write({**good, **{plant: one.target for plant, one in self.table.live.items()}})
+        with self._keeping:
+            good = self._state.read()
+            self._state.write({**good, **{plant: one.target for plant, one in self.table.live.items()}})
 
     def _work(self) -> None:
         while not self._stop.wait(self._poll_s):

@@ -10,7 +10,8 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -46,6 +47,8 @@ from serving.standing import standing
 from serving.telemetry import Telemetry
 
 MAX_CHANGE_BYTES = 1 << 16
+LATE_S = 0.02
+"""A part's own deadline has this long to answer before a retry that waits for it answers in its stead."""
 INLINE_BYTES = 1 << 18
 """Bodies up to this size are parsed on the event loop; it takes well under a millisecond."""
 
@@ -86,6 +89,7 @@ class Service:
     def __post_init__(self) -> None:
         self.ingress = Ingress(capacity=self.max_waiting)
         self.repeats = Repeats()
+        self._changes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="route")
         self.batcher: Batcher[Work, Judgement] = Batcher(judge, max_batch=self.max_batch, max_waiting=self.max_waiting)
         self.own_view = OwnView(self.telemetry, replica=self.replica, condition=self.condition, takt_s=self.takt_s)
         self.view: View = self.own_view
@@ -95,6 +99,7 @@ class Service:
     def close(self) -> None:
         """The threads have ended and the log is in the store."""
         self.batcher.close()
+        self._changes.shutdown(wait=False)
         self.router.close()
         self.gate.close()
         self.telemetry.close()
@@ -125,7 +130,13 @@ class Service:
                 if key is None or body is None:
                     return await work()
                 digest = await _digest(part, body=body)
-                return await self.repeats.once(plant, key, digest=digest, work=work)
+                remaining = _remaining(part.deadline_ms, begun=begun)
+                try:
+                    async with asyncio.timeout(None if remaining is None else max(0.0, remaining) + LATE_S):
+                        return await self.repeats.once(plant, key, digest=digest, work=work)
+                except TimeoutError:  # it joined a try that has no deadline, or a later one
+                    late = replace(part, frames=())
+                    return await self._judged(live, late, environment=environment, begun=begun, key=key)
         except Refusal as refusal:
             self.telemetry.refused(counted, environment, status=refusal.status)
             raise
@@ -281,12 +292,12 @@ class Service:
 
     async def _changed(self, plant: str, work: Callable[[], Route]) -> RouteAnswer:
         try:
-            route = await _in_thread(work)
+            route = await _in_thread(work, pool=self._changes)
         except InputError as error:
             raise Refusal(
                 str(error), status=409, plant=plant, field="route", remedy="Look at the route, then decide again"
             ) from None
-        await _in_thread(lambda: self.router.refresh(plant=plant))
+        await _in_thread(lambda: self.router.refresh(plant=plant), pool=self._changes)
         return RouteAnswer(
             plant=plant,
             sequence=route.sequence,
@@ -327,8 +338,8 @@ async def _loaded(predictor: Predictor) -> tuple[Session, ...] | None:
         raise Refusal(what, status=503, plant=predictor.plant, field="bundle", retry_after_s=5) from None
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)
+async def _in_thread(work: Callable[[], T], *, pool: ThreadPoolExecutor | None = None) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 async def _parsed(plant: str, *, body: bytes, upload: Upload) -> PartRequest:

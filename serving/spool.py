@@ -76,6 +76,8 @@ class Spool:
         with replaced(self.folder / f"{segment.day}_{segment.first}-{segment.last}.arrow") as part:
             part.write_bytes(data)
         self._count(1, len(data))
+        if self._lock is not None:  # what was wrong has passed
+            self.problem = None
 
     def drop(self, segment: Segment) -> None:
         """The segment's verdicts are lost, and that is on record."""

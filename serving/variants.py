@@ -23,7 +23,7 @@ import numpy as np
 from plants.bundle import Manifest
 from plants.certificate import Host
 from plants.errors import InputError
-from plants.variants import Speed, Variant, speed
+from plants.variants import Speed, Variant, faults, speed
 from serving.scoring import Scorer
 
 log = logging.getLogger("crossplant.serving")
@@ -73,6 +73,10 @@ class Variants:
     def __call__(self, digest: str, manifest: Manifest, load: Load) -> Variant:
         """The variant to serve this bundle in."""
         if manifest.int8 is None:
+            return "float"
+        gate = manifest.int8.gate
+        if unshown := [plant for plant in manifest.serves if plant not in gate or faults(gate[plant])]:
+            log.warning("bundle %s is served in float: INT8 was not shown to hold at %s", digest[:12], unshown[0])
             return "float"
         try:
             return "int8" if self._speed(digest, manifest, load).is_faster else "float"

@@ -6,6 +6,7 @@ starts and serves with the store and the database away.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ from serving.predictor import Predictor
 from serving.router import START_WAIT_S, Router, Target
 from serving.service import Service
 from serving.sessions import BRANCH_MB
-from serving.variants import Variants
+from serving.variants import Variants, variant_of
+
+log = logging.getLogger("crossplant.serving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Shelf:
         )
         self._certifier = Certifier(self.loader, store=store, folder=folder, host=host)
         self._pinned = frozenset(tiers.pinned)
+        self._is_held: dict[str, bool] = {}
 
     def predictor(self, plant: str, target: Target) -> Predictor:
         """The plant's predictor for a route, with a certificate for this kind of host.
@@ -79,16 +83,42 @@ class Shelf:
         policy = self.policy(target.policy)
         if policy.plant != plant:
             raise InputError(f"is a policy of plant {policy.plant}", plant=plant, file=f"policies/{target.policy}.json")
-        predictor = Predictor(plant, self.loader.scorer(target.bundle), policy)
-        self._certifier.ensure(predictor, policy=target.policy)
-        if plant in self._pinned:
+        if policy.bundle not in ("", target.bundle):
+            raise InputError(
+                f"the policy was solved for bundle {policy.bundle[:12]}, not for {target.bundle[:12]}",
+                plant=plant,
+                file=f"policies/{target.policy}.json",
+                remedy="Promote the bundle with its own policy",
+            )
+        predictor = self._certified(plant, policy, target=target)
+        if plant in self._pinned and target.sequence >= 0:  # not what is only staged
             self.loader.pin(plant, predictor.scorer)
         return predictor
 
+    def _certified(self, plant: str, policy: Policy, *, target: Target) -> Predictor:
+        """In the variant that this host has chosen, or in float where INT8 does not hold here."""
+        predictor = Predictor(plant, self.loader.scorer(target.bundle), policy)
+        try:
+            self._certifier.ensure(predictor, policy=target.policy)
+        except InputError as error:
+            if variant_of(predictor.scorer) == "float":
+                raise
+            log.warning("plant %s: bundle %s is served in float: %s", plant, target.bundle[:12], error)
+            self.loader.prefer_float(target.bundle)
+            predictor = Predictor(plant, self.loader.scorer(target.bundle), policy)
+            self._certifier.ensure(predictor, policy=target.policy)
+        return predictor
+
     def holds(self, policy: str) -> bool:
-        """Whether the policy of this digest is one of this fleet's."""
+        """Whether the policy of this digest is one of this fleet's: asked of the store once, no while it is away."""
         key = f"policies/{policy}.json"
-        return (self._folder / key).is_file() or self._store.exists(key)
+        if policy not in self._is_held:
+            try:
+                self._is_held[policy] = (self._folder / key).is_file() or self._store.exists(key)
+            except Exception as error:  # another fleet's route must not hold up ours
+                log.warning("%s cannot be looked for (%s)", key, type(error).__name__)
+                return False
+        return self._is_held[policy]
 
     def policy(self, digest: str) -> Policy:
         """The policy of this digest."""

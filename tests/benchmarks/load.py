@@ -99,8 +99,11 @@ async def _ask(host: str, port: int, requests: Sequence[bytes], *, first: int, c
     while time.perf_counter() < clock.ends_at:
         sent = time.perf_counter()
         writer.write(requests[at % len(requests)])
-        status, _ = await _response(reader)
+        status, _, is_last = await _response(reader)
         clock.note(sent=sent, status=status)
+        if is_last:
+            writer.close()
+            reader, writer = await asyncio.open_connection(host, port)
         at += 1
     writer.close()
 
@@ -112,9 +115,12 @@ async def _open(host: str, port: int, requests: Sequence[bytes], *, rate_per_s: 
     async def one(number: int, due: float) -> None:
         reader, writer = idle.pop() if idle else await asyncio.open_connection(host, port)
         writer.write(requests[number % len(requests)])
-        status, _ = await _response(reader)
+        status, _, is_last = await _response(reader)
         clock.note(sent=due, status=status)
-        idle.append((reader, writer))
+        if is_last:
+            writer.close()
+        else:
+            idle.append((reader, writer))
 
     number = 0
     while (due := due + rng.expovariate(rate_per_s)) < clock.ends_at:
@@ -132,23 +138,25 @@ async def _open(host: str, port: int, requests: Sequence[bytes], *, rate_per_s: 
 
 
 async def _each_once(host: str, port: int, requests: Sequence[bytes]) -> list[bytes]:
-    reader, writer = await asyncio.open_connection(host, port)
     found = []
     for request in requests:
+        reader, writer = await asyncio.open_connection(host, port)
         writer.write(request)
-        status, body = await _response(reader)
+        status, body, _ = await _response(reader)
         if status != 200:
             raise SystemExit(f"{host}:{port} answered {status}: {body[:300]!r}")
         found.append(body)
-    writer.close()
+        writer.close()
     return found
 
 
-async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    """Status, body, and whether the server closes the connection: HAProxy does when it takes up new replicas."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status, (_, found, rest) = int(head[9:12]), head.partition(b"content-length:")
+    is_last = b"connection: close" in head
     if found:
-        return status, await reader.readexactly(int(rest.partition(b"\r\n")[0]))
+        return status, await reader.readexactly(int(rest.partition(b"\r\n")[0])), is_last
     if b"transfer-encoding: chunked" not in head:
         raise SystemExit("an answer without a length")
     body = b""
@@ -156,4 +164,4 @@ async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         body += await reader.readexactly(size)
         await reader.readexactly(2)
     await reader.readexactly(2)
-    return status, body
+    return status, body, is_last

@@ -185,3 +185,27 @@ def test_a_job_whose_deadline_passed_while_it_waited_is_not_judged():
 
     asyncio.run(main())
     assert handle.batches == [[0], [4]]
+
+
+def test_jobs_whose_senders_left_hold_no_place_in_a_full_queue():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle, max_waiting=8)
+
+    async def main() -> int:
+        running = asyncio.create_task(batcher.submit(0, lane="flood"))
+        await asyncio.sleep(0.05)  # the worker waits at the gate
+        gone = [asyncio.create_task(batcher.submit(2, lane="flood")) for _ in range(8)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(Busy):
+            await batcher.submit(4, lane="quiet")
+        for task in gone:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        quiet = asyncio.create_task(batcher.submit(4, lane="quiet"))
+        await asyncio.sleep(0.01)
+        handle.gate.set()
+        await running
+        return await quiet
+
+    assert asyncio.run(main()) == 8
+    assert handle.batches == [[0], [4]]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -210,6 +211,17 @@ def test_segments_of_an_older_version_that_lacks_a_column_are_read_and_compacted
     assert (done.segments, done.rows) == (2, 6)
     (key,) = load_record(store, DAY).keys_of("mill")
     assert read_parquet(store, key)["disagreement"].null_count == 6
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_segment_with_a_damaged_byte_is_read_or_left_and_never_raises(tmp_path: Path, seed: int):
+    store = written(tmp_path, segments=2)
+    first = names(store)[0]
+    data = bytearray(store.read(first.key))
+    data[int(np.random.default_rng(seed).integers(len(data)))] ^= 0x5A
+    store.write(first.key, bytes(data))
+    done = compact(store, today=NEXT)
+    assert sum(one.rows for one in done) in (3, 6)
 
 
 def test_only_the_days_asked_for_are_compacted(tmp_path: Path):

@@ -206,6 +206,13 @@ def test_a_policy_of_another_plant_or_other_classes_is_refused(works: Works):
         predictor(works, policy=works.policy(classes=("ok", "dent")))
 
 
+def test_a_policy_that_was_solved_for_another_bundle_is_refused(works: Works):
+    one, other = works.bundle("own"), works.bundle("other", sharpness=5.0)
+    with pytest.raises(InputError, match=r"solved for bundle .*Promote the bundle with its own policy"):
+        predictor(works, bundle=one, policy=works.policy(bundle=other))
+    assert predictor(works, bundle=one, policy=works.policy(bundle=one)).predict(part(png(RED))).decision.defect
+
+
 def test_a_policy_that_was_changed_in_the_store_is_refused(works: Works):
     digest = works.policy()
     path = works.store.root / "policies" / f"{digest}.json"
