@@ -46,6 +46,9 @@ from serving.sessions import Counts, Session
 from serving.standing import standing
 from serving.telemetry import Telemetry
 
+MAX_BATCH = 1
+"""Parts that go through the trunk together. On a CPU a batch takes as long as its images one after another, and all in
+it wait for the last; see README, Decisions. Elsewhere more pay."""
 MAX_CHANGE_BYTES = 1 << 16
 LATE_S = 0.02
 """A part's own deadline has this long to answer before a retry that waits for it answers in its stead."""
@@ -82,7 +85,7 @@ class Service:
     telemetry: Telemetry = field(default_factory=Telemetry)
     replica: str = ""
     max_body_bytes: int = MAX_BYTES
-    max_batch: int = 16
+    max_batch: int = MAX_BATCH
     max_waiting: int = 64
     body_s: float = BODY_S
 
