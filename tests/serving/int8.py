@@ -49,10 +49,18 @@ def slow_float(works: Works, *, layers: int = 40) -> None:
     works.trunk_sha256 = works.bundles.publish_trunk(works.trunk)
 
 
-def add_int8(works: Works, digest: str, *, scale: float = 1 / 255, layers: int = 0, judged: Shift | None = None) -> str:
+def add_int8(
+    works: Works,
+    digest: str,
+    *,
+    scale: float = 1 / 255,
+    layers: int = 0,
+    judged: Shift | None = None,
+    gate: dict[str, PlantGate] | None = None,
+) -> str:
     """The bundle with a second trunk as its INT8. judged: how far it was from float, where that is not measured here.
 
-    scale: what the trunk multiplies pixels by; layers: how slow it is.
+    scale: what the trunk multiplies pixels by; layers: how slow it is; gate: what was shown where, all well at mill.
     """
     trunk = make_trunk(works.root / "int8" / f"{scale}-{layers}.onnx", scale=scale)
     if layers:
@@ -61,7 +69,9 @@ def add_int8(works: Works, digest: str, *, scale: float = 1 / 255, layers: int =
     shutil.copytree(works.bundles.fetch(digest, works.root / "fetched"), folder)
     manifest, _ = bundle.read(folder)
     probe = judged or (_shift(folder, trunk=trunk, cut=manifest.cut) if "probe.npz" in manifest.files else None)
-    int8 = Int8(trunk=works.bundles.publish_trunk(trunk), rung="toy", probe=probe, gate={"mill": GATE})
+    int8 = Int8(
+        trunk=works.bundles.publish_trunk(trunk), rung="toy", probe=probe, gate={"mill": GATE} if gate is None else gate
+    )
     bundle.write(folder, manifest.model_copy(update={"int8": int8, "files": {}}))
     return works.bundles.publish(folder)
 

@@ -10,11 +10,11 @@ import pytest
 
 from plants.certificate import Host
 from plants.errors import InputError
-from plants.variants import Shift
+from plants.variants import Pair, PlantGate, Shift
 from serving.loading import Loader
 from serving.local import local_predictor
 from serving.variants import Variants, files_of, variant_of
-from tests.serving.int8 import add_int8, slow_float
+from tests.serving.int8 import GATE, add_int8, slow_float
 from tests.serving.toys import Works
 
 HOST = Host(cpu="a core", flags=("avx2",), runtime="onnxruntime 1")
@@ -41,6 +41,20 @@ def timed(works: Works) -> list[Path]:
 def test_int8_serves_where_it_is_faster(works: Works):
     slow_float(works)
     assert served(works, add_int8(works, works.bundle("own"))) == "int8"
+
+
+LOST = GATE.model_copy(update={"macro_f1": Pair(float32=0.9, int8=0.8)})
+
+
+@pytest.mark.parametrize("gate", [{}, {"foundry": GATE}, {"mill": LOST}], ids=["nowhere", "elsewhere", "it lost"])
+def test_int8_that_was_not_shown_to_hold_at_a_plant_does_not_serve_it_however_fast_it_is(
+    works: Works, caplog: pytest.LogCaptureFixture, gate: dict[str, PlantGate]
+):
+    slow_float(works)
+    with caplog.at_level(logging.WARNING):
+        assert served(works, add_int8(works, works.bundle("own"), gate=gate)) == "float"
+    assert "INT8 was not shown to hold at mill" in caplog.text
+    assert not timed(works)
 
 
 def test_float_serves_where_int8_is_slower(works: Works):
