@@ -149,6 +149,8 @@ class RouteAnswer(Wire):
     policy: str
     action: str
     who: str
+    problem: str | None
+    """Why this replica cannot serve the route and keeps the one before, or None."""
 
 
 class RefusalBody(Wire):

@@ -308,6 +308,7 @@ class Service:
             policy=route.policy,
             action=route.action,
             who=route.who,
+            problem=self.router.table.problems.get(plant),
         )
 
     def _live(self, plant: str) -> Live:

@@ -167,6 +167,22 @@ def test_a_route_without_certificate_isolates_its_plant_which_keeps_its_last_goo
         service.close()
 
 
+def test_a_rollback_over_http_to_a_route_without_certificate_says_that_the_present_one_stays(
+    http: TestClient, live: Works, service: Service
+):
+    live.promote(bundle=with_torch(live, live.bundle("off"), offset=1.0), policy=live.policy())
+    good = live.bundle("good", sharpness=9.0)
+    live.promote(bundle=good, policy=live.policy())
+    service.router.refresh()
+    assert service.router.table.live["mill"].target.bundle == good
+    back = http.post("/plants/mill/rollback", headers=live.token("lead", plant=None)).json()
+    assert back["sequence"] == 4
+    assert "no certificate" in back["problem"]
+    assert service.router.table.live["mill"].target.bundle == good
+    again = http.post("/plants/mill/rollback", headers=live.token("lead", plant=None)).json()
+    assert (again["sequence"], again["problem"]) == (5, None)
+
+
 def test_a_verb_is_told_in_one_line_and_ends_with_a_check_that_said_no(works: Works):
     stage = certify(works.settings, store_uri=works.store.uri, fleet="toys")
     stage("mill", works.bundle("own"), policy := works.policy())
