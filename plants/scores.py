@@ -109,6 +109,8 @@ def pool_groups(
     With good leaves: the mean of the group's `top_k` rows of most defect mass, and the first of them. Without: the
     mean of all its rows, and the most confident. Groups are numbered 0..G-1, none empty; ties go to the earlier row.
     """
+    if len(probs) == 1 and len(groups) == 1 and groups[0] == 0 and top_k >= 1:  # most parts on a line
+        return probs, np.zeros(1, dtype=np.intp)
     rows, of, _ = speakers(probs, groups, ok=ok, top_k=top_k)
     if not len(rows):
         return probs[:0], np.zeros(0, dtype=np.intp)

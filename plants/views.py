@@ -81,7 +81,7 @@ def views(
             than `MAX_TILES`.
     """
     height, width = pixels.shape[:2]
-    frame = Decoded(pixels, width, height, 1)
+    frame = Decoded(Image.fromarray(np.ascontiguousarray(pixels)), width, height, 1)
     return _views(frame, geometry=geometry, photometry=photometry, size_px=size_px, interpolation=interpolation)
 
 
@@ -115,17 +115,16 @@ def _content(
     k = frame.reduction
     x0, y0, x1, y1 = box[0] // k, box[1] // k, -(-box[2] // k), -(-box[3] // k)
     crop = (box[0] / k - x0, box[1] / k - y0, box[2] / k - x0, box[3] / k - y0)
-    region = frame.pixels[y0:y1, x0:x1]
+    image = frame.image if (x0, y0, x1, y1) == (0, 0, *frame.image.size) else frame.image.crop((x0, y0, x1, y1))
     if judged is not None:
-        region = np.where(judged[y0:y1, x0:x1, None], region, np.uint8(PAD_VALUE))
+        image = Image.fromarray(np.where(judged[y0:y1, x0:x1, None], np.asarray(image), np.uint8(PAD_VALUE)))
     if place != box:  # of a frame that was decoded whole, see `_reduction`
         beyond = (box[1] - place[1], place[3] - box[3]), (box[0] - place[0], place[2] - box[2]), (0, 0)
-        region = np.pad(region, beyond, mode="symmetric")
-        crop = (0, 0, region.shape[1], region.shape[0])
-    if k == 1 and region.shape[:2] == (height, width):
-        return region
-    image = Image.fromarray(np.ascontiguousarray(region))
-    return np.asarray(image.resize((width, height), how, box=crop, reducing_gap=None))
+        image = Image.fromarray(np.pad(np.asarray(image), beyond, mode="symmetric"))
+        crop = (0, 0, *image.size)
+    if k > 1 or image.size != (width, height):
+        image = image.resize((width, height), how, box=crop, reducing_gap=None)
+    return np.asarray(image)
 
 
 def _reduction(width: int, height: int, *, geometry: Geometry, size_px: int) -> int:

@@ -26,9 +26,10 @@ from plants.errors import InputError
 from serving import ingress
 from serving.asgi import harden
 from serving.board import APP, Poster, end_board
+from serving.direct import Direct, upload
 from serving.openapi import PREDICT_BODY, PROMOTE_BODY, describe, refusals
 from serving.schemas import Answer, PlantStatus, RouteAnswer
-from serving.service import Service, Upload
+from serving.service import Service
 from serving.wiring import TIERS, Tiers, open_service
 
 log = logging.getLogger("crossplant.serving")
@@ -60,6 +61,7 @@ def build_app(service: Service) -> FastAPI:
         service.close()
 
     api = FastAPI(title="crossplant", lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    api.add_middleware(Direct, service=service)
     harden(api, service)
     describe(api)
 
@@ -69,17 +71,8 @@ def build_app(service: Service) -> FastAPI:
         responses=refusals(404, 408, 413, 415, 422, 429),
         openapi_extra=PREDICT_BODY,
     )
-    async def predict(plant: str, request: Request) -> Response:
-        headers = request.headers
-        upload = Upload(
-            chunks=request.stream(),
-            length=headers.get("content-length"),
-            content_type=headers.get("content-type"),
-            query=request.query_params,
-            authorization=headers.get("authorization"),
-            key=headers.get("idempotency-key"),
-        )
-        answer = await service.predict(plant, upload)
+    async def predict(plant: str, request: Request) -> Response:  # as `Direct` does it; for the description
+        answer = await service.predict(plant, upload(request.scope, request.receive))
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @api.get("/plants/{plant}", responses=refusals(404))

@@ -26,14 +26,17 @@ def is_haproxy_there() -> bool:
 
 
 def variables(folder: Path) -> dict[str, str]:
-    """Ray Serve's environment variables for HAProxy whose files lie in a private folder; none where there is none.
+    """Ray Serve's environment variables: one event loop in a replica, and HAProxy with its files in a private folder.
 
-    Its own metrics are off: they cost the head a Python call a request and say nothing that `GET /metrics` lacks.
+    A second loop would keep Ray's health checks apart from code that blocks; ours does not block, and every message of
+    a request would pass from thread to thread. HAProxy's own metrics are off: they cost the head a Python call a
+    request and say nothing that `GET /metrics` lacks.
     """
+    one_loop = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
     if not is_haproxy_there():
-        return {}
+        return one_loop
     stats, metrics = _free_ports(2)
-    return {
+    return one_loop | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(SILENT_S),

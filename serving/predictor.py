@@ -126,6 +126,8 @@ class Predictor:
             boxes.append(seen.boxes)
             owner.append(np.full(len(seen.boxes), index))
             digests.append(tensor_digest(seen.pixels))
+        if len(pixels) == 1:
+            return Prepared(name, pixels[0], boxes[0], owner[0], part.frames, tuple(digests))
         return Prepared(
             name, np.concatenate(pixels), np.concatenate(boxes), np.concatenate(owner), part.frames, tuple(digests)
         )
@@ -143,16 +145,17 @@ class Predictor:
         decision = decide_part(
             probabilities, policy=self.policy, impossible=impossible, novelty=novelty, disagreement=divided
         )
+        named = self._named(probabilities)
         is_found = decision.verdict != "ok" and geometry.fit == "tiles"
         return Judgement(
             environment=prepared.environment,
             decision=decision,
-            probabilities=self._named(probabilities),
+            probabilities=named,
             impossible=round(impossible, 6),
             novelty=None if novelty is None else round(novelty, 6),
             disagreement=None if divided is None else round(divided, 6),
             location=Location(frame=at, box=_box(prepared.boxes[loudest[at]])) if is_found else None,
-            frames=self._frames(prepared, scored=scored, vectors=vectors),
+            frames=self._frames(prepared, scored=scored, vectors=vectors, lone=named if len(vectors) == 1 else None),
         )
 
     def _disagreement(self, prepared: Prepared, *, scored: Scored, vectors: Floats) -> float | None:
@@ -176,9 +179,12 @@ class Predictor:
         shown = calibrate(np.asarray(probabilities, dtype=np.float64), self.policy.temperature)
         return {name: round(float(p), 6) for name, p in zip(self.view.classes, shown, strict=True)}
 
-    def _frames(self, prepared: Prepared, *, scored: Scored, vectors: Floats) -> tuple[FrameAnswer, ...]:
+    def _frames(
+        self, prepared: Prepared, *, scored: Scored, vectors: Floats, lone: dict[str, float] | None
+    ) -> tuple[FrameAnswer, ...]:
+        """What each frame contributed; `lone` is what was said of the part, where it has one frame."""
         by_view = suspicion(scored.probabilities, ok=self._ok)
-        by_frame = suspicion(vectors, ok=self._ok)
+        by_frame = by_view if len(vectors) == len(by_view) else suspicion(vectors, ok=self._ok)
         found = []
         for index, frame in enumerate(prepared.frames):
             rows = np.flatnonzero(prepared.owner == index)
@@ -189,7 +195,7 @@ class Predictor:
                     sha256=frame.sha256,
                     tensor_digest=prepared.digests[index],
                     num_views=len(rows),
-                    probabilities=self._named(vectors[index] @ self._projection),
+                    probabilities=lone if lone is not None else self._named(vectors[index] @ self._projection),
                     score=round(float(by_frame[index]), 6),
                     tiles=[Tile(box=_box(prepared.boxes[row]), score=round(float(by_view[row]), 6)) for row in first],
                 )
@@ -267,6 +273,12 @@ def _scored(items: Sequence[_Ready]) -> Iterator[Scored | Exception]:
 
     All items share a trunk; those of one company follow one another, and in it those of one scorer.
     """
+    if len(items) == 1 and items[0].num_views <= CHUNK_VIEWS:
+        lone = items[0]
+        num, place = lone.num_views, (lone.predictor.plant, lone.prepared.environment)
+        outputs = lone.scorer.trunk.activations(lone.prepared.pixels, cuts=lone.scorer.cuts)
+        yield from scored_runs([lone.scorer] * num, outputs, [place] * num)
+        return
     pixels = np.concatenate([one.prepared.pixels for one in items])
     scorers = [one.scorer for one in items for _ in range(one.num_views)]
     places = [(one.predictor.plant, one.prepared.environment) for one in items for _ in range(one.num_views)]

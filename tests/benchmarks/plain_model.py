@@ -13,9 +13,8 @@ import numpy as np
 import onnxruntime
 
 from plants import bundle
-from plants.images import decode
 from plants.scores import softmax
-from plants.views import views
+from plants.views import read_views
 
 TASK = "BENCH_SERVING_TASK"
 RAY_NICENESS = 15
@@ -40,9 +39,8 @@ class Plain:
 
     def probabilities(self, data: bytes) -> np.ndarray:
         """[C] of an image's bytes."""
-        geometry = self.environment.geometry
-        image = decode(data, bit_depth=geometry.bit_depth, window=geometry.window)
-        seen = views(image, geometry=geometry, photometry=self.environment.photometry, **self.inputs)
+        where = self.environment
+        seen = read_views(data, geometry=where.geometry, photometry=where.photometry, **self.inputs)
         (activation,) = self.trunk.run([self.cut], {"images": seen.pixels})
         (logits,) = self.branch.run(["logits"], {"activation": activation})
         return np.asarray(softmax(logits), dtype=np.float64)[0]

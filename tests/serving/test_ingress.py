@@ -23,7 +23,7 @@ def test_two_servers_on_one_machine_share_neither_files_nor_ports(tmp_path: Path
 
 def test_where_haproxy_is_not_installed_the_python_proxy_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress, "is_haproxy_there", lambda: False)
-    assert ingress.variables(Path("/anywhere")) == {}
+    assert not [name for name in ingress.variables(Path("/anywhere")) if "PROXY" in name]
 
 
 def test_what_the_user_has_set_wins_and_the_rest_is_gone_when_ray_is(
