@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.cells import Document
+from jobs.incumbent_section import AGAINST
 from plants.verdict import amount
 
 WITHDRAWN = "WITHDRAWN by the sealed test: significantly worse there than the frozen baseline"
@@ -26,18 +27,24 @@ def alarms(name: str, document: Document) -> list[str]:
         said.append(
             f"the sealed test is contaminated: the model has learned from {sealed['contaminated']} of its images"
         )
-    if _is_lost(decision.get("gain")):
+    if is_lost(decision.get("gain")):
         said.append("worse than the frozen baseline on decide, the interval excludes 0")
     promise = sealed.get("against_decide") or {}
     if promise.get("words") == "worse than promised":
         said.append(f"the sealed test: {amount(promise)} than decide had promised")
-    chosen = (document["details"].get(name) or {}).get("chosen") or {}
+    details = document["details"].get(name) or {}
+    said += [
+        f"dearer than the existing inspection on {where}: {amount(gap)}"
+        for where, gap in (("decide", details.get(AGAINST)), ("the sealed test", sealed.get(AGAINST)))
+        if gap and is_lost(gap)
+    ]
+    chosen = details.get("chosen") or {}
     said += [
         f"{row['n']} parts of {label}, and the model names none of them"
         for label, row in chosen.get("per_class", {}).items()
         if row["n"] and row["recall"]["value"] == 0
     ]
-    curve = (document["details"].get(name) or {}).get("curve") or {}
+    curve = details.get("curve") or {}
     if curve.get("review_load") is not None and curve["review_load"] > curve["review_capacity"]:
         load, most = (f"{100 * curve[key]:.1f} %" for key in ("review_load", "review_capacity"))
         said.append(f"a person has to look at {load} of the parts, and people can at {most}")
@@ -46,7 +53,8 @@ def alarms(name: str, document: Document) -> list[str]:
     return said
 
 
-def _is_lost(gain: Mapping[str, Any] | None) -> bool:
+def is_lost(gain: Mapping[str, Any] | None) -> bool:
+    """Whether a paired difference is shown to be for the worse."""
     if not gain or gain.get("low") is None:
         return False
     return bool(gain["low"] > 0 if gain["metric"] == "cost" else gain["high"] < 0)

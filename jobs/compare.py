@@ -102,7 +102,9 @@ def compare_plant(
     exports.material.store.write(SCORES.format(plant=plant.name), chosen.published.to_parquet())
     leaf_sets = fleet.leaf_sets(plant)
     beyond = outside(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, leaf_sets=leaf_sets, cell=cell, seed=seed)
-    standing, existing = incumbent_at(plant, fleet=fleet, inputs=inputs, chosen=chosen, seed=seed)
+    standing, existing = incumbent_at(
+        plant, fleet=fleet, inputs=inputs, scores=chosen.scores, policy=chosen.judged_by, seed=seed
+    )
     column |= cells(beyond) | standing
     details = {
         "outside": beyond,

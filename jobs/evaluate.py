@@ -13,6 +13,7 @@ from cluster.lock import locked
 from cluster.registry import Bundles
 from cluster.storage import Store
 from jobs.candidates import cell, figures_of
+from jobs.incumbent import incumbent_at
 from jobs.int8_gate import Judged, QuantisedExports, gate, published_files
 from jobs.release import EVALUATED
 from jobs.scoring import Exports, role_inputs
@@ -22,6 +23,7 @@ from plants.costs import Policy
 from plants.differences import paired
 from plants.ensembles import from_json
 from plants.errors import InputError
+from plants.incumbent import INCUMBENT
 from plants.metrics import report
 from plants.plant import Fleet
 from plants.scores import PartScores
@@ -90,7 +92,7 @@ def evaluate_fleet(
     budget: int,
     keep: Callable[[str, dict[str, Any]], None] = lambda name, row: None,
 ) -> dict[str, Any]:
-    """The chosen models, and the frozen baselines beside them, on the sealed test; the ledger as it is afterwards.
+    """The chosen models on the sealed test, beside the frozen baselines and the existing inspection; and the ledger.
 
     A chosen model that is significantly worse than the frozen baseline withdraws its decision. No test is opened before
     all can be; keep: takes each plant's row as soon as there is one.
@@ -136,6 +138,8 @@ def _evaluate(
         base = inputs.scores([inputs.probabilities(frozen)], leaf_sets=leaf_sets)
         row["frozen"] = cell(figures=report(base, policy=base_policy))
         row["gain"] = paired(scores, base, policy_a=policy, policy_b=base_policy)
+    existing, gap = incumbent_at(plant, fleet=fleet, inputs=inputs, scores=scores, policy=policy, seed=document["seed"])
+    row |= existing | {key: gap[key] for key in gap if key != INCUMBENT}
     row["standing"] = standing(row.get("gain"))
     row["withdrawn"] = row["standing"] == "contradicted"
     row["against_decide"] = against_promise(row, document["matrix"][decision["model"]][name])

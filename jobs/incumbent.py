@@ -1,4 +1,4 @@
-"""The existing inspection beside the models: what it costs on the parts of `decide` that it has judged, and the gap.
+"""The existing inspection beside the models: what it costs on the parts of a role that it has judged, and the gap.
 
 It is a row of the matrix and never a candidate. What it let pass is seen here only as far as somebody labelled such
 parts: where labels come from what it stopped, its escapes are undercounted.
@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.candidates import cell, nameless
+from jobs.incumbent_section import AGAINST
 from jobs.scoring import RoleInputs
 from plants.differences import paired
 from plants.incumbent import INCUMBENT, Incumbent, judged
 from plants.metrics import report
 from plants.plant import Fleet, Plant
+from plants.policy import Policy
+from plants.scores import PartScores
 from plants.shared import shared_classes, shared_f1
-from plants.verdict import Candidate
 
 Figures = dict[str, Any]
 UNNAMED = "no class"
@@ -23,28 +25,31 @@ UNNAMED = "no class"
 
 
 def incumbent_at(
-    plant: Plant, *, fleet: Fleet, inputs: RoleInputs, chosen: Candidate, seed: int
+    plant: Plant, *, fleet: Fleet, inputs: RoleInputs, scores: PartScores, policy: Policy, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Its cell of the matrix by its name, and the plant's details of it; nothing where it has judged no part."""
+    """Its cell of the matrix by its name, and the plant's details of it; nothing where it has judged no part.
+
+    scores, policy: What the chosen model says of the parts of `inputs`, and how that is decided.
+    """
     if INCUMBENT not in inputs.frames:
         return {}, {}
     said = inputs.frames[INCUMBENT].to_numpy(dtype=object)
-    found = judged(chosen.scores, said=said, part_of=inputs.part_groups, plant=plant)
+    found = judged(scores, said=said, part_of=inputs.part_groups, plant=plant)
     if found is None:
         return {}, {}
     figures = _figures(found, plant=plant, fleet=fleet, seed=seed)
-    same = chosen.scores.take(found.rows)
-    chosen_there = report(same, policy=chosen.judged_by, seed=seed)
+    same = scores.take(found.rows)
+    chosen_there = report(same, policy=policy, seed=seed)
     gap = None
     if figures["cost"] and figures["cost"]["value"] is not None:
-        gap = paired(same, found.scores, policy_a=chosen.judged_by, policy_b=found.policy, seed=seed)
+        gap = paired(same, found.scores, policy_a=policy, policy_b=found.policy, seed=seed)
     details = {
         INCUMBENT: {
             "figures": figures,
             "chosen": {key: chosen_there[key] for key in ("cost", "verdicts", "n", "n_lots")},
             "num_parts": len(found.rows),
         },
-        f"against_{INCUMBENT}": gap,
+        AGAINST: gap,
     }
     return {INCUMBENT: cell(figures=figures)}, details
 

@@ -9,6 +9,8 @@ from jobs.cells import figure_of, money, percent, text
 from jobs.page import table
 from plants.incumbent import INCUMBENT
 
+AGAINST = f"against_{INCUMBENT}"
+"""Where a document holds the paired difference in cost, the chosen model less the existing inspection."""
 RATES = {
     "escapes": "escapes: bad parts that pass",
     "false_alarms": "false alarms: good parts that are rejected",
@@ -33,7 +35,7 @@ def incumbent_html(reports: Mapping[str, Any]) -> str:
         for name, row in found["figures"]["per_class"].items()
         if row["recall"]["value"] is not None
     ]
-    gap = reports.get(f"against_{INCUMBENT}")
+    gap = reports.get(AGAINST)
     words = (
         f"It has judged {found['figures']['n']} of {found['num_parts']} parts, in {found['figures']['n_lots']} lots. "
     )

@@ -15,8 +15,10 @@ from cluster.registry import Bundles, Journal, Route
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
+from jobs.alarms import is_lost
 from jobs.carry_out import latest_plan
 from jobs.fleet import COMPARED
+from jobs.incumbent_section import AGAINST
 from jobs.material import Material
 from jobs.plan import Plan
 from jobs.tables import show_matrix, span
@@ -162,6 +164,8 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
             words = "WITHDRAWN: worse than the frozen baseline"
         if (promise := row["against_decide"]) and promise["words"] == "worse than promised":
             words += f"; WORSE THAN PROMISED: {amount(promise)} than on decide"
+        if (gap := row.get(AGAINST)) and is_lost(gap):
+            words += f"; DEARER THAN THE EXISTING INSPECTION: {amount(gap)}"
         if row["contaminated"]:
             words += f"; CONTAMINATED: it has learned from {row['contaminated']} of these images"
         if (row.get("int8") or {}).get("faults"):

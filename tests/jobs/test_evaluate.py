@@ -211,6 +211,28 @@ def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(wo
         evaluate_fleet(works.fleet, names=["brno"], **given)
 
 
+@pytest.mark.slow
+def test_the_existing_inspection_is_judged_on_the_sealed_answers_at_the_plants_prices(works):
+    document = choose(works, model="own-arden-s0")
+    given = {"document": document, "exports": works.exports(), "who": "ada", "now": NOW, "budget": 5}
+    row = evaluate_fleet(works.fleet, names=["arden"], **given)["plants"]["arden"]
+    catalog, plant = Catalog.of(works.fleet), works.fleet.plant("arden")
+    rows = splits.unseal(catalog.rows("arden"), catalog.sealed("arden"))
+    parts = rows[rows["role"] == "test"].drop_duplicates("part_id")
+    assert parts["incumbent"].notna().all()
+    price = {"ok": (0.0, plant.costs.miss), "review": (plant.costs.review,) * 2}
+    paid: dict[bool, list[float]] = {True: [], False: []}
+    for said, truth in zip(parts["incumbent"], parts["class"], strict=True):
+        is_good = truth in plant.ok
+        paid[is_good].append(price.get(said, (plant.costs.false_alarm, 0.0))[not is_good])
+    rate = plant.costs.defect_rate[2]
+    cost = (1 - rate) * np.mean(paid[True]) + rate * np.mean(paid[False])
+    assert row["incumbent"]["n"] == len(parts)
+    assert row["incumbent"]["cost"] == pytest.approx(cost, rel=1e-6)
+    assert row["against_incumbent"]["diff"] == pytest.approx(row["cost"] - cost, abs=1e-4)
+    assert "incumbent" not in document["matrix"] or row["incumbent"] != document["matrix"]["incumbent"]["arden"]
+
+
 def taught_by(tables: dict[str, pd.DataFrame], *, now: dict[str, pd.DataFrame] | None = None) -> Any:
     """Exports of a plan of `a` at arden and `b` at brno, which starts from it, with these rows learned from."""
     runs = (RunSpec("a", "own", ("arden",), 0, {}), RunSpec("b", "sister", ("brno",), 0, {}, parent="a"))

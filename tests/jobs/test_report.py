@@ -420,6 +420,17 @@ def test_a_model_that_is_shown_to_be_worse_than_frozen_and_a_floor_that_cannot_b
     assert "the recall floors are infeasible" in glance
 
 
+def test_an_inspection_that_is_shown_to_be_cheaper_is_an_alarm_on_decide_and_on_the_sealed_test(document):
+    gap = {"metric": "cost", "diff": 20.0, "low": 5.0, "high": 35.0}
+    changed = sealed(document, against_incumbent=gap)
+    changed["details"]["panel"]["against_incumbent"] = {**gap, "low": -5.0}
+    glance = report_html(changed).split("</main>")[0]
+    assert "dearer than the existing inspection on the sealed test: 20.00 a part more (5.00 to 35.00)" in glance
+    assert "dearer than the existing inspection on decide" not in glance
+    changed["details"]["panel"]["against_incumbent"] = gap
+    assert "dearer than the existing inspection on decide" in report_html(changed)
+
+
 def test_a_plant_without_a_decision_stands_in_the_glance_with_the_reason(document):
     text = Page(report_html({**document, "undecided": {"kiln": "no labelled part in <decide>"}})).text
     assert "kiln No model: no labelled part in <decide>. nothing is shown" in text
