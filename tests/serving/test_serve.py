@@ -100,6 +100,33 @@ def test_a_board_that_dies_is_replaced_and_every_count_is_on_the_new_one(served:
     assert counts == {served.num_asked}
 
 
+def test_a_part_whose_deadline_passed_is_never_passed_and_is_answered_at_once_though_both_replicas_are_busy(
+    served: Served,
+):
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx.Client(base_url=served.address, headers=served.http.headers, timeout=30) as line:
+            while not stop.is_set():
+                line.post("/plants/mill/predict?environment=cam-1", content=png(GREEN, size=(2000, 1500)))
+                counted.append(1)
+
+    counted: list[int] = []
+    threads = [threading.Thread(target=load) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    late = [served.ask(png(GREEN), deadline_ms=1) for _ in range(40)]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    served.num_asked += len(counted)
+    timed_out = [answer for answer in late if answer["probabilities"] == {}]
+    assert len(timed_out) >= 30
+    assert {answer["verdict"] for answer in timed_out} == {"reject"}
+    assert sorted(answer["latency_ms"] for answer in timed_out)[len(timed_out) // 2] < 50
+    assert served.ask(png(GREEN), deadline_ms=5000)["verdict"] == "ok"
+
+
 def test_a_bundle_on_disk_and_the_endpoint_give_the_same_answer_from_the_same_tensor(served: Served):
     image = png((130, 90, 60), size=(120, 100))
     over_http = served.ask(image, environment="tiled", part_id="4711")
