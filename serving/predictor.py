@@ -20,11 +20,13 @@ from plants.bundle import PlantView
 from plants.costs import Decision, Policy, decide_part
 from plants.ensembles import disagreement
 from plants.errors import InputError
+from plants.heatmaps import Heat
 from plants.images import tensor_digest
 from plants.plant import is_ok, projection
 from plants.scores import calibrate, pool, pool_groups, speakers, suspicion
 from plants.views import read_views
 from serving.intake import Frame, PartRequest
+from serving.maps import Found, find
 from serving.schemas import FrameAnswer, Location, Tile
 from serving.scoring import Floats, Scored, Scorer, company, scored_runs
 
@@ -45,6 +47,8 @@ class Prepared:
     """The frame of each view, [N]."""
     frames: tuple[Frame, ...]
     digests: tuple[str, ...]
+    wants_map: bool = False
+    """Whether a part that passes is to have a map too."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Judgement:
     disagreement: float | None
     location: Location | None
     frames: tuple[FrameAnswer, ...]
+    heat: Heat | None = None
+    """The map that the location is of; of a part that passes where it was asked for."""
+    map_problem: str | None = None
+    """Why there is none, where there could be one."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,13 @@ class Predictor:
             owner.append(np.full(len(seen.boxes), index))
             digests.append(tensor_digest(seen.pixels))
         return Prepared(
-            name, np.concatenate(pixels), np.concatenate(boxes), np.concatenate(owner), part.frames, tuple(digests)
+            name,
+            np.concatenate(pixels),
+            np.concatenate(boxes),
+            np.concatenate(owner),
+            part.frames,
+            tuple(digests),
+            part.wants_map,
         )
 
     def conclude(self, prepared: Prepared, scored: Scored) -> Judgement:
@@ -143,7 +157,10 @@ class Predictor:
         decision = decide_part(
             probabilities, policy=self.policy, impossible=impossible, novelty=novelty, disagreement=divided
         )
-        is_found = decision.verdict != "ok" and geometry.fit == "tiles"
+        is_found, found = decision.verdict != "ok", Found()
+        if is_found or prepared.wants_map:
+            row = int(loudest[at])
+            found = find(self.scorer, prepared, view=self.view, scored=scored, row=row, defect=decision.defect)
         return Judgement(
             environment=prepared.environment,
             decision=decision,
@@ -151,8 +168,10 @@ class Predictor:
             impossible=round(impossible, 6),
             novelty=None if novelty is None else round(novelty, 6),
             disagreement=None if divided is None else round(divided, 6),
-            location=Location(frame=at, box=_box(prepared.boxes[loudest[at]])) if is_found else None,
+            location=found.location if is_found else None,
             frames=self._frames(prepared, scored=scored, vectors=vectors),
+            heat=found.heat,
+            map_problem=found.problem,
         )
 
     def _disagreement(self, prepared: Prepared, *, scored: Scored, vectors: Floats) -> float | None:

@@ -192,6 +192,8 @@ class Model:
     branch: KeptSession | Slot
     normality: Known = NOBODY
     meter: Meter = field(default_factory=Meter)
+    evidence: KeptSession | None = None
+    """Where its logits come from, see `serving.maps`; None of a bundle that gives no map."""
 
     @property
     def weights(self) -> tuple[float, ...]:
