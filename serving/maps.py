@@ -164,7 +164,8 @@ def interleaved(maps: Floats) -> Floats:
     if len(maps) == 1:
         return maps[0]
     _, high, wide = maps.shape
-    return maps.reshape(2, 2, high, wide).transpose(2, 0, 3, 1).reshape(2 * high, 2 * wide)
+    found: Floats = maps.reshape(2, 2, high, wide).transpose(2, 0, 3, 1).reshape(2 * high, 2 * wide)
+    return found
 
 
 def _added(trunk: Trunk, able: Sequence[tuple[Model, Floats]], views: Pixels) -> Floats:
