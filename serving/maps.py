@@ -123,7 +123,8 @@ class Wanted:
         else:
             meant = ~good if good.any() and not good.all() else np.arange(len(names)) == int(np.argmax(probs))
         against = good & ~meant if (good & ~meant).any() else ~meant
-        return _shares(probs, meant) - _shares(probs, against) if meant.any() else None
+        sides: Floats = _shares(probs, meant) - _shares(probs, against)
+        return sides if meant.any() else None
 
 
 def _shares(probs: Floats, which: Mask) -> Floats:
@@ -162,7 +163,8 @@ def shifted(view: Pixels, *, by: int) -> Pixels:
 def interleaved(maps: Floats) -> Floats:
     """One map of those [N, h, w] of `shifted` views, [2 h, 2 w]; the only one as it is."""
     if len(maps) == 1:
-        return maps[0]
+        only: Floats = maps[0]
+        return only
     _, high, wide = maps.shape
     found: Floats = maps.reshape(2, 2, high, wide).transpose(2, 0, 3, 1).reshape(2 * high, 2 * wide)
     return found
