@@ -570,6 +570,7 @@ def predict(
     one_part: Annotated[bool, typer.Option("--one-part", help="All frames show one part.")] = False,
     expect: Annotated[Path | None, typer.Option(help="Golden parts: their last `--json`, to be reproduced.")] = None,
     repeats: Annotated[bool, typer.Option("--repeats", help="Shots of one part: all must be judged alike.")] = False,
+    maps: Annotated[Path | None, typer.Option(help="A folder for pictures of where verdicts come from.")] = None,
     json_to: JsonFile = None,
 ) -> None:
     """Judge frames through a plant's endpoint or with a bundle on disk: the same frames get the same answer.
@@ -593,6 +594,7 @@ def predict(
         policy=policy,
         environment=environment,
         one_part=one_part,
+        maps=maps,
         settings=_settings(),
     )
     for row in document["predictions"]:

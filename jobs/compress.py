@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.compute import PLAIN
+from jobs.evidence import with_map
 from jobs.model import Branch, CutModel, TrunkNet
 from jobs.parity import (
     TOLERANCE,
@@ -44,20 +45,22 @@ def export_trunk(model: CutModel, path: str | Path) -> str:
     """The trunk is one ONNX file; returns its sha256.
 
     Input `images` uint8 [batch, S, S, 3], normalisation inside; a float32 output for each cut: `cut0` [batch, F], ...
+    and `map` [batch, C, h, w], where `cut0` is pooled of one, see `jobs.evidence`.
     """
     trunk = copy.deepcopy(model.trunk).cpu()
     trunk.compute_in(PLAIN)
     size = model.spec.size_px
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     names = [f"cut{cut}" for cut in model.cuts]
-    return _write(_export(_AsTuple(trunk), example, input_name="images", outputs=names, optimize=True), path)
+    exported = _export(_AsTuple(trunk), example, input_name="images", outputs=names, optimize=True)
+    return _write(with_map(exported, features="cut0"), path)
 
 
 class BranchExporter:
     """Writes branches at one cut of a backbone as ONNX, milliseconds each, whatever their leaves. Can be pickled.
 
-    Input `activation`; outputs `logits` [batch, L] and `features` [batch, F], float32. The form is made once a model
-    and cut; num_leaves, where given, is only checked.
+    Input `activation`; outputs `logits` [batch, L] and `features` [batch, F], float32; and `map` [batch, C, h, w] where
+    features are pooled of one. The form is made once a model and cut; num_leaves, where given, is only checked.
     """
 
     def __init__(self, model: CutModel, cut: int, num_leaves: int | None = None) -> None:
@@ -80,7 +83,8 @@ class BranchExporter:
             )
         if self.template is not None and isinstance(branch.align, nn.Identity):
             return _write(self.template.filled(_arrays(branch)), path)
-        return _write(_exported(copy.deepcopy(branch).cpu().eval(), self.shape, optimize=True), path)
+        plain = _exported(copy.deepcopy(branch).cpu().eval(), self.shape, optimize=True)
+        return _write(with_map(plain, features="features"), path)
 
 
 _TEMPLATES: weakref.WeakKeyDictionary[CutModel, dict[int, Template | None]] = weakref.WeakKeyDictionary()

@@ -99,7 +99,8 @@ class Material:
     def trunk_path(self) -> Path:
         """The trunk as ONNX in the cache, exported on first use."""
         model = self.model
-        folder = self.cache / "exports" / f"{model.weights_digest[:24]}-{'-'.join(map(str, model.cuts))}"
+        cuts = "-".join(map(str, model.cuts))
+        folder = self.cache / "exports" / f"{model.weights_digest[:24]}-{cuts}-map"  # earlier ones gave no map
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "trunk.onnx"
         if not path.exists():

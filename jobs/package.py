@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from safetensors.torch import save_file
 
 from cluster.registry import Bundles
+from jobs.evidence import evidence
 from jobs.lora import tier
+from jobs.model import Aligned, Branch
 from jobs.plan import Plan
 from jobs.proof import probe
 from jobs.scoring import Exports
@@ -86,6 +89,7 @@ def _publish_run(
         if spec.kind != "normality":
             _, branch, path = exports.branch(run_id)
             (folder / "branch.onnx").write_bytes(path.read_bytes())
+            _write_evidence(folder, branch=branch, path=path, exports=exports)
             if words.get("adapter"):
                 adapter = exports.material.store.read(f"runs/{plan.plan_id}/{run_id}/{bundle.ADAPTER}")
                 (folder / bundle.ADAPTER).write_bytes(adapter)
@@ -96,6 +100,17 @@ def _publish_run(
         _write_words(folder, run_id=run_id, manifest=manifest, figures=figures, document=document, known=known)
         bundle.write(folder, manifest)
         return Bundles(exports.material.store).publish(folder)
+
+
+def _write_evidence(folder: Path, *, branch: Branch, path: Path, exports: Exports) -> None:
+    """Where a verdict comes from is in the folder, as far as the files tell; see `jobs.evidence`."""
+    weight = branch.head.weight.detach().cpu().numpy()
+    if branch.cut == 0 and isinstance(branch.align, Aligned):
+        weight = weight * branch.align.scale.detach().cpu().numpy().reshape(1, -1)
+    source, features = (path, "features") if branch.cut else (exports.material.trunk_path, "cut0")
+    found = evidence(onnx.load(str(source)), features=features, weight=weight)
+    if found is not None:
+        (folder / bundle.EVIDENCE).write_bytes(found.SerializeToString(deterministic=True))
 
 
 def _publish_ensemble(
@@ -196,6 +211,15 @@ def _novelty_words(manifest: Manifest, found: Normalities) -> list[str]:
     return lines
 
 
+def _map_words(folder: Path, *, manifest: Manifest) -> list[str]:
+    """Whether a verdict comes with the place that it was found at."""
+    if manifest.kind in ("ensemble", "normality"):
+        return [f"Activation map: {'as far as members have one' if manifest.kind == 'ensemble' else 'none'}."]
+    has_map = (folder / bundle.EVIDENCE).exists()
+    why = f"none, {manifest.trunk.backbone} computes on what it pooled, so nothing exact can be said"
+    return [f"Activation map: {'yes, exact for its linear head' if has_map else why}."]
+
+
 def _write_words(
     folder: Path,
     *,
@@ -230,6 +254,7 @@ def _write_words(
     lines += [
         "",
         *_novelty_words(manifest, known),
+        *_map_words(folder, manifest=manifest),
         "",
         "Intervals are 95 %, by bootstrap over lots. Figures on `decide`, on which models were chosen and thresholds",
         "solved, flatter; the sealed test is in the fleet's reports. It knows only what it was shown: other products,",

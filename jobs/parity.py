@@ -104,7 +104,8 @@ class Evaluator:
         self.threads = threads
         self._trunk = open_session(str(trunk_path), threads=threads)
         self._branches: dict[tuple[str, int, int], Any] = {}
-        self.cuts = tuple(int(output.name.removeprefix("cut")) for output in self._trunk.get_outputs())
+        names = [output.name for output in self._trunk.get_outputs()]
+        self.cuts = tuple(int(name.removeprefix("cut")) for name in names if name.startswith("cut"))
         self.size_px = int(self._trunk.get_inputs()[0].shape[1])
 
     def activations(

@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from jobs.evidence import with_map
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -53,6 +55,7 @@ class Template:
         """The form of an exported branch; state: its parameters, so that constants can be told from them."""
         model = _simplified(model)
         folds = _fold_norms(model.graph)
+        model = with_map(model, features="features")
         folded = {name for fold in folds for name in (fold.weight, fold.bias)}
         names = []
         for initializer in model.graph.initializer:

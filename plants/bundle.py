@@ -23,6 +23,11 @@ from plants.variants import Int8
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ADAPTER = "adapter.safetensors"
+EVIDENCE = "evidence.onnx"
+"""Turns the `map` of a trunk or branch into a map for each leaf; absent where the head is not linear on a pooled map,
+and in bundles made before there were any."""
+MAP = "map"
+"""The output of a trunk or a branch that is pooled to its features."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["frozen", "own", "pooled", "warm", "sister", "average", "ensemble", "normality"]

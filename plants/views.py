@@ -266,3 +266,26 @@ def photometry_lut(photometry: Photometry) -> Pixels | None:
     linear = np.clip(photometry.gain * np.arange(256) / 255 + photometry.offset, 0, 1)
     table: Pixels = np.clip(255 * linear**photometry.gamma + 0.5, 0, 255).astype(np.uint8)
     return table
+
+
+class Seen(NamedTuple):
+    """What one view shows of its frame, and where in the view."""
+
+    place: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels of the frame; an outermost tile's lies beyond the borders in part."""
+    box: tuple[int, int, int, int]
+    """Of that, what lies in the region that is judged."""
+    content: tuple[int, int, int, int]
+    """Left, top, right, bottom of the place within the view; around it are margins."""
+    judged: _Mask | None
+    """Which pixels of the frame are judged, [H, W]; None where all are."""
+
+
+def seen(width: int, height: int, *, view: int, geometry: Geometry, size_px: int) -> Seen:
+    """What the view of this number shows of a frame of this size. Raises InputError as `views` does."""
+    places = _places(width, height, geometry=geometry)
+    x0, y0, x1, y1 = (int(value) for value in places[view])
+    a, b, c, d = (int(value) for value in _within_roi(places, width, height, geometry=geometry)[view])
+    content = _placement(x1 - x0, y1 - y0, geometry=geometry, size_px=size_px)
+    judged = _judged(width, height, geometry=geometry)
+    return Seen((x0, y0, x1, y1), (a, b, c, d), content, judged)

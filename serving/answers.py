@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import base64
+from dataclasses import dataclass
+
+from plants.errors import InputError
+from plants.heatmaps import Heat
 from plants.plant import Costs
 from serving.intake import PartRequest
 from serving.predictor import Judgement
-from serving.schemas import Answer, ModelRef
+from serving.schemas import Answer, MapPicture, ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer, and the map that a picture is made of where one was asked for: small, so that it can be kept."""
+
+    answer: Answer
+    heat: Heat | None
+    problem: str | None
+    """Why there is no map."""
+
+    def pictured(self, part: PartRequest) -> Answer:
+        """The answer with the picture where the part wants one. Decodes a frame again."""
+        if not part.wants_map:
+            return self.answer
+        heat, png, problem = self.heat, None, self.problem or "no verdict was reached"
+        if heat is not None and heat.frame < len(part.frames):
+            try:
+                png = base64.b64encode(heat.picture(part.frames[heat.frame].data)).decode()
+            except InputError as error:
+                problem = error.detail
+        frame = None if heat is None else heat.frame
+        picture = MapPicture(frame=frame, png=png, problem=None if png else problem)
+        return self.answer.model_copy(update={"map": picture})
 
 
 def answered(part: PartRequest, judgement: Judgement, *, request_id: str, model: ModelRef, latency_ms: float) -> Answer:

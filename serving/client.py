@@ -36,6 +36,8 @@ class Part:
     product: str | None = None
     environment: str | None = None
     deadline_ms: float | None = None
+    wants_map: bool = False
+    """Whether the answer holds a picture of where the verdict comes from, as `map`."""
 
 
 class Client:
@@ -95,6 +97,7 @@ class Client:
         product: str | None = None,
         environment: str | None = None,
         deadline_ms: float | None = None,
+        wants_map: bool = False,
     ) -> dict[str, Any]:
         """The answer for one part of one or more (name, bytes) frames.
 
@@ -102,8 +105,8 @@ class Client:
         long, InputError says so, and the line must do what it does without an inspection. Raises InputError for a
         refusal too.
         """
-        part = Part(images, part_id=part_id, product=product, environment=environment, deadline_ms=deadline_ms)
-        return self._predict(plant, part)
+        given = {"part_id": part_id, "product": product, "environment": environment, "deadline_ms": deadline_ms}
+        return self._predict(plant, Part(images, **given, wants_map=wants_map))  # type: ignore[arg-type]
 
     def predict_many(
         self, plant: str, parts: Iterable[Part], *, concurrency: int = 4
@@ -134,6 +137,7 @@ class Client:
 
     def _predict(self, plant: str, part: Part) -> dict[str, Any]:
         given = {"part_id": part.part_id, "product": part.product, "environment": part.environment}
+        given["map"] = "true" if part.wants_map else None
         return self._ask(
             "POST",
             f"/plants/{plant}/predict",

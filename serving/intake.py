@@ -20,7 +20,7 @@ from plants import images
 from plants.sniff import claim
 from serving.schemas import Refusal
 
-FIELDS = ("part_id", "product", "environment", "deadline_ms")
+FIELDS = ("part_id", "product", "environment", "deadline_ms", "map")
 MAX_FIELD_CHARS = 200
 MAX_FRAMES = 64
 MAX_PIXELS = 320_000_000
@@ -65,6 +65,8 @@ class PartRequest:
     part_id: str | None = None
     product: str | None = None
     deadline_ms: float | None = None
+    wants_map: bool = False
+    """Whether the answer is to show, as a picture, what the verdict was drawn from."""
 
 
 def declared_length(length: str | None, *, limit: int, plant: str) -> int | None:
@@ -128,14 +130,15 @@ async def _read_body(
     return bytes(body)
 
 
-def fields_of_query(plant: str, query: Mapping[str, str]) -> dict[str, str | float | None]:
+def fields_of_query(plant: str, query: Mapping[str, str]) -> dict[str, str | float | bool | None]:
     """The part's fields that the address names. Raises Refusal for an impossible one, before a body is read."""
     return _checked(plant, {name: query[name] for name in FIELDS if name in query})
 
 
 def part_digest(part: PartRequest) -> str:
     """What was sent, whatever its deadline: a retry has less time left and is the same part."""
-    said = (part.plant, part.environment, part.part_id, part.product, [(f.image, f.sha256) for f in part.frames])
+    asked = (part.environment, part.part_id, part.product, *([True] if part.wants_map else []))
+    said = (part.plant, *asked, [(f.image, f.sha256) for f in part.frames])
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
@@ -184,16 +187,30 @@ def parse(plant: str, *, body: bytes, content_type: str | None, query: Mapping[s
     return PartRequest(plant, tuple(frames), **_checked(plant, known))  # type: ignore[arg-type]
 
 
-def _checked(plant: str, fields: Mapping[str, str]) -> dict[str, str | float | None]:
+def _checked(plant: str, fields: Mapping[str, str]) -> dict[str, str | float | bool | None]:
     for name, value in fields.items():
         if len(value) > MAX_FIELD_CHARS or not value.isprintable():
             raise Refusal(
                 f"{name} must be printable and at most {MAX_FIELD_CHARS} characters long", plant=plant, field=name
             )
-    found: dict[str, str | float | None] = {name: value or None for name, value in fields.items()}
+    found: dict[str, str | float | bool | None] = {name: value or None for name, value in fields.items()}
+    if "map" in found:
+        del found["map"]
+        found["wants_map"] = _switch(plant, fields["map"])
     if found.get("deadline_ms") is not None:
         found["deadline_ms"] = _deadline(plant, fields["deadline_ms"])
     return found
+
+
+def _switch(plant: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise Refusal(
+            f"map {text[:20]!r} is neither true nor false",
+            plant=plant,
+            field="map",
+            remedy="Send map=true for a picture, or leave it out",
+        )
+    return text == "true"
 
 
 def _deadline(plant: str, text: str) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plants import bundle
-from plants.bundle import MANIFEST, Manifest, TrunkRef
+from plants.bundle import EVIDENCE, MANIFEST, MAP, Manifest, TrunkRef
 from plants.certificate import int8_stage
 from plants.errors import InputError
 from plants.hashing import sha256
@@ -39,6 +39,7 @@ from serving.sessions import (
     checked,
     open_branch,
     open_session,
+    output_names,
 )
 from serving.variants import Choose, always_float, files_of
 from serving.words import Vocabulary
@@ -49,6 +50,8 @@ PROBE_TOLERANCE = 1e-2
 """Largest difference of a logit from the recorded one; float32 kernels of two machines differ by less."""
 NORMALITY_MB = 256.0
 """What is kept in memory of what good parts look like; what was not used for longest is read from disk again."""
+EVIDENCE_MB = 16.0
+"""What is kept open of the files that make maps, as large as a head each; only parts that do not pass need them."""
 _NUM_PROBES = 4
 _NUM_PASSES = 8
 NORMALITY = "normality.npz"
@@ -62,6 +65,7 @@ class Files:
     """SHA-256."""
     branch: FileRef | None
     normality: FileRef | None
+    evidence: FileRef | None = None
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, *, variant: Variant = "float") -> Files:
@@ -71,7 +75,7 @@ class Files:
         def at(name: str) -> FileRef | None:
             return FileRef(folder / name, manifest.files[name]) if name in manifest.files else None
 
-        return cls(trunk, at(branch), at(NORMALITY))
+        return cls(trunk, at(branch), at(NORMALITY), at(EVIDENCE))
 
 
 class Loader:
@@ -96,6 +100,7 @@ class Loader:
         self._chosen: dict[str, Variant] = {}
         self._folder_of, self._trunk_of, self._again = folder_of, trunk_of, again
         self._branches: Recency[Session] = Recency(open_branch, bound_mb=branch_mb)
+        self._evidence: Recency[Session] = Recency(open_session, bound_mb=EVIDENCE_MB)
         self._normalities = Recency(Normalities.load, bound_mb=NORMALITY_MB)
         self._heads, self._vocabulary, self._probes = Heads(), Vocabulary(), Probes()
         self._trunks: Shared[Trunk] = Shared()
@@ -166,7 +171,11 @@ class Loader:
         elif files.branch is None:
             raise InputError("has no branch.onnx", file=str(folder), remedy="Export the bundle again")
         else:
-            model = Model(digest, words, trunk, self._branch(files.branch, manifest, digest=digest, trunk=trunk), known)
+            branch = self._branch(files.branch, manifest, digest=digest, trunk=trunk)
+            maps = None
+            if files.evidence is not None:
+                maps = KeptSession(files.evidence, self._evidence, again=self._fetching(digest))
+            model = Model(digest, words, trunk, branch, known, evidence=maps)
         if "probe.npz" in manifest.files:
             judged = manifest.int8.probe if manifest.int8 and variant == "int8" else None
             self._probes.check(model, file=folder / "probe.npz", judged=judged)
@@ -187,7 +196,7 @@ class Loader:
     def _trunk(self, ref: TrunkRef, *, digest: str) -> Trunk:
         def made() -> Trunk:
             session = open_session(checked(FileRef(self._trunk_of(digest), digest)))
-            return Trunk(digest, ref.size_px, session, ref.interpolation)
+            return Trunk(digest, ref.size_px, session, ref.interpolation, has_map=MAP in output_names(session))
 
         return self._trunks.get(f"{digest} {ref.size_px} {ref.interpolation}", made)
 
@@ -197,7 +206,10 @@ class Loader:
             head = affine(open_session(checked(file)), num_features=trunk.num_features)
             if head is not None:
                 return self._heads.put(*head)
-        return KeptSession(file, self._branches, again=lambda: self._again and self._again(digest))
+        return KeptSession(file, self._branches, again=self._fetching(digest))
+
+    def _fetching(self, digest: str) -> Callable[[], object]:
+        return lambda: self._again and self._again(digest)
 
     def _known(self, files: Files) -> Known:
         if files.normality is None:

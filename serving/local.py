@@ -13,7 +13,7 @@ from pathlib import Path
 from plants import bundle
 from plants.costs import Policy
 from plants.errors import InputError
-from serving.answers import answered
+from serving.answers import Said, answered
 from serving.intake import PartRequest
 from serving.loading import Loader
 from serving.predictor import Predictor
@@ -73,7 +73,8 @@ def predict_local(predictor: Predictor, parts: Iterable[PartRequest]) -> Iterato
             yield error
             continue
         latency_ms = round((time.perf_counter() - begun) * 1000, 3)
-        yield answered(part, judgement, request_id=f"local-{number}", model=model, latency_ms=latency_ms)
+        answer = answered(part, judgement, request_id=f"local-{number}", model=model, latency_ms=latency_ms)
+        yield Said(answer, judgement.heat, judgement.map_problem).pictured(part)
 
 
 def _policy(path: Path | str | None, *, plant: str, manifest: bundle.Manifest) -> Policy:

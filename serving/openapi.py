@@ -43,6 +43,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "description": DEADLINE_DESCRIPTION,
         "example": 250,
     },
+    "map": {
+        "schema": {"type": "string", "enum": ["true", "false"]},
+        "description": "Whether the answer is to hold a picture of where the verdict comes from, `map`",
+    },
 }
 _KEY = {
     "name": "Idempotency-Key",

@@ -8,7 +8,7 @@ trunk pass and each model's rows through its branch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -20,11 +20,13 @@ from plants.bundle import PlantView
 from plants.costs import Decision, Policy, decide_part
 from plants.ensembles import disagreement
 from plants.errors import InputError
+from plants.heatmaps import Heat
 from plants.images import tensor_digest
 from plants.plant import is_ok, projection
 from plants.scores import calibrate, pool, pool_groups, speakers, suspicion
 from plants.views import read_views
 from serving.intake import Frame, PartRequest
+from serving.maps import Found, find
 from serving.schemas import FrameAnswer, Location, Tile
 from serving.scoring import Floats, Scored, Scorer, company, scored_runs
 
@@ -45,6 +47,8 @@ class Prepared:
     """The frame of each view, [N]."""
     frames: tuple[Frame, ...]
     digests: tuple[str, ...]
+    wants_map: bool = False
+    """Whether a part that passes is to have a map too."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Judgement:
     disagreement: float | None
     location: Location | None
     frames: tuple[FrameAnswer, ...]
+    heat: Heat | None = None
+    """The map that the location is of; of a part that passes where it was asked for."""
+    map_problem: str | None = None
+    """Why there is none, where there could be one."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +134,7 @@ class Predictor:
             boxes.append(seen.boxes)
             owner.append(np.full(len(seen.boxes), index))
             digests.append(tensor_digest(seen.pixels))
-        if len(pixels) == 1:
-            return Prepared(name, pixels[0], boxes[0], owner[0], part.frames, tuple(digests))
-        return Prepared(
-            name, np.concatenate(pixels), np.concatenate(boxes), np.concatenate(owner), part.frames, tuple(digests)
-        )
+        return Prepared(name, _whole(pixels), _whole(boxes), _whole(owner), part.frames, tuple(digests), part.wants_map)
 
     def conclude(self, prepared: Prepared, scored: Scored) -> Judgement:
         """The verdict on a part whose views were scored: tiles are pooled to frames, frames to the part."""
@@ -146,7 +150,10 @@ class Predictor:
             probabilities, policy=self.policy, impossible=impossible, novelty=novelty, disagreement=divided
         )
         named = self._named(probabilities)
-        is_found = decision.verdict != "ok" and geometry.fit == "tiles"
+        is_found, found = decision.verdict != "ok", Found()
+        if is_found or prepared.wants_map:
+            row = int(loudest[at])
+            found = find(self.scorer, prepared, view=self.view, scored=scored, row=row, defect=decision.defect)
         return Judgement(
             environment=prepared.environment,
             decision=decision,
@@ -154,8 +161,10 @@ class Predictor:
             impossible=round(impossible, 6),
             novelty=None if novelty is None else round(novelty, 6),
             disagreement=None if divided is None else round(divided, 6),
-            location=Location(frame=at, box=_box(prepared.boxes[loudest[at]])) if is_found else None,
+            location=found.location if is_found else None,
             frames=self._frames(prepared, scored=scored, vectors=vectors, lone=named if len(vectors) == 1 else None),
+            heat=found.heat,
+            map_problem=found.problem,
         )
 
     def _disagreement(self, prepared: Prepared, *, scored: Scored, vectors: Floats) -> float | None:
@@ -214,6 +223,11 @@ def chosen_environment(name: str | None, *, known: Iterable[str], plant: str) ->
             f"the environment {what}", plant=plant, field="environment", remedy=f"Known: {', '.join(names)}"
         )
     return name
+
+
+def _whole(pieces: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """All as one array, without a copy where there is one."""
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _box(values: npt.NDArray[np.int32]) -> tuple[int, int, int, int]:
@@ -277,7 +291,8 @@ def _scored(items: Sequence[_Ready]) -> Iterator[Scored | Exception]:
         lone = items[0]
         num, place = lone.num_views, (lone.predictor.plant, lone.prepared.environment)
         outputs = lone.scorer.trunk.activations(lone.prepared.pixels, cuts=lone.scorer.cuts)
-        yield from scored_runs([lone.scorer] * num, outputs, [place] * num)
+        (all_said,) = scored_runs([lone.scorer] * num, outputs, [place] * num)
+        yield replace(all_said, outputs=outputs) if isinstance(all_said, Scored) else all_said
         return
     pixels = np.concatenate([one.prepared.pixels for one in items])
     scorers = [one.scorer for one in items for _ in range(one.num_views)]

@@ -11,9 +11,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from serving.schemas import Answer, Refusal
+from serving.schemas import Refusal
+
+T = TypeVar("T")
 
 KEEP_S = 60.0
 MAX_KEPT = 4096
@@ -22,27 +24,25 @@ MAX_KEPT_OF_PLANT = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Generic[T]):
     digest: str
-    task: asyncio.Task[Answer]
+    task: asyncio.Task[T]
     at_s: float
 
 
-class Repeats:
+class Repeats(Generic[T]):
     """The latest answers by plant and key. For one event loop."""
 
     def __init__(self, *, keep_s: float = KEEP_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._keep_s = keep_s
         self._clock = clock
-        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str], _Entry[T]] = OrderedDict()
         self._counts: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def once(
-        self, plant: str, key: str, *, digest: str, work: Callable[[], Coroutine[Any, Any, Answer]]
-    ) -> Answer:
+    async def once(self, plant: str, key: str, *, digest: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The answer of `work`, or the one that this key already got here; also while the first still waits.
 
         `digest` says what was sent. Raises Refusal 422 where the key was used for something else, and what `work`
@@ -63,7 +63,7 @@ class Repeats:
             )
         return await asyncio.shield(entry.task)
 
-    def _keep(self, plant: str, key: str, entry: _Entry) -> None:
+    def _keep(self, plant: str, key: str, entry: _Entry[T]) -> None:
         if self._counts.get(plant, 0) >= MAX_KEPT_OF_PLANT:
             self._drop(next(one for one in self._entries if one[0] == plant))
         elif len(self._entries) >= MAX_KEPT:
@@ -79,7 +79,7 @@ class Repeats:
                 return
             self._drop(at)
 
-    def _forget_failed(self, plant: str, key: str, task: asyncio.Task[Answer]) -> None:
+    def _forget_failed(self, plant: str, key: str, task: asyncio.Task[T]) -> None:
         failed = task.cancelled() or task.exception() is not None
         if failed and (entry := self._entries.get((plant, key))) is not None and entry.task is task:
             self._drop((plant, key))

@@ -51,10 +51,23 @@ class FrameAnswer(Wire):
 
 
 class Location(Wire):
-    """Where to look: the most suspicious tile of the most suspicious frame."""
+    """Where to look in the most suspicious frame."""
 
     frame: int
     box: Box
+    found_by: Literal["map", "tile"]
+    """`map`: what speaks most for the defect, or against good where no defect is named. `tile`: the most suspicious
+    tile, of a model without a map."""
+
+
+class MapPicture(Wire):
+    """The most suspicious frame with the map of what the verdict was drawn from over it."""
+
+    frame: int | None
+    png: str | None
+    """PNG in base64, 640 pixels on its longer side at most; what speaks most is yellow, the location has a frame."""
+    problem: str | None
+    """Why there is no picture."""
 
 
 class Answer(Wire):
@@ -84,9 +97,12 @@ class Answer(Wire):
     """How far the members of an ensemble disagree: 0, all say the same, to 1, each is sure of something else. Null of a
     single model."""
     location: Location | None
+    """Null of parts that pass, and where the model has no map and the frame is in one piece."""
     severity: float | None
     frames: list[FrameAnswer]
     latency_ms: float
+    map: MapPicture | None = None
+    """Only where `map=true` was asked, of parts that pass too."""
 
 
 class RouteStatus(Wire):

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from plants.bundle import MAP
 from plants.geometry import Interpolation
 from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
@@ -38,11 +39,14 @@ class Scored:
     """[N] distance to good parts, NaN at a plant whose good parts are not known; None where no plant's are."""
     members: Floats | None = None
     """[N, K, L] what each member of an ensemble says, over the scorer's leaves; None of a single model."""
+    outputs: Mapping[int, Floats] | None = None
+    """The trunk's, of few views; of many they would take too much memory for what a map may need of them."""
 
     def rows(self, start: int, stop: int) -> Scored:
         """The views from `start` up to `stop`."""
         novelty, members = (None if one is None else one[start:stop] for one in (self.novelty, self.members))
-        return Scored(self.probabilities[start:stop], novelty, members)
+        outputs = None if self.outputs is None else {cut: one[start:stop] for cut, one in self.outputs.items()}
+        return Scored(self.probabilities[start:stop], novelty, members, outputs)
 
 
 class Meter:
@@ -157,6 +161,15 @@ class Scorer(Protocol):
         """Probabilities and novelty of the views [N] whose activations these are, each taken at its place."""
 
 
+LAST_MAP = -1
+"""Stands among cuts for the map that cut 0 pools."""
+
+
+def output(cut: int) -> str:
+    """Its name in the trunk's file."""
+    return MAP if cut == LAST_MAP else f"cut{cut}"
+
+
 @dataclass(frozen=True, eq=False)
 class Trunk:
     """The shared part of the models: uint8 views to activations at its cuts."""
@@ -166,6 +179,8 @@ class Trunk:
     session: Session
     interpolation: Interpolation = "bilinear"
     meter: Meter = field(default_factory=Meter)
+    has_map: bool = False
+    """Whether `LAST_MAP` is among its outputs."""
 
     @cached_property
     def num_features(self) -> int:
@@ -174,10 +189,10 @@ class Trunk:
         return int(features.shape[1])
 
     def activations(self, pixels: npt.NDArray[np.uint8], *, cuts: frozenset[int]) -> dict[int, Floats]:
-        """Outputs at the cuts for views uint8 [N, S, S, 3]."""
+        """Outputs at the cuts, `LAST_MAP` among them, for views uint8 [N, S, S, 3]."""
         wanted = sorted(cuts)
         begun = time.perf_counter()
-        found = self.session.run([f"cut{cut}" for cut in wanted], {"images": pixels})
+        found = self.session.run([output(cut) for cut in wanted], {"images": pixels})
         self.meter.note(time.perf_counter() - begun, views=len(pixels))
         return dict(zip(wanted, found, strict=True))
 
@@ -192,6 +207,8 @@ class Model:
     branch: KeptSession | Slot
     normality: Known = NOBODY
     meter: Meter = field(default_factory=Meter)
+    evidence: KeptSession | None = None
+    """Where its logits come from, see `serving.maps`; None of a bundle that gives no map."""
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -216,8 +233,19 @@ class Model:
 
     @cached_property
     def cuts(self) -> frozenset[int]:
-        """The cut this branch sits on, and the pooled features where good parts are known."""
-        return frozenset([self.manifest.cut] if self.normality.is_empty else [self.manifest.cut, 0])
+        """The cut this branch sits on, its last map where that is evidence, the features where good parts are known."""
+        known = [] if self.normality.is_empty else [0]
+        return frozenset([self.manifest.cut, *known, *([self.evidence_cut] if self.gives_map else [])])
+
+    @property
+    def evidence_cut(self) -> int:
+        """The trunk's output that a map of evidence is made of."""
+        return self.manifest.cut or LAST_MAP
+
+    @property
+    def gives_map(self) -> bool:
+        """Whether there can be one."""
+        return self.evidence is not None and (self.evidence_cut != LAST_MAP or self.trunk.has_map)
 
     def logits(self, activations: Mapping[int, Floats]) -> Floats:
         """Logits [N, L]."""

@@ -20,7 +20,7 @@ from cluster.access import Action, Grant
 from cluster.registry import Journal, Route
 from plants.errors import InputError
 from plants.images import MAX_BYTES
-from serving.answers import answered, timed_out
+from serving.answers import Said, answered, timed_out
 from serving.auth import Gate, authorise, authorise_fleet, authorise_path, who
 from serving.batcher import Batcher, Busy
 from serving.board import OwnView, View
@@ -91,7 +91,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.ingress = Ingress(capacity=self.max_waiting)
-        self.repeats = Repeats()
+        self.repeats: Repeats[Said] = Repeats()
         self._changes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="route")
         self.batcher: Batcher[Work, Judgement] = Batcher(judge, max_batch=self.max_batch, max_waiting=self.max_waiting)
         self.own_view = OwnView(self.telemetry, replica=self.replica, condition=self.condition, takt_s=self.takt_s)
@@ -127,19 +127,20 @@ class Service:
                 part, body = await self._received(plant, upload, ticket=ticket, begun=begun)
                 environment = _environment(live.predictor, part, is_needed=body is not None)
 
-                def work() -> Coroutine[Any, Any, Answer]:
+                def work() -> Coroutine[Any, Any, Said]:
                     return self._judged(live, part, environment=environment, begun=begun, key=key)
 
                 if key is None or body is None:
-                    return await work()
+                    return await _pictured(await work(), part)
                 digest = await _digest(part, body=body)
                 remaining = _remaining(part.deadline_ms, begun=begun)
                 try:
                     async with asyncio.timeout(None if remaining is None else max(0.0, remaining) + LATE_S):
-                        return await self.repeats.once(plant, key, digest=digest, work=work)
+                        return await _pictured(await self.repeats.once(plant, key, digest=digest, work=work), part)
                 except TimeoutError:  # it joined a try that has no deadline, or a later one
                     late = replace(part, frames=())
-                    return await self._judged(live, late, environment=environment, begun=begun, key=key)
+                    said = await self._judged(live, late, environment=environment, begun=begun, key=key)
+                    return said.pictured(late)
         except Refusal as refusal:
             self.telemetry.refused(counted, environment, status=refusal.status)
             raise
@@ -165,9 +166,7 @@ class Service:
         except TimeoutError:
             return PartRequest(plant, (), **asked), None
 
-    async def _judged(
-        self, live: Live, part: PartRequest, *, environment: str, begun: float, key: str | None
-    ) -> Answer:
+    async def _judged(self, live: Live, part: PartRequest, *, environment: str, begun: float, key: str | None) -> Said:
         weight = sum(frame.weight for frame in part.frames)
         remaining = _remaining(part.deadline_ms, begun=begun)
         judgement: Judgement | None = None
@@ -207,7 +206,9 @@ class Service:
             arm=model.arm,
             is_late=judgement is None,
         )
-        return answer
+        if judgement is None:
+            return Said(answer, None, None)
+        return Said(answer, judgement.heat, judgement.map_problem)
 
     async def status(self, plant: str, *, authorization: str | None) -> PlantStatus:
         """What the plant's endpoint serves. Raises Refusal."""
@@ -355,6 +356,10 @@ async def _parsed(plant: str, *, body: bytes, upload: Upload) -> PartRequest:
 
 def _remaining(deadline_ms: float | None, *, begun: float) -> float | None:
     return None if deadline_ms is None else deadline_ms / 1000 - (time.perf_counter() - begun)
+
+
+async def _pictured(said: Said, part: PartRequest) -> Answer:
+    return await _in_thread(lambda: said.pictured(part)) if part.wants_map else said.answer
 
 
 async def _digest(part: PartRequest, *, body: bytes) -> str:

@@ -58,6 +58,11 @@ def open_session(path: Path) -> Session:
     return session
 
 
+def output_names(session: Session) -> frozenset[str]:
+    """What the session's file can give."""
+    return frozenset(one.name for one in getattr(session, "get_outputs", tuple)())
+
+
 def give_back() -> None:
     """Memory that is free inside this process is the system's again, where the C library can do that (glibc).
 

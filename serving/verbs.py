@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import signal
@@ -152,8 +153,11 @@ def predict_files(
     policy: Path | None = None,
     environment: str | None = None,
     one_part: bool = False,
+    maps: Path | None = None,
 ) -> dict[str, Any]:
     """`predictions[]`, one a frame, or one for all frames of a part; a frame that cannot be judged carries `error`.
+
+    maps: a folder for a picture of every part, which `map.file` then names in place of the picture itself.
 
     A frame below a folder is named by its path in the folder. Frames are read when it is their part's turn.
     Raises InputError before the first frame is sent, when not one of them could be judged.
@@ -164,23 +168,44 @@ def predict_files(
     parts = [files] if one_part else [[file] for file in files]
     if bundle is not None:
         predictor = local_predictor(bundle, plant=plant, policy=policy)
-        answers = _judged(parts, predictor=predictor, environment=predictor.environment(environment))
+        where = predictor.environment(environment)
+        answers = _judged(parts, predictor=predictor, environment=where, wants_map=maps is not None)
     else:
-        answers = _asked(parts, settings=settings, plant=plant, address=str(address), environment=environment)
-    rows = []
-    for part, answer in zip(parts, answers, strict=True):
+        asked = {"plant": plant, "address": str(address), "environment": environment, "wants_map": maps is not None}
+        answers = _asked(parts, settings=settings, **asked)  # type: ignore[arg-type]
+    rows: list[dict[str, Any]] = []
+    for number, (part, answer) in enumerate(zip(parts, answers, strict=True), start=1):
         image = ", ".join(name for name, _ in part)
         if isinstance(answer, InputError):
             rows.append({"image": image, "error": str(answer)})
         else:
             rows.append({"image": image, **answer})
+            if maps is not None:
+                rows[-1]["map"] = _kept_map(answer, folder=maps, number=number)
     return {"predictions": rows}
 
 
-def _judged(parts: Sequence[Files], *, predictor: Predictor, environment: str) -> Iterator[Any]:
+def _kept_map(answer: dict[str, Any], *, folder: Path, number: int) -> dict[str, Any]:
+    """The picture of an answer is a file in the folder, named by the part's number and the frame that it shows."""
+    found = answer.get("map") or {"frame": None, "png": None, "problem": "the endpoint knows of no maps"}
+    if found["png"] is None:
+        return {"frame": found["frame"], "file": None, "problem": found["problem"]}
+    name = Path(answer["frames"][found["frame"]]["image"]).stem
+    path = folder / f"{number:04d}-{name}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(found["png"]))
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", file=str(path), field="--maps") from None
+    return {"frame": found["frame"], "file": str(path), "problem": None}
+
+
+def _judged(
+    parts: Sequence[Files], *, predictor: Predictor, environment: str, wants_map: bool = False
+) -> Iterator[Any]:
     for number, part in enumerate(parts, start=1):
         try:
-            request = PartRequest(predictor.plant, _read(part), environment=environment)
+            request = PartRequest(predictor.plant, _read(part), environment=environment, wants_map=wants_map)
             (answer,) = predict_local(predictor, [request])
         except InputError as unreadable:
             answer = unreadable
@@ -191,7 +216,13 @@ def _judged(parts: Sequence[Files], *, predictor: Predictor, environment: str) -
 
 
 def _asked(
-    parts: Sequence[Files], *, settings: Settings, plant: str | None, address: str, environment: str | None
+    parts: Sequence[Files],
+    *,
+    settings: Settings,
+    plant: str | None,
+    address: str,
+    environment: str | None,
+    wants_map: bool = False,
 ) -> Iterator[Any]:
     if plant is None:
         raise InputError("an endpoint is a plant's", field="--plant", remedy="Name the plant")
@@ -201,7 +232,8 @@ def _asked(
         environment = chosen_environment(environment, known=known, plant=plant)
         for part in parts:
             try:
-                answer = client.predict(plant, [(f.image, f.data) for f in _read(part)], environment=environment)
+                images = [(f.image, f.data) for f in _read(part)]
+                answer = client.predict(plant, images, environment=environment, wants_map=wants_map)
             except InputError as refusal:
                 yield refusal
                 continue

@@ -41,11 +41,13 @@ def branch_of(model, cut, *, leaves=LEAVES, seed=1):
     return branch
 
 
-def test_the_trunk_takes_uint8_images_of_any_number_and_gives_one_output_a_cut(model, trunk_path, evaluator):
+def test_the_trunk_takes_uint8_images_of_any_number_and_gives_one_output_a_cut_and_the_map(
+    model, trunk_path, evaluator
+):
     graph = onnx.load(trunk_path).graph
     assert [i.name for i in graph.input] == ["images"]
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert [o.name for o in graph.output] == ["cut0", "cut1", "cut2"]
+    assert [o.name for o in graph.output] == ["cut0", "cut1", "cut2", "map"]
     for num in (1, 5):
         x = images(num)
         found = evaluator.activations(x, batch=2)

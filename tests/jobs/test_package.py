@@ -71,11 +71,12 @@ def test_a_bundle_is_whole_and_says_what_it_is_and_where_its_limits_lie(works, t
     assert manifest.tier == ("branch" if manifest.cut else "head")
     assert manifest.created_at == FINISHED
     assert {name: flag.may_leave for name, flag in manifest.governance.items()} == {"arden": True, "essen": True}
-    assert set(manifest.files) == {*PROOF, "branch.onnx", "weights.safetensors"}
+    assert set(manifest.files) == {*PROOF, "branch.onnx", "evidence.onnx", "weights.safetensors"}
     assert works.store.exists(f"trunks/{manifest.trunk.sha256}.onnx")
     card = (tmp_path / digest / "card.md").read_text()
     assert "The data were generated" in card
     assert "frozen baseline" in card
+    assert "Activation map: yes, exact for its linear head." in card
     report = json.loads((tmp_path / digest / "report.json").read_text())
     assert set(report["plants"]) == set(report["frozen"]) == {"arden", "essen"}
     solved = Policy.from_json(works.store.read(f"policies/{policy}.json").decode())
@@ -117,7 +118,7 @@ def test_an_adapter_goes_with_its_bundle_and_makes_the_branch_where_it_lies_on_w
     folder = Bundles(works.store).fetch(digest, tmp_path)
     manifest, _ = bundle.read(folder)
     assert manifest.tier == tier
-    assert set(manifest.files) == {*PROOF, "branch.onnx", "weights.safetensors", "adapter.safetensors"}
+    assert set(manifest.files) == {*PROOF, "branch.onnx", "evidence.onnx", "weights.safetensors", "adapter.safetensors"}
     with safe_open(folder / "adapter.safetensors", "pt") as file:
         words = {key: json.loads(value) for key, value in file.metadata().items()}
     assert words == {"rank": 4, "cut": 1, "base": spec.parent or "pretrained"}

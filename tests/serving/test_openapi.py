@@ -76,7 +76,7 @@ def test_every_endpoint_names_its_refusals_in_one_shape_and_all_but_health_need_
 def test_a_part_is_described_as_a_form_and_as_a_raw_image_with_every_field(described: dict[str, Any]):
     predict = described["paths"]["/plants/{plant}/predict"]["post"]
     content = predict["requestBody"]["content"]
-    fields = {"part_id", "product", "environment", "deadline_ms"}
+    fields = {"part_id", "product", "environment", "deadline_ms", "map"}
     assert set(content["multipart/form-data"]["schema"]["properties"]) == fields | {"image"}
     assert content["image/jpeg"]["schema"]["format"] == "binary"
     assert {one["name"] for one in predict["parameters"]} == fields | {"plant", "Idempotency-Key"}
