@@ -29,7 +29,7 @@ from measuring import Child, entry, even_niceness, machine, mean, note, percenti
 from members import CLASSES, KINDS, NUM, WEIGHTS, ensemble_name, joined, member_names, published
 
 GOALS = {"heads_of_one": 0.9, "stages_of_whole": 2.3}
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 START_TIMEOUT_S = 300
 ONE = {"heads": member_names("heads")[0], "stages": member_names("stages")[0]}
 ASKED = {
@@ -161,9 +161,17 @@ def _over_http(task: Row, *, folder: Path, given: argparse.Namespace) -> Row:
         for side in ("ours", "peer", "limit"):
             for name, row in _measured(side, task=task, folder=folder / f"{turn}-{side}", given=given).items():
                 found.setdefault(name, []).append(row)
-                note(f"round {turn + 1}, {name}: {row['per_s']:.1f} images/s")
+                spent = f"{row['cpu_ms_a_request']:.1f} ms of CPU a request"
+                note(f"round {turn + 1}, {name}: {row['per_s']:.1f} images/s, {spent}")
     rates = {name: mean([row["per_s"] for row in rows]) or 0.0 for name, rows in found.items()}
+    spent = {name: round(mean([row["cpu_ms_a_request"] for row in rows]) or 0.0, 2) for name, rows in found.items()}
     return {
+        "cpu_ms_a_request": spent,
+        "by_cpu": {
+            "heads_of_one": round(spent["one head"] / spent["five heads"], 3),
+            "stages_of_whole": round(spent[WHOLE] / spent["five stages"], 3),
+            "stages_of_whole_without_server": round(spent[SERVERLESS] / spent["five stages"], 3),
+        },
         "per_s": {name: round(rate, 1) for name, rate in rates.items()},
         "per_s_by_round": {name: [round(row["per_s"], 1) for row in rows] for name, rows in found.items()},
         "p50_ms": {name: _percentile(rows, 50) for name, rows in found.items()},
@@ -196,8 +204,10 @@ def _measured(side: str, *, task: Row, folder: Path, given: argparse.Namespace) 
             if side == "ours":
                 asked["url"] = f"{target['url']}/plants/{plant}/predict"
                 asked["headers"] = [f"Authorization: Bearer {task['tokens'][plant]}"]
+            before = server.cpu_s()
             child = Child(__file__, "load", asked, folder=folder / name.replace(" ", "-"))
             found[name] = child.result(timeout_s=wait_s)
+            found[name]["cpu_ms_a_request"] = 1000 * (server.cpu_s() - before) / found[name]["num_sent"]
         return found
     finally:
         server.release(timeout_s=60)

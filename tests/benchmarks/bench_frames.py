@@ -226,8 +226,19 @@ def speed(folder: Path, *, given: argparse.Namespace) -> dict[str, Any]:
             for row in _measured(side, task=task, folder=folder / f"turn{turn}" / side, given=given):
                 row["per_s"] /= FRAMES if side in ("python", "haproxy") else 1
                 found.append(row | {"side": side})
-                note(f"round {turn + 1}, {side}: {row['per_s']:.3f} parts/s")
-    return bench_serving.figures(found, sides=given.sides, cases=[CASE], given=given)
+                spent = f"{row['cpu_ms_a_request']:.0f} ms of CPU a part"
+                note(f"round {turn + 1}, {side}: {row['per_s']:.3f} parts/s, {spent}")
+    figures = bench_serving.figures(found, sides=given.sides, cases=[CASE], given=given)
+    return figures | {"of_limit_by_cpu": _by_cpu(figures["sides"])}
+
+
+def _by_cpu(sides: Row) -> Row:
+    """CPU time of a part at the limit over that at each side, all its processes together, the load generator's apart.
+
+    What the parts a second would be as a fraction of the limit's on cores that nobody else uses.
+    """
+    spent = {side: rows[CASE]["cpu_ms_a_request"] for side, rows in sides.items()}
+    return {side: round(spent["limit"] / ms, 3) for side, ms in spent.items()} if "limit" in spent else {}
 
 
 def frame_files(folder: Path, *, num: int) -> list[str]:

@@ -34,6 +34,7 @@ def limit(task: dict[str, Any], *, num_processes: int) -> dict[str, Any]:
     return {
         "per_s": sum(one["count"] / one["seconds"] for one in found),
         "latencies_ms": [ms for one in found for ms in one["latencies_ms"]],
+        "cpu_ms_a_request": 1000 * sum(one["cpu_s"] for one in found) / sum(one["count"] for one in found),
         "answers": [plain.answer(item)["probabilities"] for item in _items(task)],
     }
 
@@ -82,11 +83,16 @@ def _judge_all(task: dict[str, Any], barrier: Any, results: Any) -> None:
 
 def _judge_for(plain: Any, *, images: Sequence[Any], seconds: float) -> dict[str, Any]:
     latencies: list[float] = []
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     while (now := time.perf_counter()) - begun < seconds:
         plain.probabilities(images[len(latencies) % len(images)])
         latencies.append((time.perf_counter() - now) * 1000)
-    return {"count": len(latencies), "seconds": time.perf_counter() - begun, "latencies_ms": latencies}
+    return {
+        "count": len(latencies),
+        "seconds": time.perf_counter() - begun,
+        "cpu_s": time.process_time() - spent,
+        "latencies_ms": latencies,
+    }
 
 
 def make_app() -> Any:
