@@ -85,7 +85,6 @@ class _Table:
         found: Floats = np.matmul(weights[rows], features[:, :, None])[:, :, 0] + bias[rows]
         return found
 
-
     def all_logits(self, rows: npt.NDArray[np.intp], features: Floats) -> Floats:
         """[K, N, L]: every one of these rows' heads of all features [N, F], each computed alone too."""
         bias, weights = self.bias, self.weights

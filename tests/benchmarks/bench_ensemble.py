@@ -1,12 +1,12 @@
 """What an ensemble of five costs on one trunk pass: five heads against one model, five last stages against five models.
 
 Five heads and five last stages are drawn on one exported trunk, published alone and joined in three ways (average,
-weighted, stacked). The peer of the last stages is the same five as whole separate sessions: the image decoded once, then
-five trunks and five branches in one-thread ONNX Runtime, and their mean. First every ensemble's answer is compared with
-numpy on what its members say alone, each run by itself in ONNX Runtime. `inside`: the endpoints' own `judge`, sides
-alternate image by image in one process, in CPU time. `http`: two replicas of `serving.app.run` behind Ray, asked for one
-model, for five heads and for five last stages in turns, against FastAPI around the five in two uvicorn workers, and
-against two processes without a server.
+weighted, stacked). The peer of the last stages is the same five as whole separate sessions: the image decoded once,
+then five trunks and five branches in one-thread ONNX Runtime, and their mean. First every ensemble's answer is compared
+with numpy on what its members say alone, each run by itself in ONNX Runtime. `inside`: the endpoints' own `judge`,
+sides alternate image by image in one process, in CPU time. `http`: two replicas of `serving.app.run` behind Ray, asked
+for one model, for five heads and for five last stages in turns, against FastAPI around the five in two uvicorn workers,
+and against two processes without a server.
 
     .venv/bin/python tests/benchmarks/bench_ensemble.py                              ResNet-18, float
     .venv/bin/python tests/benchmarks/bench_ensemble.py --int8                       its INT8
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from measuring import Child, entry, even_niceness, machine, mean, note, percentile, say_ready
-from members import CLASSES, KINDS, NUM, WEIGHTS, ensemble_name, joined, member_names, published
+from members import CLASSES, KINDS, WEIGHTS, ensemble_name, joined, member_names, published
 
 GOALS = {"heads_of_one": 0.9, "stages_of_whole": 2.3}
 TOLERANCE = 1e-4
@@ -126,7 +126,14 @@ def equality(task: Row, *, images: list[bytes], whole: Any) -> Row:
     worst, flips, num = {}, 0, 0
     for kind in KINDS:
         plain = [
-            Plain.of({**task, "plant": name, "bundle": task["bundles"][name], "branch": f"{task['bundles'][name]}/branch.onnx"})
+            Plain.of(
+                {
+                    **task,
+                    "plant": name,
+                    "bundle": task["bundles"][name],
+                    "branch": f"{task['bundles'][name]}/branch.onnx",
+                }
+            )
             for name in member_names(kind)
         ]
         said = [[member.probabilities(data) for member in plain] for data in images]
@@ -221,7 +228,12 @@ def ours(task: Row) -> None:
 
     settings = Settings(home=Path(task["home"]), slots=task["replicas"])
     address = app.run(
-        settings, store_uri=task["store"], fleet="bench", plants=list(ASKED.values()), port=0, num_replicas=task["replicas"]
+        settings,
+        store_uri=task["store"],
+        fleet="bench",
+        plants=list(ASKED.values()),
+        port=0,
+        num_replicas=task["replicas"],
     )
     say_ready(task["ready"], url=address)
     app.stop("bench")
@@ -256,7 +268,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the embedded backbone, a few images, no Ray: a smoke run")
     parser.add_argument("--parts", nargs="+", choices=("inside", "http"), default=["inside", "http"])
-    parser.add_argument("--backbone", default="resnet18", help="a timm backbone; others than test_resnet are not trained")
+    parser.add_argument(
+        "--backbone", default="resnet18", help="a timm backbone; others than test_resnet are not trained"
+    )
     parser.add_argument("--int8", action="store_true", help="trunk and last stages in static INT8")
     parser.add_argument("--image", default="50kB", choices=("10kB", "50kB"))
     parser.add_argument("--turns", type=int, default=150, help="images at each side inside")

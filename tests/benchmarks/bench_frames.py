@@ -91,7 +91,7 @@ def _boxes(given: argparse.Namespace) -> Any:
 
 def quality(folder: Path, *, given: argparse.Namespace) -> dict[str, Any]:
     """What the product's own model finds on parts it has never met, and how long it learned."""
-    from bench_geometry import settings_of, walked
+    from bench_geometry import walked
     from rich.console import Console
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,6 @@ def quality(folder: Path, *, given: argparse.Namespace) -> dict[str, Any]:
         "parts": given.fresh_lots * given.parts,
         "lots": given.fresh_lots,
         **judged,
-        "home": str(settings_of(folder).home.name),
     }
 
 
@@ -155,7 +154,7 @@ def resized_whole(tiled: Path) -> Path:
     manifest, _ = bundle.read(tiled)
     whole = Environment(geometry=Geometry(fit="letterbox"))
     serves = {
-        name: view.model_copy(update={"environments": {place: whole for place in view.environments}})
+        name: view.model_copy(update={"environments": dict.fromkeys(view.environments, whole)})
         for name, view in manifest.serves.items()
     }
     copied = tiled.parent / "whole"
@@ -172,7 +171,7 @@ def judged_parts(bundles: dict[str, Path], *, policy: Path, given: argparse.Name
     told = {"tiles": policy, "whole": None}
     predictors = {name: local_predictor(path, plant="large", policy=told[name]) for name, path in bundles.items()}
     said: dict[str, list[dict[str, float]]] = {name: [] for name in bundles}
-    truth, lots, verdicts, hits = [], [], [], 0
+    truth, lots, verdicts = [], [], []
     for number in range(FRESH, FRESH + given.fresh_lots):
         lot = Lot(number, seed=given.seed)
         for at in range(given.parts):
@@ -188,7 +187,9 @@ def judged_parts(bundles: dict[str, Path], *, policy: Path, given: argparse.Name
     kinds = sorted(set(zip(truth, verdicts, strict=True)))
     return {
         "auc": {name: _auc(rows, truth=truth, lots=lots) for name, rows in said.items()},
-        "verdicts": {f"{a} {b}": sum(1 for one in zip(truth, verdicts, strict=True) if one == (a, b)) for a, b in kinds},
+        "verdicts": {
+            f"{a} {b}": sum(1 for one in zip(truth, verdicts, strict=True) if one == (a, b)) for a, b in kinds
+        },
     }
 
 

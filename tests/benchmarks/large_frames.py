@@ -1,4 +1,4 @@
-"""Invented frames of 5 megapixels: four products, uneven light, sensor noise, and defects of 30 pixels with their boxes.
+"""Invented frames of 5 megapixels: four products, uneven light, sensor noise, defects of 30 pixels with their boxes.
 
 Mono JPEGs as a line camera's computer writes them. A lot is one batch of one product: its texture, its light and how
 bright it is are drawn once, each frame shows another piece of it under a lamp that moved a little. Ground parts have

@@ -1,4 +1,4 @@
-"""What `bench_ensemble.py` serves: five heads and five last stages on one trunk, each alone and joined in three ways."""
+"""What `bench_ensemble.py` serves: five heads and five last stages on one trunk, alone and joined in three ways."""
 
 from __future__ import annotations
 

@@ -92,7 +92,10 @@ def made(task: dict[str, Any]) -> Plain:
     """What a task asks for: a bundle, the same for parts of several frames, or several bundles as one."""
     if "members" in task:
         names = task["members"]
-        one = [Plain.of({**task, "plant": name, "bundle": where, "branch": f"{where}/branch.onnx"}) for name, where in names]
+        one = [
+            Plain.of({**task, "plant": name, "bundle": where, "branch": f"{where}/branch.onnx"})
+            for name, where in names
+        ]
         return Whole(one, weights=task["weights"])
     return (PlainPart if task.get("frames", 1) > 1 else Plain).of(task)
 
