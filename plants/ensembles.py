@@ -77,7 +77,7 @@ def combined(members: Sequence[Said], *, mix: Mix) -> Said:
     if len(members) == 1:
         return members[0]
     said, leaves = aligned(members)
-    return _joined(said, np.asarray(mix.weights, dtype=np.float64), rule=mix.rule).astype(np.float32), leaves
+    return joined(said, np.asarray(mix.weights, dtype=np.float64), rule=mix.rule).astype(np.float32), leaves
 
 
 def aligned(members: Sequence[Said]) -> tuple[Floats, Leaves]:
@@ -89,7 +89,8 @@ def aligned(members: Sequence[Said]) -> tuple[Floats, Leaves]:
     return said, leaves
 
 
-def _joined(said: Floats, weights: Floats, *, rule: Rule) -> Floats:
+def joined(said: Floats, weights: Floats, *, rule: Rule) -> Floats:
+    """What members say together [N, L] of what each says [K, N, L], see `combined`."""
     if rule == "mean":
         mean: Floats = np.tensordot(weights / weights.sum(), said, axes=1)
         return mean
@@ -161,7 +162,7 @@ def fit(members: Sequence[Said], *, parts: Parts, rule: Rule, chosen: Mask | Non
     chosen = np.ones(len(truth), dtype=bool) if chosen is None else chosen
     weights, met = np.full(len(said), 1 / len(said)), list[tuple[float, Floats]]()
     for turn in range(NUM_TURNS + 1):
-        speaking = parts.pool(_joined(said, weights, rule=rule).astype(np.float32), leaves)
+        speaking = parts.pool(joined(said, weights, rule=rule).astype(np.float32), leaves)
         views = _Views.of(speaking, said=said, truth=truth, chosen=chosen)
         met.append((_loss(weights, views, rule)[0], weights))
         if turn == NUM_TURNS or (turn and np.abs(weights - met[-2][1]).max() < STILL):

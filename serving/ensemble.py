@@ -11,10 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
-from plants.ensembles import Mix, aligned, combined, union
+from plants.ensembles import joined, union
 from plants.errors import InputError
 from plants.normality import Place
-from serving.heads import Slot
+from plants.scores import softmax
+from serving.heads import Slot, side_by_side
 from serving.scoring import NOBODY, Floats, Known, Meter, Model, Scored, Tier, Trunk, novelty
 from serving.sessions import KeptSession
 from serving.words import Words
@@ -68,9 +69,32 @@ class Ensemble:
         known = [] if self.normality.is_empty else [0]
         return frozenset([*known, *(cut for member in self.members for cut in member.cuts)])
 
+    @cached_property
+    def _columns(self) -> tuple[list[int], ...]:
+        """Where each member's leaves stand among all."""
+        at = {leaf: column for column, leaf in enumerate(self.leaves)}
+        return tuple([at[leaf] for leaf in member.leaves] for member in self.members)
+
+    @cached_property
+    def _slots(self) -> tuple[Slot, ...]:
+        """The members' heads where all are heads, else none."""
+        found = tuple(member.branch for member in self.members if isinstance(member.branch, Slot))
+        return found if len(found) == len(self.members) else ()
+
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
         """What the members say together, and the distance to good parts where they are known."""
-        said = [(member.probabilities(activations), member.leaves) for member in self.members]
-        probs, _ = combined(said, mix=Mix(self.weights, self.manifest.rule))
-        each = np.moveaxis(aligned(said)[0], 0, 1).astype(np.float32) if len(said) > 1 else None
-        return Scored(probs, novelty(self.normality, activations, places), each)
+        far = novelty(self.normality, activations, places)
+        if len(self.members) == 1:
+            return Scored(self.members[0].probabilities(activations), far)
+        said = self._said(activations)
+        probs = joined(said.astype(np.float64), np.asarray(self.weights), rule=self.manifest.rule)
+        return Scored(probs.astype(np.float32), far, np.moveaxis(said, 0, 1))
+
+    def _said(self, activations: Mapping[int, Floats]) -> Floats:
+        """What each member says over all leaves [K, N, L], 0 where it lacks one; heads of one shape at once."""
+        logits = side_by_side(self._slots, activations[0]) if self._slots else None
+        probs = [one.probabilities(activations) for one in self.members] if logits is None else softmax(logits)
+        said = np.zeros((len(probs), len(probs[0]), len(self.leaves)), np.float32)
+        for one, mine, columns in zip(said, probs, self._columns, strict=True):
+            one[:, columns] = mine
+        return said

@@ -85,6 +85,12 @@ class _Table:
         found: Floats = np.matmul(weights[rows], features[:, :, None])[:, :, 0] + bias[rows]
         return found
 
+    def all_logits(self, rows: npt.NDArray[np.intp], features: Floats) -> Floats:
+        """[K, N, L]: every one of these rows' heads of all features [N, F], each computed alone too."""
+        bias, weights = self.bias, self.weights
+        found: Floats = np.matmul(weights[rows][:, None], features[None, :, :, None])[..., 0] + bias[rows][:, None]
+        return found
+
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Slot:
@@ -117,6 +123,13 @@ class Heads:
             slot = Slot(table, table.put(weights, bias))
         weakref.finalize(slot, table.free.append, slot.row).atexit = False
         return slot
+
+
+def side_by_side(slots: Sequence[Slot], features: Floats) -> Floats | None:
+    """The logits [K, N, L] of each of the heads for all views, features [N, F]; None where not all have one shape."""
+    if len({id(slot.table) for slot in slots}) != 1:
+        return None
+    return slots[0].table.all_logits(np.array([slot.row for slot in slots], np.intp), features)
 
 
 def gathered(slots: Sequence[Slot], features: Floats) -> list[Floats]:

@@ -81,7 +81,9 @@ def _measured(side: str, *, task: Row, cases: list[str], folder: Path, given: ar
             if frames > 1 and side not in WITH_FRAMES:
                 continue
             asked = {**task, **target, "images": task["files"][size], "frames": frames}
+            before = server.cpu_s()
             capacity = _loaded(asked, folder=folder / case, wait_s=wait_s)
+            capacity["cpu_ms_a_request"] = 1000 * (server.cpu_s() - before) / capacity["num_sent"]
             rows.append(capacity | {"case": case, "share": None})
             for share in SHARES if given.open else ():
                 rate = share * capacity["per_s"] / frames
@@ -188,6 +190,8 @@ def _summary(rows: list[Row]) -> dict[str, Any] | None:
         "per_s_by_round": [round(row["per_s"], 1) for row in closed],
         **_latency(closed),
     }
+    if "cpu_ms_a_request" in closed[0]:
+        summary["cpu_ms_a_request"] = round(mean([row["cpu_ms_a_request"] for row in closed]) or 0.0, 3)
     for share in SHARES:
         if some := [row for row in rows if row["share"] == share]:
             summary[f"at_{share:.0%}"] = {**_latency(some), "num_failed": sum(row["num_failed"] for row in some)}

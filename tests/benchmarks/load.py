@@ -68,6 +68,7 @@ async def _generate(task: dict[str, Any]) -> dict[str, Any]:
         "per_s": len(clock.latencies_ms) * task.get("frames", 1) / task["seconds"],
         "latencies_ms": clock.latencies_ms,
         "num_failed": clock.num_failed,
+        "num_sent": len(requests) + clock.num_sent,
         "generator_cpu": cpu_s / wall,
         "generator_ms_a_request": 1000 * cpu_s / max(clock.num_sent, 1),
         "answers": [answer["probabilities"] for answer in answers],

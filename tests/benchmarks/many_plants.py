@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from served import CLASSES, SIZES, _images, _randomise_norms, _views
+from served import CLASSES, SIZES, _images, _quantised, _randomise_norms, _views
 
 BRANCH_SHARE = 0.05
 
@@ -68,6 +68,7 @@ def _exported(folder: Path, *, plants: list[str], images: list[str], given: argp
     from jobs.backbone import load_backbone
     from jobs.compress import BranchExporter, Evaluator, export_trunk
     from jobs.model import CutModel
+    from plants import hashing
     from plants.plant import Trunk
 
     spec = Trunk(backbone=given.backbone, weights=given.weights, size_px=given.size_px, cuts=(0, 1))
@@ -76,9 +77,12 @@ def _exported(folder: Path, *, plants: list[str], images: list[str], given: argp
         _randomise_norms(backbone.net)
     model = CutModel(spec, backbone)
     folder.mkdir(parents=True, exist_ok=True)
-    sha256 = export_trunk(model, folder / "trunk.onnx")
-    evaluator = Evaluator(folder / "trunk.onnx")
+    trunk, is_int8 = folder / "trunk.onnx", getattr(given, "int8", False)
+    export_trunk(model, trunk)
     seen = _views(images, size_px=spec.size_px, interpolation=model.interpolation)
+    if is_int8:
+        _quantised(trunk, inputs=seen)
+    sha256, evaluator = hashing.sha256(trunk.read_bytes()), Evaluator(trunk)
     features = torch.from_numpy(evaluator.activations(seen, batch=8)[0])
     rng = np.random.default_rng(0)
     probes = rng.integers(0, 256, (32, spec.size_px, spec.size_px, 3), dtype=np.uint8)
@@ -94,6 +98,8 @@ def _exported(folder: Path, *, plants: list[str], images: list[str], given: argp
         where = folder / plant
         where.mkdir(exist_ok=True)
         exporters[cut].write(branch, where / "branch.onnx")
+        if is_int8 and cut:
+            _quantised(where / "branch.onnx", inputs=evaluator.activations(seen, batch=8)[cut])
         logits, _ = evaluator.branch(where / "branch.onnx", activations[cut])
         np.savez(where / "probe.npz", inputs=probes, logits=logits)
         _write(where, plant=plant, cut=cut, model=model, sha256=sha256, given=given)

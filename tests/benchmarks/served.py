@@ -103,7 +103,8 @@ def _write_manifest(folder: Path, *, model: Any, sha256: str, given: argparse.Na
     from plants.geometry import Environment
 
     leaf_sets = {name: (name,) for name in CLASSES}
-    view = PlantView(classes=CLASSES, ok=("ok",), leaf_sets=leaf_sets, environments={"cam": Environment()})
+    environment = Environment(geometry=getattr(given, "geometry", None) or {})
+    view = PlantView(classes=CLASSES, ok=("ok",), leaf_sets=leaf_sets, environments={"cam": environment})
     trunk = TrunkRef(
         sha256=sha256,
         backbone=given.backbone,

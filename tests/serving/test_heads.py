@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.heads import Heads, affine, gathered
+from serving.heads import Heads, affine, gathered, side_by_side
 from serving.sessions import open_session
 
 NUM_FEATURES = 24
@@ -88,3 +88,20 @@ def test_one_more_plant_costs_the_bytes_of_its_head():
     rng = np.random.default_rng(0)
     slot = Heads().put(rng.normal(size=(5, 512)).astype(np.float32), np.zeros(5, np.float32))
     assert slot.size_mb == pytest.approx(5 * 513 * 4 / 1e6)
+
+
+@pytest.mark.parametrize("num_views", [1, 7, 48])
+def test_heads_side_by_side_say_to_the_bit_what_each_says_alone(num_views: int):
+    rng, heads = np.random.default_rng(num_views), Heads()
+    slots = [heads.put(*head(rng, num_leaves=3)) for _ in range(5)]
+    features = rng.normal(0, 1, (num_views, NUM_FEATURES)).astype(np.float32)
+    found = side_by_side([slots[at] for at in (4, 0, 2)], features)
+    assert found is not None
+    for one, at in zip(found, (4, 0, 2), strict=True):
+        np.testing.assert_array_equal(one, slots[at].logits(features))
+
+
+def test_heads_of_different_shapes_are_not_taken_side_by_side():
+    rng, heads = np.random.default_rng(0), Heads()
+    slots = [heads.put(*head(rng, num_leaves=number)) for number in (3, 4)]
+    assert side_by_side(slots, np.zeros((2, NUM_FEATURES), np.float32)) is None

@@ -166,6 +166,27 @@ def test_members_with_other_leaves_are_averaged_by_name(works: Works):
     assert sum(blue.values()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("cut", [0, 1])
+def test_five_members_answer_as_each_does_alone_for_every_tile_of_every_frame(works: Works, cut: int):
+    sharp = (2.0, 4.0, 8.0, 16.0, 3.0)
+    orders = (LEAVES, LEAVES[::-1], LEAVES, ("dent", "ok", "scratch"), LEAVES)
+    members = tuple(
+        works.bundle(f"m{at}", cut=cut, leaves=leaves, sharpness=sharp[at]) for at, leaves in enumerate(orders)
+    )
+    weights = (0.4, 0.3, 0.1, 0.1, 0.1)
+    both = predictor(works, bundle=works.ensemble(members, weights)).scorer
+    trunk, rng = both.trunk, np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (9, trunk.size_px, trunk.size_px, 3), dtype=np.uint8)
+    activations = trunk.activations(pixels, cuts=both.cuts)
+    found = both.score(activations, [("mill", "cam-1")] * 9)
+    assert found.members is not None
+    for at, (bundle, leaves) in enumerate(zip(members, orders, strict=True)):
+        alone = predictor(works, bundle=bundle).scorer.score(activations, [("mill", "cam-1")] * 9).probabilities
+        np.testing.assert_array_equal(found.members[:, at][:, [both.leaves.index(leaf) for leaf in leaves]], alone)
+    mean = np.tensordot(found.members, weights, axes=(1, 0))
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-6)
+
+
 def test_a_bundle_is_refused_when_it_answers_otherwise_than_where_it_was_exported(works: Works):
     digest = works.bundle("own")
     folder = works.root / "exports" / "own"
