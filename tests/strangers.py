@@ -123,36 +123,39 @@ def judged_by(
         return sent(http, plant, images, token=token, environments=list(fleet.plant(plant).environments))
 
 
-def scratched_tiles(num: int, *, seed: int = 0) -> list[bytes]:
-    """Frames of the embedded `essen`, whose glaze cannot be scratched, each with a scratch all the same."""
-    number = next(n for n, factory in enumerate(FACTORIES) if factory.name == "essen")
-    factory = replace(FACTORIES[number], kinds={"Kratzer": Kind("scratch", "scratch")}, absent={})
+def scratched(name: str, num: int, *, seed: int = 1) -> tuple[list[bytes], list[float]]:
+    """New frames of a plant of the embedded fleet, each with a scratch, and how severe each is.
+
+    At `essen` too, whose glaze cannot be scratched.
+    """
+    number = next(n for n, factory in enumerate(FACTORIES) if factory.name == name)
+    factory = replace(FACTORIES[number], kinds={"scratch": Kind("scratch", "scratch")}, absent={})
     rng = np.random.default_rng((seed, number, 99))
-    grain = draw.continued(rng.standard_normal((GRAIN_PX, GRAIN_PX), dtype=np.float32), shape=(120, 120))
-    found = []
+    stations, products = list(factory.stations), list(factory.products)
+    shape = tuple(max(one.shape[axis] for one in factory.stations.values()) for axis in (0, 1))
+    grain = draw.continued(rng.standard_normal((GRAIN_PX, GRAIN_PX), dtype=np.float32), shape=shape)
+    images, severities = [], []
     for index in range(num):
-        product = list(factory.products)[index % len(factory.products)]
         part = Part(
             index=index,
-            label="Kratzer",
+            label="scratch",
             lot="",
-            product=product,
-            station=list(factory.stations)[index % len(factory.stations)],
+            product=products[index % len(products)],
+            station=stations[index % len(stations)],
             captured_at=datetime(2024, 3, 4),
             severity=float(rng.uniform(0, 1)),
             annotator="",
             incumbent="",
             shown_in=(True,),
         )
-        blank = draw.PRODUCTS[factory.material](rng, size=factory.period_px, strength=factory.products[product])
+        blank = draw.PRODUCTS[factory.material](rng, size=factory.period_px, strength=factory.products[part.product])
         pixels, _ = draw_frame(factory, part, rng=rng, blank=blank, grain=grain, shown=True)
-        found.append(encode(pixels, suffix=factory.suffix))
-    return found
+        images.append(encode(pixels, suffix=factory.suffix))
+        severities.append(float(part.severity or 0.0))
+    return images, severities
 
 
-def frames_of(plant: Any, rows: Any, *, name: str, num: int) -> list[bytes]:
-    """Frames of a class that nobody learned from, `test` rows first."""
-    chosen = rows[(rows["class"] == name)]
-    order = {"test": 0, "decide": 1, "select": 2}
-    chosen = chosen[chosen["role"].isin(order)].sort_values("role", key=lambda role: role.map(order), kind="stable")
-    return [(Path(plant.images) / frame).read_bytes() for frame in chosen["frame"][:num]]
+def frames_of(plant: Any, rows: Any, *, name: str, roles: Sequence[str] = ("decide", "select")) -> list[bytes]:
+    """Frames of a class in these roles, whose labels are no secret and from which no weight was learned."""
+    chosen = rows[(rows["class"] == name) & rows["role"].isin(roles)]
+    return [(Path(plant.images) / frame).read_bytes() for frame in chosen["frame"]]

@@ -1,4 +1,4 @@
-"""Parts with a defect that their plant cannot have: are they stopped? By what `compare` decided, and by each kind alone.
+"""Parts with a defect that their plant cannot have: who stops them? What `compare` decided, and each kind alone.
 
     python tests/benchmarks/bench_strangers.py                 the embedded fleet: scratched tiles to essen
     python tests/benchmarks/bench_strangers.py --real embedded   the real plants: the mills' scratches to magnetic
@@ -44,25 +44,26 @@ def trained(path: Path, *, home: Path, show: Console) -> Any:
 def strangers(fleet: Any, *, plant: str, num: int) -> dict[str, list[bytes]]:
     """Scratches that nobody learned from, by where they come from."""
     from cluster.catalog import Catalog
-    from tests.strangers import frames_of, scratched_tiles
+    from tests.strangers import frames_of, scratched
 
-    found = {"own tiles, scratched": scratched_tiles(num)} if plant == "essen" else {}
+    if plant == "essen":
+        return {"arden's covers": scratched("arden", num)[0], "its own tiles, scratched": scratched("essen", num)[0]}
+    found = {}
     for other in fleet.plants:
         for name in other.annotated:
             is_scratch = fleet.leaf_sets(other)[name] == ("scratch",)
             if other.name != plant and is_scratch:
-                found[other.name] = frames_of(other, Catalog.of(fleet).rows(other.name), name=name, num=num)
+                found[other.name] = frames_of(other, Catalog.of(fleet).rows(other.name), name=name)[:num]
     return found
 
 
 def good_parts(fleet: Any, *, plant: str) -> list[bytes]:
-    """One frame of each good part of `test`."""
+    """Frames of good parts of `select`; thresholds were solved on those of `decide`."""
     from cluster.catalog import Catalog
     from tests.strangers import frames_of
 
-    rows = Catalog.of(fleet).rows(plant)
-    rows = rows[rows["role"] == "test"]
-    return frames_of(fleet.plant(plant), rows, name=fleet.plant(plant).ok[0], num=200)
+    own = fleet.plant(plant)
+    return frames_of(own, Catalog.of(fleet).rows(plant), name=own.ok[0], roles=("select",))
 
 
 def measured(path: Path, *, plant: str, home: Path, num: int, show: Console) -> dict[str, Any]:
@@ -107,11 +108,22 @@ def main() -> None:
                 raise SystemExit(f"the real plants are not at {data}: set CROSSPLANT_REAL_DATA")
             path, plant = real_fleet(folder, backbone=asked.real, data=data, weights=weights), "magnetic"
         else:
-            from plants.synthetic import make_fleet
+            from tests.fleets import small_fleet
 
-            path, plant = make_fleet(folder, scale=0.3 if asked.quick else 1.0), "essen"
+            names, shares = ("arden", "cadiz", "essen"), {"train": 0.5, "select": 0.1, "decide": 0.2, "test": 0.2}
+            path = small_fleet(folder, *names, scale=0.3 if asked.quick else 1.0, shares=shares)
+            plant = "essen"
         figures = measured(path, plant=plant, home=folder / "home", num=asked.num, show=show)
-    print(json.dumps({"name": "strangers", "fleet": asked.real or "embedded fleet", "plant": plant, "models": figures}))
+    print(
+        json.dumps(
+            {
+                "name": "strangers",
+                "fleet": asked.real or "arden, cadiz, essen of the embedded fleet",
+                "plant": plant,
+                "models": figures,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
