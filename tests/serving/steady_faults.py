@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Faults:
     """Of load after each fault, and while something is away."""
     rows: list[Row] = field(default_factory=list)
     live_s: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Fault -> replica -> seconds after the change at which its last answer by the old route was asked for."""
+    """Fault -> replica -> seconds from the journal's row to when its last answer by the old route was asked for."""
     is_patient: bool = True
     """Whether the bucket stays away until the replicas have given up asking for it, which takes a quarter minute."""
     killed_at: float = 0.0
@@ -65,7 +66,9 @@ class Faults:
     def changed(self, fault: str, *, plant: str, change: Callable[[], Any], bundle: str) -> None:
         """The change is made, and how long each replica went on answering by the route before is on record."""
         change()
-        at = time.monotonic()
+        route = self.works.journal.route(plant)
+        assert route is not None
+        at = time.monotonic() - (time.time() - datetime.fromisoformat(route.at).timestamp())
         time.sleep(LIVE_S + 1)
         later = [one for one in list(self.load.asked) if one.plant == plant and one.begun >= at and one.request_id]
         late = {(one.replica, one.bundle[:12]) for one in later if one.begun > at + LIVE_S and one.bundle != bundle}
