@@ -22,8 +22,8 @@ SILENT_S = 60
 
 REPLICA_PORTS = range(20_000, 29_800)
 NUM_REPLICA_PORTS = 200
-"""Replicas listen in a stretch of their own. Ray gives all apps of a machine the same ports, from the lowest: one that a
-replica has left may be another app's the next moment, while this app's proxy still sends requests there."""
+"""Replicas listen in a stretch of their own. Ray gives all apps of a machine the same ports, the lowest first: one that
+a replica has left may be another app's the next moment, while this app's proxy still sends requests there."""
 
 
 def is_haproxy_there() -> bool:
