@@ -175,7 +175,7 @@ def loaded(task: dict[str, Any]) -> dict[str, Any]:
 
         def note(self, *, sent: float, status: int) -> None:
             super().note(sent=sent, status=status)
-            self.statuses[str(status or "not sent: 256 were open")] += 1
+            self.statuses[str(status or "none, or not sent as 256 were open")] += 1
             now = time.perf_counter()
             if status == 200 and self.counts_from <= now < self.ends_at:
                 self.dated.append((now - self.counts_from, (now - sent) * 1000))
