@@ -162,13 +162,21 @@ def _opened(data: bytes, *, source: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise _too_many_pixels(f"{width} x {height} pixels are", source=source, max_pixels=max_pixels)
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+    if image.format != "MPO" and _is_animated(image, source=source):
         raise InputError(
             "holds several frames (animated or multi-page)", file=source, remedy="Export one image a frame"
         )
     if image.format in ("JPEG", "MPO") and not _is_sound_jpeg(data):
         raise InputError("the JPEG is corrupt or cut short", file=source, remedy="Export it again")
     return image
+
+
+def _is_animated(image: Image.Image, *, source: str) -> bool:
+    """Pillow looks for a second frame, and what is damaged behind the first may raise anything there."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception as error:
+        raise InputError(f"the image cannot be decoded ({_words(error)})", file=source) from None
 
 
 def _too_many_pixels(what: str, *, source: str, max_pixels: int) -> InputError:

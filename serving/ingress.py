@@ -8,6 +8,7 @@ cluster's are said by its own configuration, see `k8s/base/serving`.
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ machine is told within a tenth of a second."""
 
 SILENT_S = 60
 """How long a client may send nothing of a request it has begun; in Ray's hour a few thousand such hold the port."""
+
+REPLICA_PORTS = range(20_000, 29_800)
+NUM_REPLICA_PORTS = 200
+"""Replicas listen in a stretch of their own. Ray gives all apps of a machine the same ports, the lowest first: one that
+a replica has left may be another app's the next moment, while this app's proxy still sends requests there."""
 
 
 def is_haproxy_there() -> bool:
@@ -36,8 +42,11 @@ def variables(folder: Path) -> dict[str, str]:
     if not is_haproxy_there():
         return one_loop
     stats, metrics = _free_ports(2)
+    first = secrets.choice(REPLICA_PORTS)  # not `random`, which two processes may have seeded alike
     return one_loop | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + NUM_REPLICA_PORTS),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(SILENT_S),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

@@ -114,9 +114,19 @@ async def _open(host: str, port: int, requests: Sequence[bytes], *, rate_per_s: 
     idle: list[Streams] = []
 
     async def one(number: int, due: float) -> None:
+        is_reused = bool(idle)
         reader, writer = idle.pop() if idle else await asyncio.open_connection(host, port)
         writer.write(requests[number % len(requests)])
-        status, _, is_last = await _response(reader)
+        try:
+            status, _, is_last = await _response(reader)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+            if not is_reused:
+                clock.note(sent=due, status=0)
+                return
+            reader, writer = await asyncio.open_connection(host, port)  # it lay idle for too long, as clients know
+            writer.write(requests[number % len(requests)])
+            status, _, is_last = await _response(reader)
         clock.note(sent=due, status=status)
         if is_last:
             writer.close()

@@ -510,3 +510,10 @@ print((memory("VmHWM") - before) / 20e6)
         check=True,
     )
     assert 3 < float(done.stdout) < 11.5
+
+
+@pytest.mark.parametrize("tail", [b",", b",\0\0\0\0\x3c\0\x28\0", b",\0\0\0\0\x3c\0\x28\0\0", b"!", b"!\xf9\4\0"])
+def test_a_gif_cut_short_where_a_second_frame_begins_raises_nothing_but_a_clear_error(tail):
+    gif = encoded(Image.new("P", (60, 40)), "GIF")
+    with contextlib.suppress(InputError):
+        assert decode(gif[:-1] + tail).shape == (40, 60, 3)

@@ -13,6 +13,18 @@ from serving import ingress
 
 
 @pytest.mark.skipif(not ingress.is_haproxy_there(), reason="Ray's HAProxy is for Linux")
+def test_replicas_of_two_servers_seldom_get_the_same_port_and_never_one_that_ray_gives_others(tmp_path: Path) -> None:
+    """Ray's own choice is 30000 and up, for every app of the machine alike."""
+    found = [ingress.variables(tmp_path) for _ in range(50)]
+    firsts = [int(one["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"]) for one in found]
+    lasts = [int(one["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"]) for one in found]
+    assert len(set(firsts)) > 40
+    assert all(last - first == ingress.NUM_REPLICA_PORTS for first, last in zip(firsts, lasts, strict=True))
+    assert min(firsts) >= 20_000
+    assert max(lasts) <= 30_000
+
+
+@pytest.mark.skipif(not ingress.is_haproxy_there(), reason="Ray's HAProxy is for Linux")
 def test_two_servers_on_one_machine_share_neither_files_nor_ports(tmp_path: Path) -> None:
     one, other = ingress.variables(tmp_path / "a"), ingress.variables(tmp_path / "b")
     assert one["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
