@@ -1,7 +1,8 @@
 """Where the counters of several replicas meet: a Ray actor, so that the answer of any one replica speaks for all.
 
-Twice a second a replica posts the totals of what changed since its last post; the board adds the differences to its own
-counters and keeps the windows. Totals make a post that arrives twice harmless, and what a dead replica counted stays.
+Twice a second a replica posts the totals of the cells that changed since its last post; the board adds the differences
+to its own counters and keeps the windows. Totals make a post that arrives twice harmless, and what a dead replica
+counted stays.
 """
 
 from __future__ import annotations
@@ -103,17 +104,20 @@ class Board:
             self._forget_gone(now)
             if known:
                 self._returned.add(replica)
-        posted = self._posted.setdefault(replica, {})
-        for key, brought in totals.items():
-            cells = {self._cells.setdefault(cell, cell): count for cell, count in brought.items()}
-            before = posted.get(key, cells if replica in self._returned else {})
-            grown = {cell: count - before.get(cell, 0) for cell, count in cells.items() if count != before.get(cell, 0)}
+        posted, is_back = self._posted.setdefault(replica, {}), replica in self._returned
+        for key, cells in totals.items():
+            before, grown = posted.setdefault(key, {}), {}
+            for brought, count in cells.items():
+                cell = self._cells.setdefault(brought, brought)
+                more = count - before.get(cell, count if is_back else 0)
+                before[cell] = count
+                if more:
+                    grown[cell] = more
             _, series = self._counts.series(key)
             if is_history:
                 series.add_history(grown)
             elif grown:
                 series.add(grown, at=now)
-            posted[key] = cells
         self._seen[replica] = (now, condition)
         self._takt_s.update(takt_s or {})
         return self._id

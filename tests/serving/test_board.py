@@ -110,6 +110,33 @@ def test_a_replica_that_was_forgotten_and_comes_back_is_not_counted_twice():
     assert requests(board) == 8
 
 
+def test_a_post_that_was_lost_is_made_up_by_the_next():
+    clock = Clock()
+    board, a = Board(clock=clock), replica(clock, requests=4)
+    a.unposted(a.changed())
+    again(a, requests=2)
+    board.post("a", a.changed(), condition=WELL)
+    assert requests(board) == 6
+
+
+def test_a_post_holds_the_cells_that_changed_and_no_others():
+    clock = Clock()
+    board, a = Board(clock=clock), Telemetry(clock=clock)
+    for number in range(200):
+        confidence, latency_ms = (number % 20) / 20, 1.2 ** (number % 40)
+        a.answered("mill", "cam-1", verdict="ok", defect=None, confidence=confidence, latency_ms=latency_ms)
+    first = a.changed()
+    board.post("a", first, condition=WELL)
+    again(a)
+    second = a.changed()
+    assert len(first["mill", "cam-1"]) > 50
+    assert len(second["mill", "cam-1"]) <= 8
+    board.post("a", second, condition=WELL)
+    own, whole = a.report("mill"), board.report("mill")
+    assert own == whole
+    assert whole["requests"] == 201
+
+
 def test_a_post_of_ten_busy_plants_among_a_thousand_is_small():
     clock = Clock()
     telemetry = Telemetry(clock=clock)
