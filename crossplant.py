@@ -441,7 +441,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 picks a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
     group: Annotated[
-        str | None, typer.Option(help="Only the plants whose `group` in the fleet's file this is.")
+        str | None,
+        typer.Option(
+            help="Only the plants whose `group` in the fleet's file this is; each group has its own address, so give "
+            "each a --port. Another group's plant is a 404 here."
+        ),
     ] = None,
     branch_mb: Annotated[
         float, typer.Option(min=0, help="Memory of a replica for branches and whole models; heads are not counted.")

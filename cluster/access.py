@@ -12,10 +12,11 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 
@@ -34,6 +35,9 @@ _MAY: Mapping[Role, frozenset[Action]] = {
     "lead": frozenset(("read", "queue", "feedback", "promote")),
     "auditor": frozenset(("read",)),
 }
+
+REREAD_S = 60.0
+"""How often all tokens are read though none seems to have changed: somebody may have edited the table by hand."""
 
 _tables = sa.MetaData()
 _tokens = sa.Table(
@@ -90,6 +94,7 @@ class Access:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url, _tables)
+        self._read: tuple[Any, float, Grants] | None = None
 
     def issue(self, role: Role, *, ttl: timedelta, plant: str | None = None, now: datetime | None = None) -> str:
         """A new token, seen this once: only its SHA-256 is kept. A `plant` token needs its plant."""
@@ -138,12 +143,19 @@ class Access:
         return token, len(old)
 
     def grants(self, *, now: datetime | None = None) -> Grants:
-        """Every token that is valid now, in one query."""
+        """Every token that is valid now, in one query; read anew only where one came, ends otherwise or is dead."""
         valid = sa.and_(_tokens.c.revoked_at.is_(None), _tokens.c.expires_at > _seconds(now))
         query = sa.select(_tokens.c.sha256, _tokens.c.role, _tokens.c.plant, _tokens.c.expires_at).where(valid)
+        ends = (sa.func.min(_tokens.c.expires_at), sa.func.sum(_tokens.c.expires_at))
+        mark = sa.select(sa.func.count(), sa.func.max(_tokens.c.issued_at), *ends).where(valid)
         with self._database.begin() as connection:
+            found = tuple(connection.execute(mark).one())
+            if self._read and self._read[0] == found and time.monotonic() - self._read[1] < REREAD_S:
+                return self._read[2]
             rows = [Grant.model_validate(dict(row._mapping)) for row in connection.execute(query)]
-        return Grants({grant.sha256: grant for grant in rows})
+        grants = Grants({grant.sha256: grant for grant in rows})
+        self._read = found, time.monotonic(), grants
+        return grants
 
     def check(self, token: str, *, now: datetime | None = None) -> Grant | None:
         """The grant of a token, asked of the database itself."""

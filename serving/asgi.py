@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.front import asking, is_large
 from serving.schemas import Refusal
 from serving.service import Service
 
@@ -36,9 +37,6 @@ HEADERS = {
 _RAW = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 _RAW_PAGE = [*_RAW[:-1], (_RAW[-1][0], SCRIPTED.encode())]
 _CLOSE = [(b"connection", b"close")]
-MAX_UNREAD_BYTES = 256 << 10
-"""Where a request is refused before its body was read, one larger than this ends the connection: reading megabytes
-away costs the event loop more than the part would have."""
 _TOKEN = re.compile(r"cp_[A-Za-z0-9_-]{43}")
 """As `cluster.access` issues them."""
 _SECRET_NAMES = frozenset(("access_token", "api_key", "apikey", "authorization", "bearer", "key", "token"))
@@ -56,7 +54,8 @@ class Hardened:
             await self._app(scope, receive, send)
             return
         headers = _RAW_PAGE if scope["path"].startswith(PAGE) else _RAW
-        is_whole = not _is_large(scope)
+        is_whole = not is_large(scope)
+        receive = asking(scope, receive)
 
         async def watched() -> Message:
             nonlocal is_whole
@@ -80,16 +79,6 @@ class Hardened:
             await refused(refusal)(scope, watched, hardened)
             return
         await self._app(scope, watched, hardened)
-
-
-def _is_large(scope: Scope) -> bool:
-    """Whether a body comes, or may come, that is dearer to read away than a new connection."""
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return len(value) > 18 or not value.isdigit() or int(value) > MAX_UNREAD_BYTES
-        if name == b"transfer-encoding":
-            return True
-    return False
 
 
 def _has_token(query: bytes) -> bool:

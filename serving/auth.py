@@ -25,6 +25,8 @@ from serving.schemas import Refusal, another_plant
 
 log = logging.getLogger("crossplant.serving")
 
+KEEP_S = 0.5
+"""How soon the grants used here are written again: a thousand plants that come back at once are a few writes."""
 _MIN_BETWEEN_S = 0.2
 """How soon an unknown token may cause another query: guessing must not load the database."""
 _MAX_UNKNOWN = 16
@@ -99,11 +101,12 @@ class Gate:
         self._state = state
         self._renew_s = renew_s
         self._clock = clock
+        self._read: tuple[tuple[int, ...], dict[str, Grant]] = (), {}
         self._used = self._kept()
         self._grants = Grants(self._used)
         self._turn = threading.Lock()
         self._renewed_at = -float("inf")
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._num_unknown = 0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token")
         """Of its own: a database that hangs must not take the threads that read bodies and load branches."""
@@ -126,7 +129,8 @@ class Gate:
             found = self._grants.check(token)
         if found is not None:
             if found.sha256 not in self._used:
-                await asyncio.get_running_loop().run_in_executor(self._pool, self._keep, found)
+                self._used[found.sha256] = found
+                self._wake.set()
             return found
         if self.problem is not None:
             raise Refusal(
@@ -159,14 +163,23 @@ class Gate:
                     self._forget_dead()
 
     def close(self) -> None:
-        """The thread has ended."""
+        """The thread has ended, and the grants that were used are on disk."""
         self._stop.set()
+        self._wake.set()
         self._pool.shutdown(wait=False)
         self._thread.join(timeout=10)
 
     def _work(self) -> None:
-        while not self._stop.wait(self._renew_s):
-            self.renew()
+        renew_at = self._clock() + self._renew_s
+        while not self._stop.is_set():
+            if self._wake.wait(max(0.0, renew_at - self._clock())):
+                self._wake.clear()
+                self._keep()
+                self._stop.wait(min(KEEP_S, self._renew_s))
+            if self._clock() >= renew_at:
+                self.renew()
+                renew_at = self._clock() + self._renew_s
+        self._keep()
 
     def _forget_dead(self) -> None:
         """What was revoked, or now ends sooner, is so on disk too: no restart without the database revives it."""
@@ -177,23 +190,31 @@ class Gate:
         if valid != on_disk:
             self._write()
 
-    def _keep(self, grant: Grant) -> None:
-        with self._turn:
-            self._used = {**self._kept(), **self._used, grant.sha256: grant}
-            with contextlib.suppress(OSError):  # a full disk costs what a restart would know, not a request
+    def _keep(self) -> None:
+        """What was used here since is on disk, beside what other replicas used."""
+        with self._turn, contextlib.suppress(OSError):  # a full disk costs what a restart would know, not a request
+            on_disk = self._kept()
+            if self._used.keys() - on_disk.keys():
+                self._used = {**on_disk, **self._used}
                 self._write()
 
     def _write(self) -> None:
         now = time.time()
-        alive = [one.model_dump() for one in self._used.values() if one.expires_at > now]
+        alive = [one.model_dump() for one in list(self._used.values()) if one.expires_at > now]
         with replaced(self._state) as part:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(alive, file)
 
     def _kept(self) -> dict[str, Grant]:
+        """The grants on disk, parsed again only where the file is another one than last time."""
         try:
-            grants = [Grant.model_validate(one) for one in json.loads(self._state.read_text(encoding="utf-8"))]
+            now = self._state.stat()
+            mark = now.st_ino, now.st_mtime_ns, now.st_size
+            if mark != self._read[0]:
+                rows = json.loads(self._state.read_text(encoding="utf-8"))
+                grants = [Grant.model_validate(one) for one in rows]
+                self._read = mark, {grant.sha256: grant for grant in grants}
         except (OSError, ValueError, TypeError):
             return {}
-        return {grant.sha256: grant for grant in grants}
+        return dict(self._read[1])

@@ -1,7 +1,8 @@
 """Where the counters of several replicas meet: a Ray actor, so that the answer of any one replica speaks for all.
 
-Twice a second a replica posts the totals of what changed since its last post; the board adds the differences to its own
-counters and keeps the windows. Totals make a post that arrives twice harmless, and what a dead replica counted stays.
+Twice a second a replica posts the totals of the cells that changed since its last post; the board adds the differences
+to its own counters and keeps the windows. Totals make a post that arrives twice harmless, and what a dead replica
+counted stays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from serving.counts import Counts, Key, Totals
+from serving.counts import Cell, Counts, Key, Totals
 from serving.exposition import Condition, prometheus_text
 from serving.telemetry import Telemetry, plant_report
 
@@ -24,6 +25,9 @@ APP = "crossplant"
 POST_S = 0.5
 GONE_S = 15.0
 """A replica that has not posted for so long is no longer shown; what it counted stays."""
+FORGET_S = 3600.0
+"""After so long without a post its totals are no longer held for comparison: of a thousand plants they are megabytes,
+and each replica has a name of its own. One that comes back all the same counts anew from its first post."""
 _TEXT_S = 1.0
 
 
@@ -71,6 +75,9 @@ class Board:
         self._id = uuid.uuid4().hex
         self._counts = Counts()
         self._posted: dict[str, dict[Key, Totals]] = {}
+        self._returned: set[str] = set()
+        self._cells: dict[Cell, Cell] = {}
+        """One tuple for a cell of all series; every message brings its own."""
         self._seen: dict[str, tuple[float, Condition]] = {}
         self._takt_s: dict[str, float] = {}
         self._text: tuple[float, bytes] = (-_TEXT_S, b"")
@@ -92,19 +99,39 @@ class Board:
         """
         if known not in ("", self._id):
             return self._id
-        now, posted = self._clock(), self._posted.setdefault(replica, {})
+        now = self._clock()
+        if replica not in self._posted:
+            self._forget_gone(now)
+            if known:
+                self._returned.add(replica)
+        posted, is_back = self._posted.setdefault(replica, {}), replica in self._returned
         for key, cells in totals.items():
-            before = posted.get(key, {})
-            grown = {cell: count - before.get(cell, 0) for cell, count in cells.items() if count != before.get(cell, 0)}
+            before, grown = posted.setdefault(key, {}), {}
+            for brought, count in cells.items():
+                cell = self._cells.setdefault(brought, brought)
+                more = count - before.get(cell, count if is_back else 0)
+                before[cell] = count
+                if more:
+                    grown[cell] = more
             _, series = self._counts.series(key)
             if is_history:
                 series.add_history(grown)
             elif grown:
                 series.add(grown, at=now)
-            posted[key] = dict(cells)
         self._seen[replica] = (now, condition)
         self._takt_s.update(takt_s or {})
         return self._id
+
+    def _forget_gone(self, now: float) -> None:
+        """A new replica mostly comes for one that is gone."""
+        for replica in [who for who, (at, _) in self._seen.items() if now - at > FORGET_S]:
+            del self._seen[replica], self._posted[replica]
+            self._returned.discard(replica)
+
+    @property
+    def num_held(self) -> int:
+        """Series whose totals are held for comparison, of all replicas."""
+        return sum(len(series) for series in self._posted.values())
 
     def report(self, plant: str) -> dict[str, Any]:
         """The JSON of a plant's counters, over all replicas."""

@@ -133,6 +133,7 @@ class Router:
         self._thread: threading.Thread | None = None
         self._pool = ThreadPoolExecutor(max_workers=NUM_LOADERS, thread_name_prefix="load")
         self._loads: dict[str, Future[None]] = {}
+        self._kept: Mapping[str, Live] | None = None
         self.table = Table()
 
     def start(self) -> None:
@@ -218,8 +219,12 @@ class Router:
     def _keep(self) -> None:
         """Also what is not live yet: it may be loading, and what was good then still is."""
         with self._keeping:
+            live = self.table.live
+            if live is self._kept:  # a table is never changed, only replaced
+                return
             good = self._state.read()
-            self._state.write({**good, **{plant: one.target for plant, one in self.table.live.items()}})
+            self._state.write({**good, **{plant: one.target for plant, one in live.items()}})
+            self._kept = live
 
     def _work(self) -> None:
         while not self._stop.wait(self._poll_s):

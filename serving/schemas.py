@@ -230,9 +230,9 @@ def another_plant() -> Refusal:
 def unknown_plant(plant: str) -> Refusal:
     """The answer for a plant without a route here, to those who may know."""
     return Refusal(
-        "there is no such plant",
+        "no such plant is served at this address",
         status=404,
         plant=plant[:64],
         field="plant",
-        remedy="Use the plant's name and its own token",
+        remedy="Look at the name; a plant of another group has that group's address, and a new one needs a route first",
     )

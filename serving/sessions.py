@@ -189,6 +189,11 @@ class Recency(Generic[T]):
                 return found[0]
         return self._shared.find(digest)
 
+    def is_open(self, digest: str) -> bool:
+        """Whether it is there without a load. Who only looks makes nothing recent."""
+        with self._lock:
+            return digest in self._held or self._shared.find(digest) is not None
+
     def get(self, file: FileRef, *, size_mb: float) -> T:
         """What is in the file, loaded when it is not there; the least recent may have to go. Raises InputError."""
         found = self.find(file.sha256)
@@ -262,6 +267,11 @@ class KeptSession:
     def find(self) -> Session | None:
         """The session where it is loaded."""
         return self._recency.find(self.file.sha256)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the session is loaded; asking does not keep it."""
+        return self._recency.is_open(self.file.sha256)
 
     def session(self) -> Session:
         """The session, loaded where it is not. Raises InputError."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from serving.router import Live, Table, Target
 from serving.schemas import ModelCost, ModelRef, PlantStatus, RouteStatus
-from serving.scoring import Scorer, held
+from serving.scoring import Scorer
+from serving.sessions import KeptSession
 
 
 def standing(live: Live, *, table: Table, problem: str | None) -> PlantStatus:
@@ -40,7 +41,7 @@ def cost(scorer: Scorer) -> ModelCost:
     own_ms, trunk_ms = scorer.meter.ms, scorer.trunk.meter.ms
     return ModelCost(
         memory_mb=round(sum(part.size_mb for part in scorer.parts), 6),
-        is_loaded=held(scorer) is not None,
+        is_loaded=all(part.is_open for part in scorer.parts if isinstance(part, KeptSession)),
         own_ms=None if own_ms is None else round(own_ms, 4),
         trunk_ms=None if trunk_ms is None else round(trunk_ms, 4),
     )

@@ -63,7 +63,7 @@ class Telemetry:
         self._clock = clock
         self._queue: deque[tuple[Any, ...]] = deque()
         self._counts = Counts(max_series=max_series)
-        self._changed: set[Key] = set()
+        self._changed: dict[Key, set[Cell]] = {}
         self._turn = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -124,31 +124,36 @@ class Telemetry:
                 event = self._queue.popleft()
                 key, series = self._counts.series(event[1])
                 series.open_slot(event[0])
-                self._changed.add(key)
+                changed = self._changed.setdefault(key, set())
                 if len(event) == 3:
-                    _add(series, _named(series, "error", str(event[2])))
+                    _add(series, _named(series, "error", str(event[2])), changed)
                     continue
                 try:
-                    _count(series, _Answered._make(event))
+                    _count(series, _Answered._make(event), changed)
                 except ValueError:  # not a number: the thread must count on
                     log.exception("a verdict of plant %s cannot be counted in full", event[1][0])
 
     def changed(self) -> dict[Key, Totals]:
-        """The totals of every series that was counted in since the last call, to be posted."""
+        """The totals of every cell that was counted in since the last call, to be posted."""
         self.fold()
         with self._turn:
-            keys, self._changed = self._changed, set()
-            return {key: dict(self._counts.series(key)[1].totals) for key in keys}
+            changed, self._changed = self._changed, {}
+            found = {}
+            for key, cells in changed.items():
+                totals = self._counts.series(key)[1].totals
+                found[key] = {cell: totals[cell] for cell in cells}
+            return found
 
     def all_changed(self) -> None:
         """The next `changed` holds every series."""
         with self._turn:
-            self._changed = {key for key, _ in self._counts.items()}
+            self._changed = {key: set(series.totals) for key, series in self._counts.items()}
 
-    def unposted(self, keys: Mapping[Key, Totals]) -> None:
+    def unposted(self, totals: Mapping[Key, Totals]) -> None:
         """The next `changed` holds these again: they did not arrive."""
         with self._turn:
-            self._changed |= keys.keys()
+            for key, cells in totals.items():
+                self._changed.setdefault(key, set()).update(cells)
 
     def report(self, plant: str) -> dict[str, Any]:
         """The JSON of the plant, as counted here."""
@@ -167,19 +172,19 @@ class Telemetry:
             self.fold()
 
 
-def _count(series: Series, event: _Answered) -> None:
-    _add(series, _cell("verdict", event.arm, event.verdict))
-    _add(series, _FRAMES, event.frames)
-    _add(series, _cell("latency", latency_bucket(event.latency_ms)))
-    _add(series, _LATENCY_SUM, round(event.latency_ms / LATENCY_UNIT_MS))
-    _add(series, _CONFIDENCE[confidence_bin(event.confidence)])
-    _add(series, _CONFIDENCE_SUM, round(event.confidence / CONFIDENCE_UNIT))
+def _count(series: Series, event: _Answered, changed: set[Cell]) -> None:
+    _add(series, _cell("verdict", event.arm, event.verdict), changed)
+    _add(series, _FRAMES, changed, event.frames)
+    _add(series, _cell("latency", latency_bucket(event.latency_ms)), changed)
+    _add(series, _LATENCY_SUM, changed, round(event.latency_ms / LATENCY_UNIT_MS))
+    _add(series, _CONFIDENCE[confidence_bin(event.confidence)], changed)
+    _add(series, _CONFIDENCE_SUM, changed, round(event.confidence / CONFIDENCE_UNIT))
     if event.defect is not None:
-        _add(series, _named(series, "defect", event.defect))
+        _add(series, _named(series, "defect", event.defect), changed)
     if event.novelty is not None:
-        _add(series, _cell("novelty", novelty_bucket(event.novelty)))
+        _add(series, _cell("novelty", novelty_bucket(event.novelty)), changed)
     if event.is_late:
-        _add(series, _LATE)
+        _add(series, _LATE, changed)
 
 
 @functools.cache
@@ -196,9 +201,10 @@ def _named(series: Series, kind: str, name: str) -> Cell:
     return _cell(kind, name if num_known < MAX_NAMES else OTHER)
 
 
-def _add(series: Series, cell: Cell, count: int = 1) -> None:
+def _add(series: Series, cell: Cell, changed: set[Cell], count: int = 1) -> None:
     totals = series.totals
     totals[cell] = totals.get(cell, 0) + count
+    changed.add(cell)
 
 
 def plant_report(plant: str, counts: Counts, *, now: float) -> dict[str, Any]:

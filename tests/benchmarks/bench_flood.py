@@ -1,12 +1,14 @@
 """One plant floods 300 requests a second of 2 MB; another sends two a second. What does the other feel?
 
-    python tests/benchmarks/bench_flood.py [--ray] [--replicas 2] [--rounds 3] [--seconds 20]
+    python tests/benchmarks/bench_flood.py [--ray] [--replicas 2] [--rounds 3] [--seconds 20] [--quick]
 
-Rounds alternate: the quiet plant alone, then beside the flood. Without `--ray` one uvicorn process answers, with it
-`app.run` behind Ray Serve's own ingress. The flood is open-loop from a process of its own, whose CPU is stated, as it
-shares the machine. The peer is the quiet plant alone: `ratio` is p99 beside the flood over p99 alone, goal <= 2, and
-nothing but 200 for the quiet plant. `--no-limits` raises the flooding plant's limits out of the way, which leaves the
-fair turns alone. Quality is equal where every answer is the quiet plant's own, as before the flood.
+Rounds alternate: the quiet plant alone; beside the same flood sent to a sink, a port that refuses from the headers and
+is no part of crossplant; beside the flood sent to the app. Without `--ray` one uvicorn process answers, with it
+`app.run` behind Ray Serve's own ingress. The flood is open-loop from a process of its own, whose CPU is stated: it
+shares the machine, which is no fault of the app's, so the peer is the quiet plant beside the sink. `ratio` is p99
+beside the flood over p99 beside the sink, goal <= 2, and nothing but 200 for the quiet plant; `ratio_alone` is over p99
+alone. `--no-limits` raises the flooding plant's limits out of the way, which leaves the fair turns alone. Quality is
+equal where every answer is the quiet plant's own, as before the flood. `--quick` is a smoke run.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import asyncio
 import io
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -157,9 +160,12 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--quick", action="store_true", help="one short round: a smoke run, its figures mean nothing")
     parser.add_argument("--no-limits", action="store_true")
     parser.add_argument("--small", action="store_true", help="The quiet plant sends 50 KB, not 2 MB.")
     args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 1, 3.0
     large, small = jpeg(2560, quality=70, scale=3), jpeg(400, quality=70, scale=3)
     print(f"flood {len(large) / 2**20:.2f} MB a request, quiet {len(small if args.small else large) / 1e6:.2f} MB")
     with tempfile.TemporaryDirectory() as folder:
@@ -189,41 +195,88 @@ def main() -> None:
     print(json.dumps({"name": "flood", "ray": args.ray, "replicas": args.replicas, **found}))
 
 
+KINDS = ("alone", "sink", "flooded")
+
+
 def measured(tasks: dict[str, dict[str, Any]], *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Alone, beside the flood, alone, ...: p50 and p99 of all of a kind."""
+    """p50 and p99 of the quiet plant, of each kind in turn."""
     asyncio.run(_quiet(tasks["quiet"], 3.0))
-    seen: dict[str, list[dict[str, Any]]] = {"alone": [], "flooded": []}
-    floods = []
-    context = multiprocessing.get_context("spawn")
+    seen: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    floods: dict[str, dict[str, Any]] = {}
     for number in range(rounds):
         seen["alone"].append(asyncio.run(_quiet(tasks["quiet"], seconds)))
-        stop, results = context.Event(), context.Queue()
-        process = context.Process(target=flood, args=(tasks["flood"], stop, results))
-        process.start()
-        time.sleep(3)
-        seen["flooded"].append(asyncio.run(_quiet(tasks["quiet"], seconds)))
-        stop.set()
-        floods.append(results.get(timeout=60))
-        process.join()
-        time.sleep(1)
-        print(f"round {number + 1}: flood {floods[-1]}", flush=True)
+        with _child(sink, tasks["flood"]["is_niced"]) as port:
+            task = {**tasks["flood"], "url": f"http://127.0.0.1:{port}/plants/flood/predict"}
+            seen["sink"].append(_beside(task, tasks["quiet"], seconds=seconds, floods=floods, kind="sink"))
+        seen["flooded"].append(_beside(tasks["flood"], tasks["quiet"], seconds=seconds, floods=floods, kind="flooded"))
+        print(f"round {number + 1}: {floods}", flush=True)
+    latencies = {kind: [ms for one in ones for ms in one["latencies_ms"]] for kind, ones in seen.items()}
     quantiles = {
-        kind: {
-            f"p{q}": round(float(np.percentile([ms for one in ones for ms in one["latencies_ms"]], q)), 1)
-            for q in (50, 99)
-        }
-        for kind, ones in seen.items()
+        kind: {f"p{q}": round(float(np.percentile(ms, q)), 1) for q in (50, 99)} for kind, ms in latencies.items()
     }
     statuses = sum((Counter(one["statuses"]) for one in seen["flooded"]), Counter())
     return {
-        "ratio": round(quantiles["flooded"]["p99"] / quantiles["alone"]["p99"], 2),
+        "ratio": round(quantiles["flooded"]["p99"] / quantiles["sink"]["p99"], 2),
+        "ratio_p50": round(quantiles["flooded"]["p50"] / quantiles["sink"]["p50"], 2),
+        "ratio_alone": round(quantiles["flooded"]["p99"] / quantiles["alone"]["p99"], 2),
         "ours": quantiles["flooded"],
-        "peer": quantiles["alone"],
+        "peer": quantiles["sink"],
+        "alone": quantiles["alone"],
         "requests_of_the_quiet": sum(statuses.values()),
         "statuses_of_the_quiet": dict(statuses),
-        "flood": floods[-1],
+        "flood": floods["flooded"],
+        "flood_at_the_sink": floods["sink"],
+        "load_1min": round(os.getloadavg()[0], 2),
         "equal_quality": {"answers_of_another_plant": sum(one["wrong"] for ones in seen.values() for one in ones)},
     }
+
+
+def _beside(
+    flooding: dict[str, Any], quiet: dict[str, Any], *, seconds: float, floods: dict[str, Any], kind: str
+) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    stop, results = context.Event(), context.Queue()
+    process = context.Process(target=flood, args=(flooding, stop, results))
+    process.start()
+    time.sleep(3)
+    found = asyncio.run(_quiet(quiet, seconds))
+    stop.set()
+    floods[kind] = results.get(timeout=60)
+    process.join()
+    time.sleep(1)
+    return found
+
+
+@contextmanager
+def _child(target: Any, *args: Any) -> Iterator[int]:
+    """The port that a process of its own listens on."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=target, args=(*args, there), daemon=True)
+    process.start()
+    yield int(here.recv())
+    process.terminate()
+    process.join()
+
+
+def sink(is_niced: bool, pipe: Any) -> None:
+    """Refuses every request from its headers and closes, as cheaply as Python can."""
+    if is_niced:
+        even_niceness()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+            await writer.drain()
+        writer.close()
+
+    async def listen() -> None:
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(listen())
 
 
 if __name__ == "__main__":

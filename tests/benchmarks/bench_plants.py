@@ -1,10 +1,13 @@
 """What it costs that an endpoint serves a thousand plants and not ten: latency, requests a second, memory, start-up.
 
 `inside`: the app's `Service` without HTTP, opened with 10, 100 and 1,000 plants on one trunk, all on heads or one in
-twenty on a last stage of its own; slices of each alternate, requests go to plants drawn evenly. `http`: one replica of
-`crossplant serve` against Ray Serve's `@serve.multiplexed` with 16 models a replica, a session of trunk and branch for
-each; both behind the same proxy, sides alternate, the same files and images. Answers are compared before speed is
-spoken of.
+twenty on a last stage of its own; a process each, slices of each alternate, requests go to plants drawn evenly. `http`:
+one replica of `crossplant serve` against Ray Serve's `@serve.multiplexed` with 16 models a replica, a session of trunk
+and branch for each; both behind the same proxy, sides alternate, the same files and images. Answers are compared before
+speed is spoken of.
+
+Time on the clock is as busy as the machine was (`machine.load_1min`); CPU time a request is disturbed little by others:
+`cpu_ms` inside is of the process, and `cpu_ms` over HTTP of the replica, the board and the proxy.
 
     .venv/bin/python tests/benchmarks/bench_plants.py                   both, heads and mixed
     .venv/bin/python tests/benchmarks/bench_plants.py --parts inside    without Ray
@@ -15,19 +18,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
-import gc
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from many_plants import CLASSES, names, published, requests_of
-from measuring import Child, entry, even_niceness, machine, mean, note, percentile, say_ready
+import psutil
+from inside_plants import inside
+from many_plants import CLASSES, home_of, names, published, requests_of
+from measuring import Child, entry, machine, mean, note, percentile, say_ready
 
 START_TIMEOUT_S = 400
 TOLERANCE = 1e-4
@@ -59,111 +61,6 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-# --- without HTTP
-
-
-def inside(task: dict[str, Any]) -> dict[str, Any]:
-    """Start-up, memory and polls of a service with so many plants, then slices of load at each in turn."""
-    even_niceness()
-    services, rows = {}, {}
-    for num in sorted(task["plants"]):
-        before, begun, cpu = _rss_mb(), time.perf_counter(), time.process_time()
-        services[num] = service = _service(task, plants=names(task["kind"], num))
-        rows[num] = {
-            "start_s": round(time.perf_counter() - begun, 2),
-            "start_cpu_s": round(time.process_time() - cpu, 2),
-            "rss_mb": round(_rss_mb() - before, 2),
-            "live": len(service.router.table.live),
-            "poll_cpu_ms": round(_poll_cpu_ms(service), 3),
-        }
-        note(f"inside, {task['kind']}, {num} plants: {rows[num]}")
-        asyncio.run(_each_plant_once(service, task, plants=names(task["kind"], num)))
-    slices: dict[int, list[dict[str, Any]]] = {num: [] for num in services}
-    for turn in range(task["rounds"] + 1):
-        for num, service in services.items():
-            row = asyncio.run(_driven(service, task, plants=names(task["kind"], num)))
-            slices[num] += [row] if turn else []
-    for num, service in services.items():
-        rows[num] |= _summary(slices[num])
-        rows[num]["branches"] = str(service.branches())
-        service.close()
-    low, high = sorted(rows)[-2:]  # the first also pays for imports
-    return {
-        "plants": rows,
-        "p50_ratio": _ratio(rows, "p50_ms"),
-        "p99_ratio": _ratio(rows, "p99_ms"),
-        "throughput_ratio": _ratio(rows, "per_s"),
-        "mb_a_plant": round((rows[high]["rss_mb"] - rows[low]["rss_mb"]) / (high - low), 4),
-    }
-
-
-def _service(task: dict[str, Any], *, plants: list[str]) -> Any:
-    from cluster.settings import Settings
-    from serving.wiring import Tiers, open_service
-
-    return open_service(
-        Settings(home=Path(task["home"]), slots=1),
-        store_uri=task["store"],
-        fleet="bench",
-        plants=plants,
-        replica=f"r{len(plants)}",
-        tiers=Tiers(branch_mb=task["branch_mb"]),
-    )
-
-
-async def _ask(service: Any, task: dict[str, Any], *, plant: str, image: bytes) -> None:
-    from serving.service import Upload
-
-    async def body() -> AsyncIterator[bytes]:
-        yield image
-
-    bearer = f"Bearer {task['tokens'][plant]}"
-    answer = await service.predict(plant, Upload(body(), str(len(image)), "image/jpeg", {}, bearer))
-    assert answer.plant == plant
-
-
-async def _each_plant_once(service: Any, task: dict[str, Any], *, plants: list[str]) -> None:
-    """Every token was checked and every plant has judged: what a first request costs more is not this bench's."""
-    image = Path(task["images"][0]).read_bytes()
-    for plant in plants:
-        await _ask(service, task, plant=plant, image=image)
-
-
-async def _driven(service: Any, task: dict[str, Any], *, plants: list[str]) -> dict[str, Any]:
-    rng, latencies = np.random.default_rng(1), []
-    images = [Path(file).read_bytes() for file in task["images"]]
-    begun = time.perf_counter()
-    ends, counts_from = begun + task["seconds"], begun + min(0.3, task["seconds"] / 4)
-
-    async def ask() -> None:
-        while (sent := time.perf_counter()) < ends:
-            plant, image = plants[int(rng.integers(len(plants)))], images[int(rng.integers(len(images)))]
-            await _ask(service, task, plant=plant, image=image)
-            if sent >= counts_from:
-                latencies.append((time.perf_counter() - sent) * 1000)
-
-    cpu = time.process_time()
-    await asyncio.gather(*(ask() for _ in range(task["connections"])))
-    cpu_ms = 1000 * (time.process_time() - cpu) / max(len(latencies), 1)
-    return {"per_s": len(latencies) / (ends - counts_from), "latencies_ms": latencies, "cpu_ms": cpu_ms}
-
-
-def _poll_cpu_ms(service: Any) -> float:
-    times = []
-    for _ in range(20):
-        begun = time.thread_time()
-        service.router._read_journal()
-        times.append(1000 * (time.thread_time() - begun))
-    return float(np.median(times))
-
-
-def _rss_mb() -> float:
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    words = Path("/proc/self/status").read_text(encoding="utf-8")
-    return float(words.split("VmRSS:")[1].split()[0]) / 1000
-
-
 # --- over HTTP
 
 
@@ -177,6 +74,7 @@ def _over_http(task: dict[str, Any], *, folder: Path, given: argparse.Namespace)
                 figures = _summary([row])
                 note(f"http, {task['kind']}, {num} plants, {side}: {figures}")
     rows = {side: {num: _summary(found[side][num]) for num in given.plants} for side in SIDES}
+    fewest, most = min(given.plants), max(given.plants)
     worst = max(
         abs(a[name] - b[name])
         for num in given.plants
@@ -197,6 +95,10 @@ def _over_http(task: dict[str, Any], *, folder: Path, given: argparse.Namespace)
         "ours_p50_ratio": _ratio(rows["ours"], "p50_ms"),
         "ours_p99_ratio": _ratio(rows["ours"], "p99_ms"),
         "ours_throughput_ratio": _ratio(rows["ours"], "per_s"),
+        "ours_cpu_ratio": _ratio(rows["ours"], "cpu_ms"),
+        "ours_mb_a_plant": round(
+            (rows["ours"][most]["replica_mb"] - rows["ours"][fewest]["replica_mb"]) / max(most - fewest, 1), 4
+        ),
     }
 
 
@@ -211,10 +113,32 @@ def _measured(side: str, *, task: dict[str, Any], folder: Path, given: argparse.
         url = server.ready(ready, timeout_s=START_TIMEOUT_S)["url"]
         start_s = time.perf_counter() - begun
         load_task = {**task, "url": url, "side": side}
-        found = Child(__file__, "load", load_task, folder=folder / side).result(timeout_s=given.seconds + 300)
-        return {**found, "start_s": start_s}
+        before = _used(server.pid)
+        found = Child(__file__, "load", load_task, folder=folder / side).result(timeout_s=given.seconds + 900)
+        after = _used(server.pid)
+        cpu_ms = {name: 1000 * (after[name][0] - before.get(name, (0.0, 0.0))[0]) / found["num_sent"] for name in after}
+        return {**found, "start_s": start_s, "cpu_ms_by_process": cpu_ms, "replica_mb": after["replica"][1]}
     finally:
         server.release(timeout_s=60)
+
+
+ROLES = {"replica": "ServeReplica", "board": "Board", "proxy": "haproxy"}
+
+
+def _used(pid: int) -> dict[str, tuple[float, float]]:
+    """Seconds on a CPU and resident MB of the processes that a request goes through, below the one that started Ray."""
+    found: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            words = " ".join(process.cmdline()) or process.name()
+            times, rss = process.cpu_times(), process.memory_info().rss
+        except psutil.Error:
+            continue
+        for role, word in ROLES.items():
+            if word in words.split(" -")[0]:
+                cpu_s, mb = found[role]
+                found[role] = cpu_s + times.user + times.system, mb + rss / 1e6
+    return dict(found)
 
 
 def ours(task: dict[str, Any]) -> None:
@@ -224,8 +148,8 @@ def ours(task: dict[str, Any]) -> None:
     from serving import app
     from serving.wiring import Tiers
 
-    settings = Settings(home=Path(task["home"]), slots=1)
     plants, tiers = names(task["kind"], task["num"]), Tiers(branch_mb=task["branch_mb"])
+    settings = Settings(home=home_of(task, plants=plants), slots=1)
     address = app.run(settings, store_uri=task["store"], fleet="bench", plants=plants, port=0, tiers=tiers)
     say_ready(task["ready"], url=address)
     app.stop("bench")
@@ -265,8 +189,9 @@ async def _loaded(task: dict[str, Any]) -> dict[str, Any]:
     target = urlsplit(task["url"])
     host, port = str(target.hostname), int(target.port or 80)
     how: Any = {"plants": names(task["kind"], task["num"]), "url": task["url"], "side": task["side"]}
-    requests = requests_of(task, **how)
-    await _each_once(host, port, requests_of(task, **how, num=task["num"], in_turn=True))
+    requests, first = requests_of(task, **how), requests_of(task, **how, num=task["num"], in_turn=True)
+    await _until_all_are_served(host, port, num=task["num"] if task["side"] == "ours" else 0)
+    await _each_once(host, port, first)
     answers = [json.loads(body) for body in await _each_once(host, port, requests[:16])]
     clock = _Clock(warmup_s=task["warmup_s"], seconds=task["seconds"])
     await asyncio.gather(*(ask(host, port, requests, first=251 * i, clock=clock) for i in range(task["connections"])))
@@ -274,8 +199,21 @@ async def _loaded(task: dict[str, Any]) -> dict[str, Any]:
         "per_s": len(clock.latencies_ms) / task["seconds"],
         "latencies_ms": clock.latencies_ms,
         "num_failed": clock.num_failed,
+        "num_sent": clock.num_sent + len(first) + len(answers),
         "answers": [answer["probabilities"] for answer in answers],
     }
+
+
+async def _until_all_are_served(host: str, port: int, *, num: int) -> None:
+    """A replica that starts with many plants serves those that it has after a minute; the bench waits for the rest."""
+    from load import _each_once
+
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while num and time.monotonic() < deadline:
+        (body,) = await _each_once(host, port, [f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()])
+        if json.loads(body)["plants"] >= num:
+            return
+        await asyncio.sleep(0.5)
 
 
 # --- figures
@@ -289,8 +227,12 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "p99_ms": round(percentile(latencies, 99) or 0.0, 2),
         "num": len(latencies),
     }
-    if "cpu_ms" in rows[0]:
-        found["cpu_ms_a_request"] = round(mean([row["cpu_ms"] for row in rows]) or 0.0, 3)
+    if "cpu_ms_by_process" in rows[0]:
+        parts = {
+            name: round(mean([row["cpu_ms_by_process"].get(name, 0.0) for row in rows]) or 0.0, 3) for name in ROLES
+        }
+        found |= {"cpu_ms": round(sum(parts.values()), 3), "cpu_ms_by_process": parts}
+        found |= {"replica_mb": round(mean([row["replica_mb"] for row in rows]) or 0.0, 1)}
     if "num_failed" in rows[0]:
         found |= {"failed": sum(row["num_failed"] for row in rows)}
         found |= {"start_s": round(mean([row["start_s"] for row in rows if "start_s" in row]) or 0.0, 1)}

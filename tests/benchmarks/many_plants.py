@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,23 @@ def published(folder: Path, *, given: argparse.Namespace) -> dict[str, Any]:
         "connections": given.connections,
         "branch_mb": given.branch_mb,
     }
+
+
+def home_of(task: dict[str, Any], *, plants: list[str]) -> Path:
+    """A home whose journal and tokens are these plants' alone, as if there were no others."""
+    home = Path(task["home"]).with_name(f"home-{task['kind']}-{len(plants)}")
+    if not home.exists():
+        home.mkdir()
+        with (
+            closing(sqlite3.connect(Path(task["home"]) / "routes.db")) as whole,
+            closing(sqlite3.connect(home / "routes.db")) as own,
+        ):
+            whole.backup(own)
+            marks = ", ".join("?" * len(plants))
+            for table in ("routes", "tokens"):
+                own.execute(f"DELETE FROM {table} WHERE plant NOT IN ({marks})", plants)
+            own.commit()
+    return home
 
 
 def _policy(plant: str, bundle: str) -> Any:
@@ -166,4 +185,4 @@ def requests_of(
     return found
 
 
-__all__ = ["CLASSES", "SIZES", "names", "published", "requests_of"]
+__all__ = ["CLASSES", "SIZES", "home_of", "names", "published", "requests_of"]

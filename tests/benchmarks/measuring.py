@@ -76,6 +76,11 @@ class Child:
             start_new_session=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._process.pid
+
     def result(self, *, timeout_s: float) -> dict[str, Any]:
         """What the role returned, with `seconds` from the start of its process to `ended_at`."""
         try:

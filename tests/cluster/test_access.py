@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -151,3 +152,39 @@ def test_every_token_of_a_fleet_wide_role_can_be_revoked_at_once(access):
     assert access.revoke(role="lead") == 2
     assert [access.check(token) for token in tokens] == [None, None]
     assert access.check(kept) is not None
+
+
+def test_a_snapshot_is_read_again_only_where_tokens_changed_and_every_change_is_seen(access):
+    tokens = [access.issue("plant", plant=f"plant-{n}", ttl=DAY) for n in range(3)]
+    first = access.grants()
+    assert access.grants() is first
+    access.revoke(tokens[0])
+    new = access.issue("plant", plant="plant-3", ttl=DAY)  # one went and one came: as many as before
+    second = access.grants()
+    assert [second.check(token) is not None for token in (*tokens, new)] == [False, True, True, True]
+    newer, _ = access.rotate("plant", plant="plant-1", ttl=DAY, overlap=timedelta(seconds=1))
+    third = access.grants()
+    later = datetime.now(UTC) + timedelta(seconds=2)
+    assert third.check(tokens[1], now=later) is None
+    assert third.check(newer, now=later) is not None
+    access.revoke(plant="plant-3")
+    assert access.grants().check(new) is None
+
+
+def test_the_snapshot_of_a_thousand_tokens_that_did_not_change_costs_less_than_reading_them(tmp_path):
+    access = Access(f"sqlite:///{tmp_path}/tokens.db")
+    access.issue("auditor", ttl=DAY)
+    with sqlite3.connect(tmp_path / "tokens.db") as database:
+        rows = [(f"{n:064x}", "plant", f"plant-{n}", time.time(), time.time() + 3600) for n in range(1000)]
+        database.executemany(
+            "INSERT INTO tokens (sha256, role, plant, issued_at, expires_at) VALUES (?, ?, ?, ?, ?)", rows
+        )
+
+    def cpu_s(snapshot: Access) -> float:
+        begun = time.thread_time()
+        assert len(snapshot.grants()) == 1001
+        return time.thread_time() - begun
+
+    cold = min(cpu_s(Access(f"sqlite:///{tmp_path}/tokens.db")) for _ in range(3))
+    access.grants()
+    assert min(cpu_s(access) for _ in range(3)) < cold / 3

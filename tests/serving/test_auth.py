@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.access import Access, Grant, Grants
+from plants.hashing import sha256
 from serving.auth import Gate, authorise, authorise_fleet, bearer
 from serving.schemas import Refusal
 
@@ -129,9 +130,39 @@ def test_replicas_that_share_a_folder_keep_each_others_grants(source: Source, tm
     one, two = (Gate(source, state=state, renew_s=60) for _ in range(2))
     asyncio.run(one.grant(f"Bearer {issue(source)}"))
     asyncio.run(two.grant(f"Bearer {issue(source)}"))
-    assert len(json.loads(state.read_text())) == 2
     one.close()
     two.close()
+    assert len(json.loads(state.read_text())) == 2
+
+
+def test_a_thousand_plants_that_come_back_at_once_are_a_few_writes_and_all_are_kept(tmp_path: Path):
+    state = tmp_path / "grants.json"
+    headers = [f"Bearer cp_{number}" for number in range(1000)]
+    digests = [sha256(header.removeprefix("Bearer ").encode()) for header in headers]
+    known = Grants({one: Grant(sha256=one, role="plant", plant="mill", expires_at=2e9) for one in digests})
+    gate = Gate(lambda: known, state=state, renew_s=60)
+
+    async def all_at_once() -> None:
+        for header in headers:
+            assert (await gate.grant(header)).plant == "mill"
+
+    cpu = time.process_time()
+    asyncio.run(all_at_once())
+    assert time.process_time() - cpu < 1.0, "the file of grants is written anew for every token"
+    gate.close()
+    assert len(json.loads(state.read_text())) == 1000
+
+
+def test_a_grant_is_on_disk_soon_though_nobody_closes_the_gate(source: Source, tmp_path: Path):
+    state = tmp_path / "grants.json"
+    gate = Gate(source, state=state, renew_s=60)
+    for number in (1, 2):
+        asyncio.run(gate.grant(f"Bearer {issue(source)}"))
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and (not state.exists() or len(json.loads(state.read_text())) < number):
+            time.sleep(0.02)
+        assert len(json.loads(state.read_text())) == number
+    gate.close()
 
 
 def test_a_damaged_file_of_grants_is_ignored(source: Source, tmp_path: Path):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from serving.board import GONE_S, Board
+from serving.board import FORGET_S, GONE_S, Board
 from serving.exposition import Condition
 from serving.telemetry import Telemetry
 
@@ -83,6 +83,58 @@ def test_the_text_speaks_of_every_replica_that_posts_and_not_of_those_that_are_g
     assert b'crossplant_waiting{replica="a"} 5.0' in text
     assert b'replica="b"' not in text
     assert b'crossplant_takt_seconds{plant="mill"} 2.0' in text
+
+
+def test_a_board_does_not_grow_with_the_replicas_that_died_and_keeps_what_they_counted():
+    clock = Clock()
+    board, held = Board(clock=clock), []
+    for number in range(20):
+        board.post(f"r{number}", replica(clock, requests=2).changed(), condition=WELL)
+        held.append(board.num_held)
+        clock.now += FORGET_S + 1
+    assert held == [1] * 20
+    assert requests(board) == 40
+
+
+def test_a_replica_that_was_forgotten_and_comes_back_is_not_counted_twice():
+    clock = Clock()
+    board, a = Board(clock=clock), replica(clock, requests=5)
+    known = board.post("a", a.changed(), condition=WELL)
+    clock.now += FORGET_S + 1
+    board.post("b", replica(clock, requests=1, plant="press").changed(), condition=WELL)
+    again(a)
+    assert board.post("a", a.changed(), condition=WELL, known=known) == known
+    assert requests(board) == 5
+    again(a, requests=3)
+    board.post("a", a.changed(), condition=WELL, known=known)
+    assert requests(board) == 8
+
+
+def test_a_post_that_was_lost_is_made_up_by_the_next():
+    clock = Clock()
+    board, a = Board(clock=clock), replica(clock, requests=4)
+    a.unposted(a.changed())
+    again(a, requests=2)
+    board.post("a", a.changed(), condition=WELL)
+    assert requests(board) == 6
+
+
+def test_a_post_holds_the_cells_that_changed_and_no_others():
+    clock = Clock()
+    board, a = Board(clock=clock), Telemetry(clock=clock)
+    for number in range(200):
+        confidence, latency_ms = (number % 20) / 20, 1.2 ** (number % 40)
+        a.answered("mill", "cam-1", verdict="ok", defect=None, confidence=confidence, latency_ms=latency_ms)
+    first = a.changed()
+    board.post("a", first, condition=WELL)
+    again(a)
+    second = a.changed()
+    assert len(first["mill", "cam-1"]) > 50
+    assert len(second["mill", "cam-1"]) <= 8
+    board.post("a", second, condition=WELL)
+    own, whole = a.report("mill"), board.report("mill")
+    assert own == whole
+    assert whole["requests"] == 201
 
 
 def test_a_post_of_ten_busy_plants_among_a_thousand_is_small():

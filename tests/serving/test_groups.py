@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from plants.errors import InputError
 from plants.plant import Fleet, Plant
+from serving.app import build_app
 from serving.verbs import chosen_plants
 from serving.wiring import open_service
-from tests.serving.toys import Works, plant_view
+from tests.serving.toys import RED, Works, plant_view, png
 
 
 def fleet(**groups: str | None) -> Fleet:
@@ -77,3 +79,48 @@ def test_two_fleets_that_share_a_home_do_not_follow_each_others_routes_but_new_p
     one.router.refresh()
     assert set(one.router.table.live) == {"mill", "foundry"}
     one.close()
+
+
+def test_at_one_groups_address_another_groups_plant_is_a_404_to_those_who_may_know_and_a_403_to_others(works: Works):
+    plants = {"mill": "eu", "foundry": "us"}
+    for number, plant in enumerate(plants):
+        bundle = works.bundle(plant, serves={plant: plant_view()}, sharpness=20.0 + number)
+        works.promote(plant, bundle=bundle, policy=works.policy(plant))
+    members = fleet(**plants)
+    services = {
+        group: open_service(
+            works.settings,
+            store_uri=works.store.uri,
+            fleet="toys",
+            plants=chosen_plants(members, group=group),
+            declared=list(plants),
+            replica=group,
+        )
+        for group in plants.values()
+    }
+    lead = works.token("lead", plant=None)
+    with TestClient(build_app(services["eu"])) as eu, TestClient(build_app(services["us"])) as us:
+        for here, there, plant, other in ((eu, us, "mill", "foundry"), (us, eu, "foundry", "mill")):
+            token, image = works.token(plant=plant), png(RED)
+            path = f"/plants/{plant}/predict?environment=cam-1"
+            answer = here.post(path, content=image, headers=token).json()
+            assert (answer["plant"], answer["defect"]) == (plant, "dent")
+            elsewhere = there.post(path, content=image, headers=token)
+            assert elsewhere.status_code == 404
+            assert elsewhere.json()["error"] == "no such plant is served at this address"
+            assert "group" in elsewhere.json()["remedy"]
+            for path in (f"/plants/{plant}", f"/plants/{plant}/metrics"):
+                assert there.get(path, headers=token).status_code == 404
+            assert there.post(f"/plants/{plant}/rollback", headers=lead).status_code == 404
+            # Whoever has another plant's token learns nothing: here, there, or nowhere.
+            refusals = [
+                (found.status_code, found.text)
+                for client in (here, there)
+                for name in (other, "nowhere")
+                for found in (client.post(f"/plants/{name}/predict", content=image, headers=token),)
+            ]
+            assert len(set(refusals)) == 1
+            assert refusals[0][0] == 403
+            metrics = here.get("/metrics", headers=works.token("auditor", plant=None)).text
+            assert f'plant="{plant}"' in metrics
+            assert f'plant="{other}"' not in metrics

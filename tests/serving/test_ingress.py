@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -29,8 +30,14 @@ def test_two_servers_on_one_machine_share_neither_files_nor_ports(tmp_path: Path
     one, other = ingress.variables(tmp_path / "a"), ingress.variables(tmp_path / "b")
     assert one["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     for name in one:
-        if name.endswith(("_PORT", "_PATH", "_LOC", "_FILE", "_BASE")):
+        if name.endswith(("_PORT", "_PATH", "_LOC", "_FILE", "_BASE")) and not name.endswith("_IMPORT_PATH"):
             assert one[name] != other[name], name
+
+
+@pytest.mark.skipif(not ingress.is_haproxy_there(), reason="Ray's HAProxy is for Linux")
+def test_what_ray_is_told_to_load_before_itself_is_there(tmp_path: Path) -> None:
+    module, _, name = ingress.variables(tmp_path)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_where_haproxy_is_not_installed_the_python_proxy_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,33 @@ def test_a_branch_that_was_let_go_is_loaded_for_the_next_request_and_a_pinned_on
     assert service.branches().reloads >= 6
 
 
+def test_whoever_looks_at_a_plant_does_not_keep_its_branch_from_being_let_go(live: Works):
+    plants = ("mill", "mint", "foundry")
+    for number, plant in enumerate(plants):
+        digest = live.bundle(plant, cut=1, sharpness=20.0 + number, serves={plant: plant_view()})
+        live.promote(plant, bundle=digest, policy=live.policy(plant))
+    service = opened(live, tiers=Tiers(branch_mb=1024.0))
+    size_mb = service.branches().open_mb / len(plants)
+    service.close()
+    service = opened(live, tiers=Tiers(branch_mb=2.5 * size_mb))
+    tokens = {plant: live.token(plant=plant) for plant in plants}
+    with TestClient(build_app(service)) as http:
+
+        def ask(plant: str) -> None:
+            url = f"/plants/{plant}/predict?environment=cam-1"
+            assert http.post(url, content=png(RED), headers=tokens[plant]).status_code == 200
+
+        def is_loaded(plant: str) -> bool:
+            found: bool = http.get(f"/plants/{plant}", headers=tokens[plant]).json()["cost"]["is_loaded"]
+            return found
+
+        ask("mill")
+        ask("mint")
+        assert is_loaded("mill")
+        ask("foundry")
+        assert {plant: is_loaded(plant) for plant in plants} == {"mill": False, "mint": True, "foundry": True}
+
+
 def test_a_branch_that_is_gone_from_disk_and_store_is_a_503_at_its_plant_and_no_others_business(live: Works):
     plants = ("mill", "mint")
     bundles = {
