@@ -41,8 +41,9 @@ class Decoded(NamedTuple):
     """A frame, possibly decoded smaller than it is."""
 
     image: Image.Image
-    """RGB, upright, ceil(width / reduction) x ceil(height / reduction). Pillow keeps four bytes a pixel, so that an
-    array is a copy: half a millisecond for half a megapixel."""
+    """RGB, or grey (L) where its file is; upright, ceil(width / reduction) x ceil(height / reduction). Pillow keeps
+    four bytes a pixel of RGB, so that an array is a copy: half a millisecond for half a megapixel. Grey has a third to
+    resize."""
     width_px: int
     height_px: int
     """Of the whole frame."""
@@ -52,7 +53,7 @@ class Decoded(NamedTuple):
     @property
     def pixels(self) -> Pixels:
         """uint8 [H, W, 3]"""
-        return np.asarray(self.image)
+        return np.asarray(self.image if self.image.mode == "RGB" else self.image.convert("RGB"))
 
 
 def decode(
@@ -227,8 +228,8 @@ def _from_shallow(image: Image.Image, *, limits: tuple[int, int]) -> Image.Image
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, rgba)
-    shown = image if image.mode == "RGB" else image.convert("RGB")
-    return shown if limits == (0, 255) else shown.point(_window_lut(limits, size=256).tolist() * 3)
+    shown = image if image.mode in ("RGB", "L") else image.convert("RGB")
+    return shown if limits == (0, 255) else shown.point(_window_lut(limits, size=256).tolist() * len(shown.getbands()))
 
 
 def _from_deep(data: bytes, image: Image.Image, *, limits: tuple[int, int], bit_depth: int, source: str) -> Pixels:

@@ -97,7 +97,8 @@ def _views(
         wide, high = place[2] - place[0], place[3] - place[1]
         left, top, right, bottom = _placement(wide, high, geometry=geometry, size_px=size_px)
         content = _content(frame, place, box, judged=judged, width=right - left, height=bottom - top, how=how)
-        view[top:bottom, left:right] = content if lut is None else lut[content]
+        shown = content if lut is None else lut[content]
+        view[top:bottom, left:right] = shown if shown.ndim == 3 else shown[:, :, None]
     return Views(out, boxes)
 
 
@@ -111,16 +112,22 @@ def _content(
     height: int,
     how: Image.Resampling,
 ) -> Pixels:
-    """A place in the frame, mirrored where it lies outside of its box, what is not judged grey, resized."""
+    """A place in the frame, mirrored where it lies outside of its box, what is not judged grey, resized.
+
+    [height, width, 3], or [height, width] where the frame is grey.
+    """
     k = frame.reduction
     x0, y0, x1, y1 = box[0] // k, box[1] // k, -(-box[2] // k), -(-box[3] // k)
     crop = (box[0] / k - x0, box[1] / k - y0, box[2] / k - x0, box[3] / k - y0)
     image = frame.image if (x0, y0, x1, y1) == (0, 0, *frame.image.size) else frame.image.crop((x0, y0, x1, y1))
     if judged is not None:
-        image = Image.fromarray(np.where(judged[y0:y1, x0:x1, None], np.asarray(image), np.uint8(PAD_VALUE)))
+        shown = np.asarray(image)
+        kept = judged[y0:y1, x0:x1] if shown.ndim == 2 else judged[y0:y1, x0:x1, None]
+        image = Image.fromarray(np.where(kept, shown, np.uint8(PAD_VALUE)))
     if place != box:  # of a frame that was decoded whole, see `_reduction`
-        beyond = (box[1] - place[1], place[3] - box[3]), (box[0] - place[0], place[2] - box[2]), (0, 0)
-        image = Image.fromarray(np.pad(np.asarray(image), beyond, mode="symmetric"))
+        beyond = ((box[1] - place[1], place[3] - box[3]), (box[0] - place[0], place[2] - box[2]), (0, 0))
+        shown = np.asarray(image)
+        image = Image.fromarray(np.pad(shown, beyond[: shown.ndim], mode="symmetric"))
         crop = (0, 0, *image.size)
     if k > 1 or image.size != (width, height):
         image = image.resize((width, height), how, box=crop, reducing_gap=None)

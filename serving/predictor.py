@@ -172,6 +172,8 @@ class Predictor:
         """How far an ensemble's members disagree about the part, of the views that speak for it."""
         if scored.members is None:
             return None
+        if len(scored.members) == 1:
+            return float(disagreement((scored.members[0] @ self._projection)[:, None], self.scorer.weights)[0])
         top_k = self.view.environments[prepared.environment].geometry.top_k
         tiles = speakers(scored.probabilities, prepared.owner, ok=self._ok, top_k=top_k)
         speaking = tiles.then(speakers(vectors, np.zeros(len(vectors)), ok=self._ok))
@@ -295,7 +297,7 @@ def _scored(items: Sequence[_Ready]) -> Iterator[Scored | Exception]:
         (all_said,) = scored_runs([lone.scorer] * num, outputs, [place] * num)
         yield replace(all_said, outputs=outputs) if isinstance(all_said, Scored) else all_said
         return
-    pixels = np.concatenate([one.prepared.pixels for one in items])
+    pixels = items[0].prepared.pixels if len(items) == 1 else np.concatenate([one.prepared.pixels for one in items])
     scorers = [one.scorer for one in items for _ in range(one.num_views)]
     places = [(one.predictor.plant, one.prepared.environment) for one in items for _ in range(one.num_views)]
     found: dict[int, list[Scored | Exception]] = {}

@@ -16,6 +16,7 @@ from plants.images import decode
 from plants.views import PAD_VALUE, Views, is_judged, margins, read_views, view_boxes, views
 
 TRIANGLE = ((0, 0), (100, 0), (0, 100))
+TRIANGLE_OF_FRAME = ((10, 10), (300, 40), (60, 230))
 
 
 def surface(width: int, height: int, *, seed: int = 0) -> np.ndarray:
@@ -24,6 +25,29 @@ def surface(width: int, height: int, *, seed: int = 0) -> np.ndarray:
     coarse = Image.fromarray(rng.integers(60, 200, (height // 16, width // 16, 3), dtype=np.uint8))
     grey = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
     return np.clip(grey + rng.normal(0, 4, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"fit": "whole"},
+        {"fit": "letterbox", "mask": (TRIANGLE_OF_FRAME,)},
+        {"roi": (37, 51, 297, 203), "ignore": (TRIANGLE_OF_FRAME,)},
+        {"fit": "tiles", "tile_px": 100, "overlap_px": 24},
+        {"fit": "tiles", "tile_px": 64, "overlap_px": 8, "mask": (TRIANGLE_OF_FRAME,)},
+        {"fit": "whole", "window": (40, 200)},
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_grey_file_gives_to_the_bit_what_the_same_in_colour_gives(geometry, kind):
+    data = io.BytesIO()
+    Image.fromarray(surface(321, 243)[:, :, 0]).save(data, kind)
+    window = geometry.get("window")
+    given = {"geometry": Geometry(**geometry), "photometry": Photometry(gain=1.2, gamma=0.8), "size_px": 64}
+    coloured = decode(data.getvalue(), window=window)
+    assert coloured.shape == (243, 321, 3)
+    found = read_views(data.getvalue(), **given)
+    np.testing.assert_array_equal(found.pixels, views(coloured, **given).pixels)
 
 
 def as_jpeg(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
