@@ -148,8 +148,9 @@ class Access:
         query = sa.select(_tokens.c.sha256, _tokens.c.role, _tokens.c.plant, _tokens.c.expires_at).where(valid)
         ends = (sa.func.min(_tokens.c.expires_at), sa.func.sum(_tokens.c.expires_at))
         mark = sa.select(sa.func.count(), sa.func.max(_tokens.c.issued_at), *ends).where(valid)
+        dead = sa.select(sa.func.count(_tokens.c.revoked_at), sa.func.max(_tokens.c.revoked_at))
         with self._database.begin() as connection:
-            found = tuple(connection.execute(mark).one())
+            found = (*connection.execute(mark).one(), *connection.execute(dead).one())
             if self._read and self._read[0] == found and time.monotonic() - self._read[1] < REREAD_S:
                 return self._read[2]
             rows = [Grant.model_validate(dict(row._mapping)) for row in connection.execute(query)]

@@ -82,7 +82,7 @@ def with_map(model: onnx.ModelProto, *, features: str) -> onnx.ModelProto:
     found = pooled(graph, features)
     if found is None or any(output.name == MAP for output in graph.output):
         return model
-    if any(output.name == found.map for output in graph.output):
+    if any(value.name == found.map for value in (*graph.input, *graph.output)):
         graph.node.append(helper.make_node("Identity", [found.map], [MAP], name=MAP))
     else:
         for node in graph.node:

@@ -24,6 +24,8 @@ PICTURE_PX = 640
 """The longer side of a picture at most: a PNG of it has at most 1.3 MB, of a photograph half of that."""
 OPACITY = 0.55
 _ORIENTATION = 0x0112
+_TURNING = (b"eXIf", b"type exif", b"com.adobe.xmp")
+"""Where a PNG says which way is up, one of these is in it."""
 _VIRIDIS = np.array(
     [
         (68, 1, 84), (72, 24, 106), (71, 45, 123), (66, 64, 134), (59, 82, 139), (51, 99, 141), (44, 114, 142),
@@ -148,8 +150,11 @@ def frame_size(data: bytes) -> tuple[int, int]:
     """Width and height of the upright frame, of its header. Raises OSError for bytes that are none."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
-    is_turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (height, width) if is_turned else (width, height)  # Pillow turns a TIFF's size itself
+    if image.format == "TIFF":  # Pillow turns its size itself
+        return width, height
+    if image.format == "PNG" and not any(words in data for words in _TURNING):  # asked, Pillow decodes all of it
+        return width, height
+    return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
 def _level(wide: Floats) -> float | None:

@@ -15,7 +15,7 @@ from serving.schemas import Answer, MapPicture, ModelRef
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer, and the map that a picture is made of where one was asked for: small, so that it can be kept."""
+    """An answer, and the map that a picture is made of where one was asked for."""
 
     answer: Answer
     heat: Heat | None
@@ -26,15 +26,19 @@ class Said:
         """The answer with the picture where the part wants one. Decodes a frame again."""
         if not part.wants_map:
             return self.answer
-        heat, png, problem = self.heat, None, self.problem or "no verdict was reached"
-        if heat is not None and heat.frame < len(part.frames):
-            try:
-                png = base64.b64encode(heat.picture(part.frames[heat.frame].data)).decode()
-            except InputError as error:
-                problem = error.detail
-        frame = None if heat is None else heat.frame
-        picture = MapPicture(frame=frame, png=png, problem=None if png else problem)
-        return self.answer.model_copy(update={"map": picture})
+        heat, problem = self.heat, self.problem or "no verdict was reached"
+        if heat is None or heat.frame >= len(part.frames):
+            return self.unpictured(problem)
+        try:
+            png = base64.b64encode(heat.picture(part.frames[heat.frame].data)).decode()
+        except InputError as error:
+            return self.unpictured(error.detail)
+        return self.answer.model_copy(update={"map": MapPicture(frame=heat.frame, png=png, problem=None)})
+
+    def unpictured(self, problem: str) -> Answer:
+        """The answer with why there is no picture."""
+        frame = None if self.heat is None else self.heat.frame
+        return self.answer.model_copy(update={"map": MapPicture(frame=frame, png=None, problem=problem)})
 
 
 def answered(part: PartRequest, judgement: Judgement, *, request_id: str, model: ModelRef, latency_ms: float) -> Answer:

@@ -172,13 +172,16 @@ class Gate:
     def _work(self) -> None:
         renew_at = self._clock() + self._renew_s
         while not self._stop.is_set():
-            if self._wake.wait(max(0.0, renew_at - self._clock())):
-                self._wake.clear()
-                self._keep()
-                self._stop.wait(min(KEEP_S, self._renew_s))
-            if self._clock() >= renew_at:
-                self.renew()
-                renew_at = self._clock() + self._renew_s
+            try:
+                if self._wake.wait(max(0.0, renew_at - self._clock())):
+                    self._wake.clear()
+                    self._keep()
+                    self._stop.wait(min(KEEP_S, self._renew_s))
+                if self._clock() >= renew_at:
+                    renew_at = self._clock() + self._renew_s
+                    self.renew()
+            except Exception as error:  # a thread that ends would let revoked tokens open for ever
+                log.warning("tokens were not kept (%s)", type(error).__name__)
         self._keep()
 
     def _forget_dead(self) -> None:

@@ -1,10 +1,14 @@
 """A micro-batcher: requests that wait together go through the trunk together, whatever plant they are from.
 
 Nobody waits for company: the one worker thread takes what is there, up to `max_batch` and `MAX_WEIGHT`, so a lone
-request is served at once and the event loop is never blocked. Turns are fair by plant and weight (start-time fair
-queueing): a plant that was idle goes before the backlog of one that floods, and waits for one batch at most. A client
-that left costs nothing: its future is done and is skipped, before the work and again before the result is set (setting
-it would end the loop for everybody after).
+request is served at once and the event loop is never blocked. Turns are fair by plant and weight (weighted fair
+queueing): a plant that was idle goes before the backlog of one that floods, and waits for one batch at most. Time goes
+on with the work that is done, shared by the plants that wait: where a thousand plants come one after another, one that
+comes again waits for as many turns as there are plants in line, not until no other comes. Source: Demers, Keshav and
+Shenker, Analysis and Simulation of a Fair Queueing Algorithm, 1989.
+
+A client that left costs nothing: its future is done and is skipped, before the work and again before the result is set
+(setting it would end the loop for everybody after).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import asyncio
 import heapq
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -35,6 +40,7 @@ class _Waiting(Generic[Job, Result]):
     job: Job
     future: asyncio.Future[Result]
     loop: asyncio.AbstractEventLoop
+    lane: str
     weight: int
 
 
@@ -55,13 +61,17 @@ class Batcher(Generic[Job, Result]):
         self._handle = handle
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: list[tuple[int, int, _Waiting[Job, Result]]] = []
+        self._waiting: list[tuple[float, int, _Waiting[Job, Result]]] = []
         """A heap by start tag and arrival."""
         self._arrivals = itertools.count()
-        self._finish: dict[str, int] = {}
+        self._finish: dict[str, float] = {}
         """Where each lane's latest job ends, in bytes of virtual time."""
-        self._served = 0
-        """The start tag of the job taken last."""
+        self._in_line: Counter[str] = Counter()
+        """Jobs that wait, by lane."""
+        self._now = 0.0
+        """Virtual time: bytes that each lane in line was served, or could have been."""
+        self._in_service = 0.0
+        """What the work that was taken last adds to it, once it is done."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
@@ -79,9 +89,10 @@ class Batcher(Generic[Job, Result]):
                 self._forget_gone()
             if self._closed or len(self._waiting) >= self._max_waiting:
                 raise Busy
-            start = max(self._served, self._finish.get(lane, 0))
+            start = max(self._now, self._finish.get(lane, 0.0))
             self._finish[lane] = start + max(weight, MIN_WEIGHT)
-            heapq.heappush(self._waiting, (start, next(self._arrivals), _Waiting(job, future, loop, weight)))
+            self._in_line[lane] += 1
+            heapq.heappush(self._waiting, (start, next(self._arrivals), _Waiting(job, future, loop, lane, weight)))
             self._changed.notify()
         return await future
 
@@ -105,6 +116,7 @@ class Batcher(Generic[Job, Result]):
     def _forget_gone(self) -> None:
         """Jobs whose sender left, or whose deadline passed, hold no place."""
         self._waiting = [one for one in self._waiting if not one[2].future.done()]
+        self._in_line = Counter(one[2].lane for one in self._waiting)
         heapq.heapify(self._waiting)
 
     def _take(self) -> list[_Waiting[Job, Result]]:
@@ -113,6 +125,7 @@ class Batcher(Generic[Job, Result]):
                 self._changed.wait()
             taken: list[_Waiting[Job, Result]] = []
             room = MAX_WEIGHT
+            self._now, self._in_service = self._now + self._in_service, 0.0
             while self._waiting and len(taken) < self._max_batch:
                 start, _, one = self._waiting[0]
                 if taken and not one.future.done() and one.weight > room:
@@ -121,7 +134,11 @@ class Batcher(Generic[Job, Result]):
                 if not one.future.done():
                     taken.append(one)
                     room -= one.weight
-                    self._served = start
+                    self._now = max(self._now, start)
+                    self._in_service += max(one.weight, MIN_WEIGHT) / len(self._in_line)
+                self._in_line[one.lane] -= 1
+                if not self._in_line[one.lane]:
+                    del self._in_line[one.lane]
             return taken
 
     def _work(self) -> None:

@@ -110,6 +110,8 @@ class Board:
             for brought, count in cells.items():
                 cell = self._cells.setdefault(brought, brought)
                 more = count - before.get(cell, count if is_back else 0)
+                if more < 0:  # a post that a later one overtook
+                    continue
                 before[cell] = count
                 if more:
                     grown[cell] = more

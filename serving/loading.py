@@ -52,6 +52,8 @@ NORMALITY_MB = 256.0
 """What is kept in memory of what good parts look like; what was not used for longest is read from disk again."""
 EVIDENCE_MB = 16.0
 """What is kept open of the files that make maps, as large as a head each; only parts that do not pass need them."""
+_EVIDENCE_LEAST_MB = 0.4
+"""A session takes so much, however small its file."""
 _NUM_PROBES = 4
 _NUM_PASSES = 8
 NORMALITY = "normality.npz"
@@ -174,7 +176,8 @@ class Loader:
             branch = self._branch(files.branch, manifest, digest=digest, trunk=trunk)
             maps = None
             if files.evidence is not None:
-                maps = KeptSession(files.evidence, self._evidence, again=self._fetching(digest))
+                # never fetched again: that takes a while in the inference thread, and no verdict needs a map
+                maps = KeptSession(files.evidence, self._evidence, again=lambda: None, least_mb=_EVIDENCE_LEAST_MB)
             model = Model(digest, words, trunk, branch, known, evidence=maps)
         if "probe.npz" in manifest.files:
             judged = manifest.int8.probe if manifest.int8 and variant == "int8" else None

@@ -36,6 +36,7 @@ from serving.intake import (
     read_body,
 )
 from serving.limits import Ingress, Ticket
+from serving.pictures import Pictures
 from serving.predictions import PredictionLog, log_row
 from serving.predictor import Judgement, Predictor, Work, judge
 from serving.repeats import Repeats
@@ -92,6 +93,7 @@ class Service:
     def __post_init__(self) -> None:
         self.ingress = Ingress(capacity=self.max_waiting)
         self.repeats: Repeats[Said] = Repeats()
+        self.pictures = Pictures()
         self._changes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="route")
         self.batcher: Batcher[Work, Judgement] = Batcher(judge, max_batch=self.max_batch, max_waiting=self.max_waiting)
         self.own_view = OwnView(self.telemetry, replica=self.replica, condition=self.condition, takt_s=self.takt_s)
@@ -102,6 +104,7 @@ class Service:
     def close(self) -> None:
         """The threads have ended and the log is in the store."""
         self.batcher.close()
+        self.pictures.close()
         self._changes.shutdown(wait=False)
         self.router.close()
         self.gate.close()
@@ -131,16 +134,17 @@ class Service:
                     return self._judged(live, part, environment=environment, begun=begun, key=key)
 
                 if key is None or body is None:
-                    return await _pictured(await work(), part)
-                digest = await _digest(part, body=body)
-                remaining = _remaining(part.deadline_ms, begun=begun)
-                try:
-                    async with asyncio.timeout(None if remaining is None else max(0.0, remaining) + LATE_S):
-                        return await _pictured(await self.repeats.once(plant, key, digest=digest, work=work), part)
-                except TimeoutError:  # it joined a try that has no deadline, or a later one
-                    late = replace(part, frames=())
-                    said = await self._judged(live, late, environment=environment, begun=begun, key=key)
-                    return said.pictured(late)
+                    said = await work()
+                else:
+                    digest = await _digest(part, body=body)
+                    remaining = _remaining(part.deadline_ms, begun=begun)
+                    try:
+                        async with asyncio.timeout(None if remaining is None else max(0.0, remaining) + LATE_S):
+                            said = await self.repeats.once(plant, key, digest=digest, work=work)
+                    except TimeoutError:  # it joined a try that has no deadline, or a later one
+                        late = replace(part, frames=())
+                        said = await self._judged(live, late, environment=environment, begun=begun, key=key)
+                return await self.pictures.shown(said, part, within_s=_remaining(part.deadline_ms, begun=begun))
         except Refusal as refusal:
             self.telemetry.refused(counted, environment, status=refusal.status)
             raise
@@ -167,7 +171,7 @@ class Service:
             return PartRequest(plant, (), **asked), None
 
     async def _judged(self, live: Live, part: PartRequest, *, environment: str, begun: float, key: str | None) -> Said:
-        weight = sum(frame.weight for frame in part.frames)
+        weight = sum(frame.weight for frame in part.frames) * (2 if part.wants_map else 1)
         remaining = _remaining(part.deadline_ms, begun=begun)
         judgement: Judgement | None = None
         try:
@@ -208,7 +212,7 @@ class Service:
         )
         if judgement is None:
             return Said(answer, None, None)
-        return Said(answer, judgement.heat, judgement.map_problem)
+        return Said(answer, judgement.heat if part.wants_map else None, judgement.map_problem)
 
     async def status(self, plant: str, *, authorization: str | None) -> PlantStatus:
         """What the plant's endpoint serves. Raises Refusal."""
@@ -356,10 +360,6 @@ async def _parsed(plant: str, *, body: bytes, upload: Upload) -> PartRequest:
 
 def _remaining(deadline_ms: float | None, *, begun: float) -> float | None:
     return None if deadline_ms is None else deadline_ms / 1000 - (time.perf_counter() - begun)
-
-
-async def _pictured(said: Said, part: PartRequest) -> Answer:
-    return await _in_thread(lambda: said.pictured(part)) if part.wants_map else said.answer
 
 
 async def _digest(part: PartRequest, *, body: bytes) -> str:

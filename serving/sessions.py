@@ -253,10 +253,12 @@ class Recency(Generic[T]):
 class KeptSession:
     """In a session's place: runs the one that `Recency` holds, and has it loaded again when it was let go."""
 
-    def __init__(self, file: FileRef, recency: Recency[Session], *, again: Callable[[], object]) -> None:
-        """`again` fetches the file once more, where it is gone or damaged."""
+    def __init__(
+        self, file: FileRef, recency: Recency[Session], *, again: Callable[[], object], least_mb: float = 0.0
+    ) -> None:
+        """`again` fetches the file once more, where it is gone or damaged. least_mb: what a session takes at least."""
         self.file = file
-        self.size_mb = file.path.stat().st_size / MB
+        self.size_mb = max(least_mb, file.path.stat().st_size / MB)
         self._recency = recency
         self._again = again
 

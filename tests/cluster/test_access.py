@@ -171,6 +171,16 @@ def test_a_snapshot_is_read_again_only_where_tokens_changed_and_every_change_is_
     assert access.grants().check(new) is None
 
 
+def test_a_token_that_took_a_revoked_ones_place_within_a_moment_is_seen(access):
+    now = datetime.now(UTC)
+    old = access.issue("plant", plant="steel", ttl=DAY, now=now)
+    assert access.grants().check(old) is not None
+    access.revoke(old)
+    new = access.issue("plant", plant="steel", ttl=DAY, now=now)  # as many, issued and ending at the same moments
+    assert access.grants().check(old) is None
+    assert access.grants().check(new) is not None
+
+
 def test_the_snapshot_of_a_thousand_tokens_that_did_not_change_costs_less_than_reading_them(tmp_path):
     access = Access(f"sqlite:///{tmp_path}/tokens.db")
     access.issue("auditor", ttl=DAY)

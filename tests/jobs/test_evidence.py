@@ -55,6 +55,19 @@ def without_map(path: Path) -> Path:
     return target
 
 
+def test_what_a_branch_is_given_and_pools_at_once_is_its_map_under_a_name_of_its_own():
+    source = helper.make_tensor_value_info("activation", TensorProto.FLOAT, ["batch", 4, 3, 3])
+    result = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4, 1, 1])
+    node = helper.make_node("GlobalAveragePool", ["activation"], ["features"])
+    graph = helper.make_graph([node], "branch", [source], [result])
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = open_session(with_map(plain, features="features").SerializeToString())
+    given = np.random.default_rng(0).normal(size=(2, 4, 3, 3)).astype(np.float32)
+    features, shown = session.run(["features", "map"], {"activation": given})
+    np.testing.assert_array_equal(shown, given)
+    np.testing.assert_allclose(features[:, :, 0, 0], given.mean((2, 3)), rtol=1e-5)
+
+
 def maps(model: CutModel, folder: Path, cut: int, *, trunk: str = "trunk.onnx") -> tuple[np.ndarray, np.ndarray]:
     """Evidence [N, L, h, w] of some images, and the logits [N, L] that the branch gives."""
     head = model.new_branch(cut, LEAVES, seed=1).head.weight.detach().numpy()

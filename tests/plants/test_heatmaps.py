@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from plants import heatmaps
 from plants.geometry import Geometry
-from plants.heatmaps import Heat
+from plants.heatmaps import Heat, frame_size
 from plants.views import seen
 
 CORNER = ((0, 0), (50, 0), (50, 50), (0, 50))
@@ -57,3 +60,22 @@ def test_the_colours_are_viridis_within_a_few_levels():
     ours = np.stack([np.interp(steps, np.linspace(0, 1, 17), heatmaps._VIRIDIS[:, c]) for c in range(3)], axis=1)
     theirs = 255 * matplotlib.colormaps["viridis"](steps)[:, :3]
     assert np.abs(ours - theirs).max() < 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_a_frames_size_is_that_of_the_upright_frame(kind: str):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for exif, size in ((None, (30, 20)), (turned, (20, 30))):
+        if exif is not None and kind == "BMP":
+            continue
+        buffer = io.BytesIO()
+        Image.new("RGB", (30, 20)).save(buffer, kind, **({} if exif is None else {"exif": exif}))
+        assert frame_size(buffer.getvalue()) == size
+
+
+def test_a_large_png_is_not_decoded_for_its_size(monkeypatch: pytest.MonkeyPatch):
+    buffer = io.BytesIO()
+    Image.new("L", (300, 200)).save(buffer, "PNG")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    assert frame_size(buffer.getvalue()) == (300, 200)

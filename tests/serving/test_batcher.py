@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from serving.batcher import Batcher, Busy
@@ -152,6 +154,34 @@ def test_plants_that_all_flood_get_turns_by_weight_and_none_starves():
     asyncio.run(main())
     order = [job for (job,) in handle.batches]
     assert all(2 <= sum(order[at : at + 20]) / 2 - 12 <= 6 for at in (0, 5, 10, 20))
+
+
+def test_one_that_comes_again_among_many_that_come_once_waits_for_those_in_line_and_no_more():
+    handled: list[str] = []
+
+    def handle(jobs: Sequence[str]) -> list[str | Exception]:
+        handled.extend(jobs)
+        return list(jobs)
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(handle, max_batch=1)
+        visitors = itertools.count()
+
+        async def line() -> None:
+            for _ in range(60):
+                name = f"visitor-{next(visitors)}"
+                await batcher.submit(name, lane=name)
+
+        async def regular() -> None:
+            for n in range(12):
+                await batcher.submit(f"regular-{n}", lane="regular")
+
+        await asyncio.gather(*(line() for _ in range(7)), regular())
+        batcher.close()
+
+    asyncio.run(main())
+    turns = [at for at, name in enumerate(handled) if name.startswith("regular")]
+    assert max(np.diff(turns)) <= 24  # seven others are in line; until no other came it were hundreds
 
 
 def test_frames_of_two_megabytes_are_judged_one_by_one_and_small_ones_together():

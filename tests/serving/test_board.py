@@ -55,6 +55,21 @@ def test_a_post_that_arrives_twice_counts_once():
     assert requests(board) == 4
 
 
+def test_a_post_that_a_later_one_overtook_counts_nothing():
+    clock = Clock()
+    board, a = Board(clock=clock), replica(clock, requests=4)
+    early = a.changed()
+    again(a, requests=3)
+    late = a.changed()
+    board.post("a", late, condition=WELL)
+    board.post("a", early, condition=WELL)
+    assert requests(board) == 7
+    again(a)
+    board.post("a", a.changed(), condition=WELL)
+    assert requests(board) == 8
+    assert requests(board, "1m") == 8
+
+
 def test_a_new_board_takes_nothing_from_a_replica_that_knew_another_until_it_sends_its_history():
     clock = Clock()
     old, new, a = Board(clock=clock), Board(clock=clock), replica(clock, requests=7)

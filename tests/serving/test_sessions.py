@@ -146,6 +146,16 @@ def test_a_branch_let_go_is_opened_again_and_fetched_again_where_its_file_was_da
     assert fetched == [True]
 
 
+def test_a_small_file_counts_as_much_as_its_session_takes(tmp_path: Path):
+    recency = Recency(open_branch, bound_mb=1.0)
+    for name in "abcd":
+        path = make_branch(tmp_path / f"{name}.onnx", cut=1, sharpness=float(ord(name)))
+        assert path.stat().st_size < 1e5
+        KeptSession(FileRef(path, sha256(path.read_bytes())), recency, again=lambda: None, least_mb=0.4).session()
+    assert recency.counts.num_open == 2
+    assert recency.counts.open_mb == pytest.approx(0.8)
+
+
 def test_a_branch_whose_file_is_gone_for_good_says_so(tmp_path: Path):
     path = make_branch(tmp_path / "branch.onnx", cut=1)
     kept = KeptSession(FileRef(path, sha256(path.read_bytes())), Recency(open_branch, bound_mb=1), again=lambda: None)
