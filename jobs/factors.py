@@ -20,8 +20,6 @@ from jobs.parity import agrees, compared, open_session
 
 Arrays = dict[str, np.ndarray]
 
-LEAST_BYTES = 4_000_000
-"""Of a branch that is worth it: memory that is saved is paid for with a fifth more time above the cut (README)."""
 HEAD = ("head.weight", "head.bias")
 LARGEST_REST = 1e-5
 """What a low rank may leave of a layer's change, as a fraction of the largest weight: float32 rounds so much."""
@@ -44,11 +42,11 @@ def split(branch: Branch, *, model: CutModel, rank: int) -> Split | None:
         return None
     theirs, ours = _arrays(shared), _arrays(own)
     changed = [name for name in theirs if name not in HEAD and not np.array_equal(theirs[name], ours[name])]
-    layers = {name: _layer(shared.graph, name) for name in changed}
+    users = {name: _only_user(shared.graph, name) for name in changed}
     factors: Arrays = {name: ours[name] for name in HEAD}
     for name in changed:
         found = _factors(ours[name] - theirs[name], rank=rank, scale=float(np.abs(theirs[name]).max()))
-        if layers[name] is None or found is None:
+        if users[name] is None or found is None:
             return None
         factors[f"{name}.a"], factors[f"{name}.b"] = found
     for name in changed:
@@ -62,24 +60,15 @@ def _arrays(model: onnx.ModelProto) -> Arrays:
     return {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
 
 
-def _layer(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
-    """The one layer whose weight this is, transposed or as it is, where a low rank can stand beside it."""
-    node = _only_user(graph, name, at=1) or _only_user(graph, name, at=0)
-    if node is None:
+def _only_user(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+    """The one layer whose weight this is, where a low rank can stand beside it."""
+    users = [node for node in graph.node if name in node.input]
+    if len(users) != 1 or list(users[0].input).index(name) != 1:
         return None
-    attributes = _attributes(node)
-    if node.op_type == "Transpose" and attributes.get("perm") == [1, 0]:
-        user = _only_user(graph, node.output[0], at=1)
-        return user if user is not None and user.op_type == "MatMul" else None
+    node, attributes = users[0], _attributes(users[0])
     is_gemm = node.op_type == "Gemm" and attributes.get("transB") == 1 and not attributes.get("transA")
     is_plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
     return node if node.op_type == "Conv" or (is_gemm and is_plain) else None
-
-
-def _only_user(graph: onnx.GraphProto, name: str, *, at: int) -> onnx.NodeProto | None:
-    """The node that takes this as its input number `at`, if it is the only one that takes it."""
-    users = [node for node in graph.node if name in node.input]
-    return users[0] if len(users) == 1 and list(users[0].input).index(name) == at else None
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:
@@ -100,26 +89,20 @@ def _factors(change: np.ndarray, *, rank: int, scale: float) -> tuple[np.ndarray
 
 def _insert(graph: onnx.GraphProto, name: str, *, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     """Beside the layer of this weight stand two small ones, whose weights are inputs; their output is added."""
-    node = _layer(graph, name)
-    assert node is not None, "only such layers are split"
-    made, given = node.output[0], [f"{name}.a", f"{name}.b"]
+    at, node = next((at, node) for at, node in enumerate(graph.node) if name in node.input)
+    made, a, b = node.output[0], f"{name}.a", f"{name}.b"
     node.output[0] = f"{made}.shared"
-    first, second = _attributes(node), {"transB": 1} if node.op_type == "Gemm" else {}
-    new, weights = [], given
-    if node.op_type == "MatMul":
-        weights = [f"{one}.turned" for one in given]
-        new = [helper.make_node("Transpose", [a], [b], perm=[1, 0]) for a, b in zip(given, weights, strict=True)]
-    new += [
-        helper.make_node(node.op_type, [node.input[0], weights[0]], [f"{made}.low"], **first),
-        helper.make_node(node.op_type, [f"{made}.low", weights[1]], [f"{made}.change"], **second),
-        helper.make_node("Add", [f"{made}.shared", f"{made}.change"], [made]),
+    first, second = _attributes(node), {} if node.op_type == "Conv" else {"transB": 1}
+    new = [
+        helper.make_node(node.op_type, [node.input[0], a], [f"{made}.low"], name=f"{name}.low", **first),
+        helper.make_node(node.op_type, [f"{made}.low", b], [f"{made}.change"], name=f"{name}.change", **second),
+        helper.make_node("Add", [f"{made}.shared", f"{made}.change"], [made], name=f"{name}.sum"),
     ]
-    at = next(at for at, one in enumerate(graph.node) if one.output[0] == node.output[0])
     for offset, one in enumerate(new, start=1):
         graph.node.insert(at + offset, one)
     dims = (["rank", *shapes[0][1:]], [shapes[1][0], "rank", *shapes[1][2:]])
-    for one_name, shape in zip(given, dims, strict=True):
-        graph.input.append(helper.make_tensor_value_info(one_name, onnx.TensorProto.FLOAT, shape))
+    for given, shape in zip((a, b), dims, strict=True):
+        graph.input.append(helper.make_tensor_value_info(given, onnx.TensorProto.FLOAT, shape))
 
 
 def _open_head(graph: onnx.GraphProto) -> None:

@@ -109,8 +109,6 @@ def _publish_run(
 
 def _shared(folder: Path, *, manifest: Manifest, branch: Branch, rank: int, exports: Exports) -> Manifest:
     """The manifest with the stages that the adapter is served from, which are in the store; its factors lie here."""
-    if (folder / "branch.onnx").stat().st_size < factors.LEAST_BYTES:
-        return manifest
     found = factors.split(branch, model=exports.material.model, rank=rank)
     if found is None:
         return manifest

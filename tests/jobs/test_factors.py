@@ -71,19 +71,6 @@ def test_the_stages_are_the_same_for_all_and_the_factors_make_each_answer_its_ow
 
 
 @pytest.mark.slow
-def test_a_transformers_layers_are_split_too(tmp_path):
-    model = model_of("vit_tiny_patch16_224", cuts=(0, 1, 2), size_px=32)
-    branch = adapted_branch(model, leaves=("ok", "dent"), seed=5)
-    found = split(branch, model=model, rank=RANK)
-    assert found is not None
-    assert sum(name.endswith(".a") for name in found.factors) >= 8
-    activation = np.random.default_rng(0).normal(size=(2, *model.shapes[2])).astype(np.float32)
-    (logits,) = open_session(found.stages).run(["logits"], {"activation": activation, **found.factors})
-    expected = branch(torch.from_numpy(activation))[0].detach().numpy()
-    np.testing.assert_allclose(logits, expected, atol=1e-3 * np.abs(expected).max())
-
-
-@pytest.mark.slow
 def test_factors_are_small_and_not_those_of_the_other(both):
     branches, (one, other) = both
     whole = sum(value.numel() for value in branches[0].state_dict().values())

@@ -118,9 +118,8 @@ def adapted(works: Works, run_id: str) -> Any:
 
 @pytest.mark.parametrize(("run_id", "tier"), [("own-essen-s0", "adapter"), ("warm-essen-s0", "branch")])
 def test_an_adapter_goes_with_its_bundle_and_makes_the_branch_where_it_lies_on_what_is_pretrained(
-    works, tmp_path, monkeypatch, run_id, tier
+    works, tmp_path, run_id, tier
 ):
-    monkeypatch.setattr("jobs.factors.LEAST_BYTES", 0)
     exports, spec = adapted(works, run_id), works.plan.run(run_id)
     digest, _ = published(works, model=run_id, members=[run_id], exports=exports)
     folder = Bundles(works.store).fetch(digest, tmp_path)
@@ -138,17 +137,7 @@ def test_an_adapter_goes_with_its_bundle_and_makes_the_branch_where_it_lies_on_w
         torch.testing.assert_close(grown.state_dict()[key], value, atol=1e-6, rtol=1e-6)
 
 
-def test_an_adapter_of_a_small_branch_is_merged_as_the_file_is_small_and_quicker(works, tmp_path):
-    digest, _ = published(works, model="own-essen-s0", members=["own-essen-s0"], exports=adapted(works, "own-essen-s0"))
-    manifest, _ = bundle.read(Bundles(works.store).fetch(digest, tmp_path))
-    assert (manifest.tier, manifest.shared_stages) == ("adapter", None)
-    assert "factors.npz" not in manifest.files
-
-
-def test_an_adapter_is_served_from_the_stages_that_all_share_and_from_its_branch_where_they_are_gone(
-    works, monkeypatch
-):
-    monkeypatch.setattr("jobs.factors.LEAST_BYTES", 0)
+def test_an_adapter_is_served_from_the_stages_that_all_share_and_from_its_branch_where_they_are_gone(works):
     run_id = "own-essen-s0"
     digest, policy = published(works, model=run_id, members=[run_id], exports=adapted(works, run_id))
     store = Path(works.fleet.store)
