@@ -81,16 +81,10 @@ class BranchExporter:
             raise ValueError(
                 f"the branch has cut {branch.cut} and {len(branch.leaves)} leaves, not those exported here"
             )
-        if (filled := self.filled(branch)) is not None:
-            return _write(filled, path)
+        if self.template is not None and isinstance(branch.align, nn.Identity):
+            return _write(self.template.filled(_arrays(branch)), path)
         plain = _exported(copy.deepcopy(branch).cpu().eval(), self.shape, optimize=True)
         return _write(with_map(plain, features="features"), path)
-
-    def filled(self, branch: Branch) -> onnx.ModelProto | None:
-        """The form with the branch's numbers; None where there is no form for it."""
-        if self.template is None or not isinstance(branch.align, nn.Identity):
-            return None
-        return self.template.filled(_arrays(branch))
 
 
 _TEMPLATES: weakref.WeakKeyDictionary[CutModel, dict[int, Template | None]] = weakref.WeakKeyDictionary()

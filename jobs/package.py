@@ -14,7 +14,6 @@ import onnx
 from safetensors.torch import save_file
 
 from cluster.registry import Bundles
-from jobs import factors
 from jobs.evidence import evidence
 from jobs.lora import tier
 from jobs.model import Aligned, Branch
@@ -94,10 +93,6 @@ def _publish_run(
             if words.get("adapter"):
                 adapter = exports.material.store.read(f"runs/{plan.plan_id}/{run_id}/{bundle.ADAPTER}")
                 (folder / bundle.ADAPTER).write_bytes(adapter)
-            if manifest.tier == "adapter":
-                manifest = _shared(
-                    folder, manifest=manifest, branch=branch, rank=words["adapter"]["rank"], exports=exports
-                )
             save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
         np.savez(folder / "probe.npz", **probe(run_id, exports=exports))
         figures = dict(document["matrix"].get(run_id, {}))
@@ -105,19 +100,6 @@ def _publish_run(
         _write_words(folder, run_id=run_id, manifest=manifest, figures=figures, document=document, known=known)
         bundle.write(folder, manifest)
         return Bundles(exports.material.store).publish(folder)
-
-
-def _shared(folder: Path, *, manifest: Manifest, branch: Branch, rank: int, exports: Exports) -> Manifest:
-    """The manifest with the stages that the adapter is served from, which are in the store; its factors lie here."""
-    found = factors.split(branch, model=exports.material.model, rank=rank)
-    if found is None:
-        return manifest
-    np.savez(folder / bundle.FACTORS, **found.factors)
-    with tempfile.TemporaryDirectory() as scratch:
-        stages = Path(scratch) / "stages.onnx"
-        stages.write_bytes(found.stages)
-        digest = Bundles(exports.material.store).publish_trunk(stages)
-    return manifest.model_copy(update={"shared_stages": digest})
 
 
 def _write_evidence(folder: Path, *, branch: Branch, path: Path, exports: Exports) -> None:

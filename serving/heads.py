@@ -100,7 +100,7 @@ class Slot:
     row: int
 
     @property
-    def own_mb(self) -> float:
+    def size_mb(self) -> float:
         """Of its numbers."""
         return float(self.table.weights[0].nbytes + self.table.bias[0].nbytes) / 1e6
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plants import bundle
-from plants.bundle import EVIDENCE, FACTORS, MANIFEST, MAP, Manifest, TrunkRef
+from plants.bundle import EVIDENCE, MANIFEST, MAP, Manifest, TrunkRef
 from plants.certificate import int8_stage
 from plants.errors import InputError
 from plants.hashing import sha256
@@ -30,7 +30,6 @@ from serving.scoring import NOBODY, Floats, GoodParts, Known, KnownFile, Model, 
 from serving.sessions import (
     BRANCH_MB,
     MB,
-    Adapted,
     Counts,
     FileRef,
     KeptSession,
@@ -69,8 +68,6 @@ class Files:
     branch: FileRef | None
     normality: FileRef | None
     evidence: FileRef | None = None
-    factors: FileRef | None = None
-    """Beside `Manifest.shared_stages`, in float."""
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, *, variant: Variant = "float") -> Files:
@@ -80,8 +77,7 @@ class Files:
         def at(name: str) -> FileRef | None:
             return FileRef(folder / name, manifest.files[name]) if name in manifest.files else None
 
-        factors = at(FACTORS) if variant == "float" and manifest.shared_stages else None
-        return cls(trunk, at(branch), at(NORMALITY), at(EVIDENCE), factors)
+        return cls(trunk, at(branch), at(NORMALITY), at(EVIDENCE))
 
 
 class Loader:
@@ -146,7 +142,7 @@ class Loader:
     def let_go(self, scorer: Scorer) -> None:
         """The sessions of its branches are not held any more, unless somebody pins them: it was asked once."""
         for part in scorer.parts:
-            if isinstance(part, KeptSession) and not isinstance(part, Adapted):  # whose stages others may share
+            if isinstance(part, KeptSession):
                 self._branches.drop(part.file.sha256)
 
     def pin(self, plant: str, scorer: Scorer) -> None:
@@ -177,7 +173,7 @@ class Loader:
         elif files.branch is None:
             raise InputError("has no branch.onnx", file=str(folder), remedy="Export the bundle again")
         else:
-            branch = self._adapted(files, manifest) or self._branch(files.branch, manifest, digest=digest, trunk=trunk)
+            branch = self._branch(files.branch, manifest, digest=digest, trunk=trunk)
             maps = None
             if files.evidence is not None:
                 # never fetched again: that takes a while in the inference thread, and no verdict needs a map
@@ -214,18 +210,6 @@ class Loader:
             if head is not None:
                 return self._heads.put(*head)
         return KeptSession(file, self._branches, again=self._fetching(digest))
-
-    def _adapted(self, files: Files, manifest: Manifest) -> Adapted | None:
-        """The shared stages with the bundle's factors; None where `branch.onnx` serves, as it can at any time."""
-        shared = manifest.shared_stages
-        if files.factors is None or shared is None:
-            return None
-        try:
-            stages = FileRef(self._trunk_of(shared), shared)
-        except Exception as error:  # the store is away or has them no more
-            log.warning("bundle of %s is served from a branch of its own: %s", manifest.name, error)
-            return None
-        return Adapted(stages, self._branches, factors=files.factors, again=lambda: self._trunk_of(shared))
 
     def _fetching(self, digest: str) -> Callable[[], object]:
         return lambda: self._again and self._again(digest)

@@ -44,9 +44,8 @@ def local_predictor(
         return root if wanted == digest else root.parent / wanted
 
     def trunk_of(sha256: str) -> Path:
-        places = [root.parent.parent / "trunks" / f"{sha256}.onnx"]
-        if sha256 != manifest.shared_stages:
-            places = [Path(trunk)] if trunk is not None else [root / "trunk.onnx", *places]
+        beside = [root / "trunk.onnx", root.parent.parent / "trunks" / f"{sha256}.onnx"]
+        places = [Path(trunk)] if trunk is not None else beside
         found = next((path for path in places if path.is_file()), None)
         if found is None:
             raise InputError(

@@ -118,8 +118,7 @@ class ModelCost(Wire):
     """What the plant's model takes beside the trunk that all share, as this replica measured it."""
 
     memory_mb: float
-    """Its heads, the factors of its adapters, and the files of its branches or whole models, shared with every plant on
-    the same bundle; not the stages that adapters share."""
+    """Its heads, and the files of its branches or whole models, shared with every plant on the same bundle."""
     is_loaded: bool
     """False where a branch was let go, for want of `branch_mb`: the next request waits until it is loaded."""
     own_ms: float | None

@@ -22,7 +22,7 @@ from plants.geometry import Interpolation
 from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
 from serving.heads import Slot, gathered
-from serving.sessions import Adapted, FileRef, KeptSession, Recency, Session
+from serving.sessions import FileRef, KeptSession, Recency, Session
 from serving.words import Words
 
 Floats = npt.NDArray[np.float32]
@@ -222,10 +222,9 @@ class Model:
 
     @property
     def tier(self) -> Tier:
-        """As the bundle says, but a branch where what calls itself a head is none, or an adapter is merged into one."""
-        if isinstance(self.branch, Slot) or self.manifest.tier in ("branch", "whole"):
-            return self.manifest.tier
-        return "adapter" if isinstance(self.branch, Adapted) else "branch"
+        """As the bundle says, but for what calls itself a head and is none; an adapter is merged into its branch."""
+        is_session = isinstance(self.branch, KeptSession)
+        return "branch" if is_session and self.manifest.tier == "head" else self.manifest.tier
 
     @property
     def parts(self) -> tuple[KeptSession | Slot, ...]:

@@ -19,8 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-
 from plants.errors import InputError
 from plants.hashing import sha256
 
@@ -264,11 +262,6 @@ class KeptSession:
         self._recency = recency
         self._again = again
 
-    @property
-    def own_mb(self) -> float:
-        """What it takes that nobody else shares."""
-        return self.size_mb
-
     def run(self, names: Sequence[str] | None, inputs: Mapping[str, Any], /) -> list[Any]:
         """The named outputs."""
         return self.session().run(names, inputs)
@@ -292,24 +285,3 @@ class KeptSession:
             except Exception:  # the store is away, or has it no more: what is wrong here is the news
                 raise damaged from None
             return self._recency.get(self.file, size_mb=self.size_mb)
-
-
-class Adapted(KeptSession):
-    """The stages that many plants share, run with one plant's factors and head."""
-
-    def __init__(
-        self, stages: FileRef, recency: Recency[Session], *, factors: FileRef, again: Callable[[], object]
-    ) -> None:
-        """`again` fetches the stages once more. Raises InputError for factors that are not what the bundle says."""
-        super().__init__(stages, recency, again=again)
-        with np.load(checked(factors), allow_pickle=False) as own:
-            self._factors = {name: own[name] for name in own.files}
-
-    @property
-    def own_mb(self) -> float:
-        """Of the factors and the head."""
-        return float(sum(one.nbytes for one in self._factors.values()) / MB)
-
-    def run(self, names: Sequence[str] | None, inputs: Mapping[str, Any], /) -> list[Any]:
-        """The named outputs."""
-        return super().run(names, {**inputs, **self._factors})

@@ -40,7 +40,7 @@ def cost(scorer: Scorer) -> ModelCost:
     """What the scorer takes beside its trunk."""
     own_ms, trunk_ms = scorer.meter.ms, scorer.trunk.meter.ms
     return ModelCost(
-        memory_mb=round(sum(part.own_mb for part in scorer.parts), 6),
+        memory_mb=round(sum(part.size_mb for part in scorer.parts), 6),
         is_loaded=all(part.is_open for part in scorer.parts if isinstance(part, KeptSession)),
         own_ms=None if own_ms is None else round(own_ms, 4),
         trunk_ms=None if trunk_ms is None else round(trunk_ms, 4),

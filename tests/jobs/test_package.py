@@ -36,7 +36,6 @@ from plants.views import read_views
 from serving.app import build_app
 from serving.intake import Frame, PartRequest
 from serving.local import local_predictor
-from serving.standing import cost
 from serving.wiring import open_service
 from tests.fleets import Works
 
@@ -100,8 +99,10 @@ def test_a_model_of_one_plant_serves_that_plant_alone(works, tmp_path):
     assert set(manifest.serves) == {"essen"}
 
 
-def adapted(works: Works, run_id: str) -> Any:
-    """The exports of a plan in which this run learned by adapters that do something."""
+@pytest.mark.parametrize(("run_id", "tier"), [("own-essen-s0", "adapter"), ("warm-essen-s0", "branch")])
+def test_an_adapter_goes_with_its_bundle_and_makes_the_branch_where_it_lies_on_what_is_pretrained(
+    works, tmp_path, run_id, tier
+):
     exports = works.exports()
     material, spec = exports.material, works.plan.run(run_id)
     branch = material.model.new_branch(1, material.leaves(spec.plants))
@@ -113,51 +114,18 @@ def adapted(works: Works, run_id: str) -> Any:
     adapter, state = lora.taken(branch)
     fitted = Fitted(1, branch.leaves, state, score=Score(0.5, 0.5, {}), start=state, adapter=adapter)
     material.save(fitted, spec=replace(spec, recipe={**spec.recipe, "lora_rank": 4}), plan=works.plan)
-    return exports
-
-
-@pytest.mark.parametrize(("run_id", "tier"), [("own-essen-s0", "adapter"), ("warm-essen-s0", "branch")])
-def test_an_adapter_goes_with_its_bundle_and_makes_the_branch_where_it_lies_on_what_is_pretrained(
-    works, tmp_path, run_id, tier
-):
-    exports, spec = adapted(works, run_id), works.plan.run(run_id)
     digest, _ = published(works, model=run_id, members=[run_id], exports=exports)
     folder = Bundles(works.store).fetch(digest, tmp_path)
     manifest, _ = bundle.read(folder)
     assert manifest.tier == tier
-    files = {*PROOF, "branch.onnx", "evidence.onnx", "weights.safetensors", "adapter.safetensors"}
-    assert set(manifest.files) == (files | {"factors.npz"} if tier == "adapter" else files)
-    assert (manifest.shared_stages is not None) == (tier == "adapter")
+    assert set(manifest.files) == {*PROOF, "branch.onnx", "evidence.onnx", "weights.safetensors", "adapter.safetensors"}
     with safe_open(folder / "adapter.safetensors", "pt") as file:
         words = {key: json.loads(value) for key, value in file.metadata().items()}
     assert words == {"rank": 4, "cut": 1, "base": spec.parent or "pretrained"}
-    grown = exports.material.model.new_branch(1, manifest.leaves)
+    grown = material.model.new_branch(1, manifest.leaves)
     lora.apply(grown, (folder / "adapter.safetensors").read_bytes())
     for key, value in load_file(folder / "weights.safetensors").items():
         torch.testing.assert_close(grown.state_dict()[key], value, atol=1e-6, rtol=1e-6)
-
-
-def test_an_adapter_is_served_from_the_stages_that_all_share_and_from_its_branch_where_they_are_gone(works):
-    run_id = "own-essen-s0"
-    digest, policy = published(works, model=run_id, members=[run_id], exports=adapted(works, run_id))
-    store = Path(works.fleet.store)
-    given = {"plant": "essen", "policy": store / "policies" / f"{policy}.json"}
-    manifest, _ = bundle.read(store / "bundles" / digest)
-    frame = min(one for one in Path(works.fleet.plant("essen").images).rglob("*") if one.suffix in (".png", ".jpg"))
-    where = min(manifest.serves["essen"].environments)
-    part = PartRequest("essen", (Frame("a.png", frame.read_bytes()),), environment=where, wants_map=True)
-    shared = local_predictor(store / "bundles" / digest, **given)
-    found = shared.predict(part)
-    (store / "trunks" / f"{manifest.shared_stages}.onnx").unlink()
-    merged = local_predictor(store / "bundles" / digest, **given)
-    expected = merged.predict(part)
-    assert (shared.scorer.tier, merged.scorer.tier) == ("adapter", "branch")
-    assert found.decision.verdict == expected.decision.verdict
-    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
-    assert found.heat is not None
-    assert expected.heat is not None
-    np.testing.assert_allclose(found.heat.values, expected.heat.values, atol=1e-3 * np.abs(expected.heat.values).max())
-    assert cost(shared.scorer).memory_mb < 0.5 * cost(merged.scorer).memory_mb
 
 
 def test_the_probe_in_a_bundle_is_answered_by_the_bundles_own_files(works, tmp_path):

@@ -87,7 +87,7 @@ def test_the_place_of_a_head_that_nobody_uses_is_used_again():
 def test_one_more_plant_costs_the_bytes_of_its_head():
     rng = np.random.default_rng(0)
     slot = Heads().put(rng.normal(size=(5, 512)).astype(np.float32), np.zeros(5, np.float32))
-    assert slot.own_mb == pytest.approx(5 * 513 * 4 / 1e6)
+    assert slot.size_mb == pytest.approx(5 * 513 * 4 / 1e6)
 
 
 @pytest.mark.parametrize("num_views", [1, 7, 48])
