@@ -14,6 +14,7 @@ import onnx
 from safetensors.torch import save_file
 
 from cluster.registry import Bundles
+from jobs import factors
 from jobs.evidence import evidence
 from jobs.lora import tier
 from jobs.model import Aligned, Branch
@@ -93,6 +94,8 @@ def _publish_run(
             if words.get("adapter"):
                 adapter = exports.material.store.read(f"runs/{plan.plan_id}/{run_id}/{bundle.ADAPTER}")
                 (folder / bundle.ADAPTER).write_bytes(adapter)
+            if manifest.tier == "adapter":
+                manifest = _on_shared_stages(manifest, folder, branch=branch, words=words, exports=exports)
             save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
         np.savez(folder / "probe.npz", **probe(run_id, exports=exports))
         figures = dict(document["matrix"].get(run_id, {}))
@@ -100,6 +103,23 @@ def _publish_run(
         _write_words(folder, run_id=run_id, manifest=manifest, figures=figures, document=document, known=known)
         bundle.write(folder, manifest)
         return Bundles(exports.material.store).publish(folder)
+
+
+def _on_shared_stages(
+    manifest: Manifest, folder: Path, *, branch: Branch, words: Mapping[str, Any], exports: Exports
+) -> Manifest:
+    """The factors are in the folder, and the stages, which a fleet's adapters share, in the store beside its trunk.
+
+    Where a branch cannot be told from its adapter so, it is served merged, as the manifest then says.
+    """
+    found = factors.split(branch, model=exports.material.model, rank=words["adapter"]["rank"])
+    if found is None:
+        return manifest
+    np.savez(folder / bundle.FACTORS, **found.factors)
+    with tempfile.TemporaryDirectory() as scratch:
+        stages = Path(scratch) / "stages.onnx"
+        stages.write_bytes(found.stages)
+        return manifest.model_copy(update={"stages": Bundles(exports.material.store).publish_trunk(stages)})
 
 
 def _write_evidence(folder: Path, *, branch: Branch, path: Path, exports: Exports) -> None:

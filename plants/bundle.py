@@ -23,6 +23,8 @@ from plants.variants import Int8
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ADAPTER = "adapter.safetensors"
+FACTORS = "factors.npz"
+"""What an adapter brings to the stages that plants share: a plain table of numbers, which serving reads."""
 EVIDENCE = "evidence.onnx"
 """Turns the `map` of a trunk or branch into a map for each leaf; absent where the head is not linear on a pooled map,
 and in bundles made before there were any."""
@@ -81,8 +83,10 @@ class Manifest(Config):
     tier: Literal["head", "adapter", "branch", "whole"] = "head"
     """What it has of its own: a head; with it an `adapter.safetensors` for the pretrained stages; or stages; or all.
 
-    `branch.onnx` holds all of it at every tier; so far that is what serves.
+    `branch.onnx` holds all of it at every tier; an adapter is served from it without `stages`, or where a host says so.
     """
+    stages: Digest | None = None
+    """Of the pretrained stages that an adapter's plants share; with `factors.npz` they answer as `branch.onnx`."""
     branch_inputs: Literal["features", "map"] = "features"
     serves: dict[str, PlantView] = Field(min_length=1)
     governance: dict[str, Governance] = Field(default_factory=dict)
@@ -135,9 +139,11 @@ class Bundle(NamedTuple):
 def canonical(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`: sorted keys, no spaces, UTF-8, so that equal manifests have equal digests.
 
-    The rule of a mean is not written, nor that there is no INT8: it is what readers that know of neither do.
+    What stands at its default is not written, of fields that came later: it is what readers that know of none do.
     """
-    unwritten = {name for name, value in (("rule", "mean"), ("int8", None)) if getattr(manifest, name) == value}
+    unwritten = {
+        name for name, value in (("rule", "mean"), ("int8", None), ("stages", None)) if getattr(manifest, name) == value
+    }
     document = manifest.model_dump(mode="json", exclude=unwritten)
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -159,6 +165,8 @@ def write(folder: str | Path, manifest: Manifest) -> Bundle:
         raise InputError(f"a bundle of kind {manifest.kind} needs {needed}", file=str(root))
     if manifest.tier == "adapter" and ADAPTER not in files:
         raise InputError(f"a bundle of tier adapter needs {ADAPTER}", file=str(root))
+    if manifest.stages and FACTORS not in files:
+        raise InputError(f"a bundle on shared stages needs {FACTORS}", file=str(root))
     if manifest.int8 and manifest.int8.branch and manifest.int8.branch not in files:
         raise InputError(f"a bundle whose branch has INT8 needs {manifest.int8.branch}", file=str(root))
     complete = Manifest.model_validate({**manifest.model_dump(), "files": files})

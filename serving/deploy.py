@@ -34,6 +34,8 @@ class DeployArgs(Config):
     """Memory of a replica for branches and whole models."""
     pinned: tuple[str, ...] = ()
     """Plants whose branches always stay loaded."""
+    merge_adapters: bool = False
+    """Adapters are served as branches of their own, see `serving.wiring.Tiers`."""
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -54,6 +56,7 @@ def build(args: dict[str, Any]) -> Any:
     if given.group is not None:
         plants = tuple(chosen_plants(fleet, plants=plants, group=given.group))
     declared = tuple(plant.name for plant in fleet.plants)
-    tiers = Tiers(branch_mb=given.branch_mb, pinned=tuple(fleet.plant(name).name for name in given.pinned))
+    pinned = tuple(fleet.plant(name).name for name in given.pinned)
+    tiers = Tiers(branch_mb=given.branch_mb, pinned=pinned, merge_adapters=given.merge_adapters)
     config = ServeConfig(Settings.load(os.environ), fleet.store, fleet.fleet, plants, declared, tiers=tiers)
     return serve.deployment(serve.ingress()(Replica), name="plants").bind(config)

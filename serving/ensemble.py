@@ -15,6 +15,7 @@ from plants.ensembles import joined, union
 from plants.errors import InputError
 from plants.normality import Place
 from plants.scores import softmax
+from serving.adapters import Adapter
 from serving.heads import Slot, side_by_side
 from serving.scoring import NOBODY, Floats, Known, Meter, Model, Scored, Tier, Trunk, novelty
 from serving.sessions import KeptSession
@@ -59,7 +60,7 @@ class Ensemble:
         return max((member.tier for member in self.members), key=order.index)
 
     @cached_property
-    def parts(self) -> tuple[KeptSession | Slot, ...]:
+    def parts(self) -> tuple[KeptSession | Slot | Adapter, ...]:
         """All the members'."""
         return tuple(part for member in self.members for part in member.parts)
 

@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plants import bundle
-from plants.bundle import EVIDENCE, MANIFEST, MAP, Manifest, TrunkRef
+from plants.bundle import EVIDENCE, FACTORS, MANIFEST, MAP, Manifest, TrunkRef
 from plants.certificate import int8_stage
 from plants.errors import InputError
 from plants.hashing import sha256
 from plants.normality import Normalities
 from plants.variants import Shift, Variant, shift
+from serving.adapters import Adapter, read_factors
 from serving.ensemble import Ensemble
 from serving.heads import Heads, Slot, affine
 from serving.scoring import NOBODY, Floats, GoodParts, Known, KnownFile, Model, Scorer, Trunk
@@ -68,6 +69,8 @@ class Files:
     branch: FileRef | None
     normality: FileRef | None
     evidence: FileRef | None = None
+    factors: FileRef | None = None
+    """Of an adapter, in float: INT8 has it merged."""
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, *, variant: Variant = "float") -> Files:
@@ -77,7 +80,7 @@ class Files:
         def at(name: str) -> FileRef | None:
             return FileRef(folder / name, manifest.files[name]) if name in manifest.files else None
 
-        return cls(trunk, at(branch), at(NORMALITY), at(EVIDENCE))
+        return cls(trunk, at(branch), at(NORMALITY), at(EVIDENCE), at(FACTORS) if variant == "float" else None)
 
 
 class Loader:
@@ -90,15 +93,18 @@ class Loader:
         trunk_of: Callable[[str], Path],
         again: Callable[[str], Path] | None = None,
         branch_mb: float = BRANCH_MB,
+        merge_adapters: bool = False,
         choose: Choose = always_float,
     ) -> None:
         """`folder_of` gives a bundle's folder by its digest, `trunk_of` a trunk's file by its SHA-256.
 
         again: gives the folder after what is missing or damaged in it was fetched; None where there is nowhere to ask.
         branch_mb: what the sessions of branches and whole models may take together.
+        merge_adapters: those are served as branches, a session each, instead of on the stages that they share.
         choose: says which variant of a bundle is served, see `serving.variants`.
         """
         self._choose = choose
+        self._merge_adapters = merge_adapters
         self._chosen: dict[str, Variant] = {}
         self._folder_of, self._trunk_of, self._again = folder_of, trunk_of, again
         self._branches: Recency[Session] = Recency(open_branch, bound_mb=branch_mb)
@@ -106,6 +112,7 @@ class Loader:
         self._normalities = Recency(Normalities.load, bound_mb=NORMALITY_MB)
         self._heads, self._vocabulary, self._probes = Heads(), Vocabulary(), Probes()
         self._trunks: Shared[Trunk] = Shared()
+        self._stages: Shared[Session] = Shared()
         self._scorers: Shared[Scorer] = Shared()
 
     def scorer(self, digest: str, variant: Variant | None = None) -> Scorer:
@@ -173,7 +180,7 @@ class Loader:
         elif files.branch is None:
             raise InputError("has no branch.onnx", file=str(folder), remedy="Export the bundle again")
         else:
-            branch = self._branch(files.branch, manifest, digest=digest, trunk=trunk)
+            branch = self._branch(files, manifest, digest=digest, trunk=trunk)
             maps = None
             if files.evidence is not None:
                 # never fetched again: that takes a while in the inference thread, and no verdict needs a map
@@ -203,8 +210,14 @@ class Loader:
 
         return self._trunks.get(f"{digest} {ref.size_px} {ref.interpolation}", made)
 
-    def _branch(self, file: FileRef, manifest: Manifest, *, digest: str, trunk: Trunk) -> KeptSession | Slot:
-        """A head among the others where the branch is one, else its session."""
+    def _branch(self, files: Files, manifest: Manifest, *, digest: str, trunk: Trunk) -> KeptSession | Slot | Adapter:
+        """A head among the others where the branch is one, factors on shared stages where it has any, or a session."""
+        file = files.branch
+        assert file is not None
+        if manifest.stages and files.factors is not None and not self._merge_adapters:
+            stages = FileRef(self._trunk_of(manifest.stages), manifest.stages)
+            session = self._stages.get(stages.sha256, lambda: open_branch(checked(stages)))
+            return Adapter(session, read_factors(files.factors.path, stages=session))
         if manifest.cut == 0:
             head = affine(open_session(checked(file)), num_features=trunk.num_features)
             if head is not None:

@@ -53,7 +53,7 @@ def local_predictor(
             )
         return found
 
-    scorer = Loader(folder_of=folder_of, trunk_of=trunk_of).scorer(digest)
+    scorer = Loader(folder_of=folder_of, trunk_of=trunk_of, merge_adapters=True).scorer(digest)
     chosen = _policy(policy, plant=plant, manifest=manifest)
     try:
         return Predictor(plant, scorer, chosen)

@@ -21,10 +21,10 @@ from plants.bundle import MAP, PlantView
 from plants.heatmaps import Heat, heat
 from plants.plant import is_ok
 from serving.ensemble import Ensemble
+from serving.heads import Slot
 from serving.intake import Frame
 from serving.schemas import Location
 from serving.scoring import Floats, Model, Scored, Scorer, Trunk, output
-from serving.sessions import KeptSession
 
 log = logging.getLogger("crossplant.serving")
 
@@ -205,7 +205,7 @@ def _side(model: Model) -> int:
 def _maps(model: Model, source: Floats) -> Floats:
     """A map for each leaf, [N, L, h, w]."""
     assert model.evidence is not None
-    if isinstance(model.branch, KeptSession) and model.manifest.cut:
+    if not isinstance(model.branch, Slot) and model.manifest.cut:
         (source,) = model.branch.run([MAP], {"activation": source})
     (found,) = model.evidence.run(["evidence"], {MAP: source})
     return np.asarray(found, dtype=np.float32)

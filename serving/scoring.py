@@ -21,6 +21,7 @@ from plants.bundle import MAP
 from plants.geometry import Interpolation
 from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
+from serving.adapters import Adapter
 from serving.heads import Slot, gathered
 from serving.sessions import FileRef, KeptSession, Recency, Session
 from serving.words import Words
@@ -150,8 +151,8 @@ class Scorer(Protocol):
         """Of an ensemble's members; one 1 of a single model."""
 
     @property
-    def parts(self) -> tuple[KeptSession | Slot, ...]:
-        """What it takes memory for: sessions, which may be let go, and heads."""
+    def parts(self) -> tuple[KeptSession | Slot | Adapter, ...]:
+        """What it takes memory for: sessions, which may be let go, adapters and heads."""
 
     @property
     def meter(self) -> Meter:
@@ -199,12 +200,12 @@ class Trunk:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One branch on a trunk: a head in `serving.heads`, or a session that is kept by recency."""
+    """One branch on a trunk: a head in `serving.heads`, an adapter of shared stages, or a session kept by recency."""
 
     digest: str
     manifest: Words
     trunk: Trunk
-    branch: KeptSession | Slot
+    branch: KeptSession | Slot | Adapter
     normality: Known = NOBODY
     meter: Meter = field(default_factory=Meter)
     evidence: KeptSession | None = None
@@ -222,12 +223,12 @@ class Model:
 
     @property
     def tier(self) -> Tier:
-        """As the bundle says, but for what calls itself a head and is none; an adapter is merged into its branch."""
+        """As the bundle says, but for a head that is none, and an adapter that is served merged into its branch."""
         is_session = isinstance(self.branch, KeptSession)
-        return "branch" if is_session and self.manifest.tier == "head" else self.manifest.tier
+        return "branch" if is_session and self.manifest.tier in ("head", "adapter") else self.manifest.tier
 
     @property
-    def parts(self) -> tuple[KeptSession | Slot, ...]:
+    def parts(self) -> tuple[KeptSession | Slot | Adapter, ...]:
         """Its branch."""
         return (self.branch,)
 
@@ -282,7 +283,7 @@ class GoodParts:
     normality: Known
     meter: Meter = field(default_factory=Meter)
     tier: Tier = "head"
-    parts: tuple[KeptSession | Slot, ...] = ()
+    parts: tuple[KeptSession | Slot | Adapter, ...] = ()
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -45,6 +45,7 @@ def serve_fleet(
     replicas: int = 1,
     branch_mb: float = BRANCH_MB,
     pinned: Sequence[str] = (),
+    merge_adapters: bool = False,
 ) -> dict[str, Any]:
     """The app answers for every plant with a route; a token for each lies under home. Returns address and plants.
 
@@ -71,7 +72,7 @@ def serve_fleet(
         host=host,
         port=port,
         num_replicas=replicas,
-        tiers=Tiers(branch_mb=branch_mb, pinned=tuple(pinned)),
+        tiers=Tiers(branch_mb=branch_mb, pinned=tuple(pinned), merge_adapters=merge_adapters),
     )
     return {"address": address, "plants": live}
 

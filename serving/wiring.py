@@ -43,6 +43,8 @@ class Tiers:
     """Of branches and whole models, by the size of their files; what was not used for longest is let go."""
     pinned: tuple[str, ...] = ()
     """Plants whose branches always stay."""
+    merge_adapters: bool = False
+    """Adapters are served as branches of their own: a session's memory each, and the time of a branch."""
 
 
 TIERS = Tiers()
@@ -69,6 +71,7 @@ class Shelf:
             trunk_of=lambda digest: bundles.fetch_trunk(digest, folder / "trunks"),
             again=lambda digest: bundles.fetch(digest, folder / "bundles"),
             branch_mb=tiers.branch_mb,
+            merge_adapters=tiers.merge_adapters,
             choose=Variants(host=host, folder=folder / "variants"),
         )
         self._certifier = Certifier(self.loader, store=store, folder=folder, host=host)

@@ -1,7 +1,8 @@
 """What it costs that an endpoint serves a thousand plants and not ten: latency, requests a second, memory, start-up.
 
 `inside`: the app's `Service` without HTTP, opened with 10, 100 and 1,000 plants on one trunk, all on heads or one in
-twenty on a last stage of its own; a process each, slices of each alternate, requests go to plants drawn evenly. `http`:
+twenty on a last stage of its own, or all on adapters or on stages; a process each, slices of each alternate, requests
+go to plants drawn evenly. `http`:
 one replica of `crossplant serve` against Ray Serve's `@serve.multiplexed` with 16 models a replica, a session of trunk
 and branch for each; both behind the same proxy, sides alternate, the same files and images. Answers are compared before
 speed is spoken of.
@@ -11,6 +12,7 @@ Time on the clock is as busy as the machine was (`machine.load_1min`); CPU time 
 
     .venv/bin/python tests/benchmarks/bench_plants.py                   both, heads and mixed
     .venv/bin/python tests/benchmarks/bench_plants.py --parts inside    without Ray
+    .venv/bin/python tests/benchmarks/bench_plants.py --parts inside --kinds adapters stages    against a branch each
     .venv/bin/python tests/benchmarks/bench_plants.py --quick           10 and 40 plants; its figures mean nothing
 """
 
@@ -249,7 +251,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10 and 40 plants, a second and a half each: a smoke run")
     parser.add_argument("--parts", nargs="+", choices=("inside", "http"), default=["inside", "http"])
-    parser.add_argument("--kinds", nargs="+", choices=("heads", "mixed"), default=["heads", "mixed"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=("heads", "mixed", "adapters", "stages"), default=["heads", "mixed"]
+    )
     parser.add_argument("--plants", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--seconds", type=float, default=8.0, help="of load, each side or slice")
     parser.add_argument("--warmup-s", type=float, default=2.0)

@@ -13,10 +13,13 @@ import numpy as np
 from served import CLASSES, SIZES, _images, _quantised, _randomise_norms, _views
 
 BRANCH_SHARE = 0.05
+RANK = 8
 
 
 def names(kind: str, num: int) -> list[str]:
-    """The plants of a fleet of that size: all on heads, or one in twenty on a last stage of its own."""
+    """The plants of a fleet of that size: on heads, or one in twenty on a last stage of its own; or all of a kind."""
+    if kind in ("adapters", "stages"):
+        return [f"{kind.removesuffix('s')}-{i:05d}" for i in range(num)]
     num_branches = max(1, round(num * BRANCH_SHARE)) if kind == "mixed" else 0
     heads = [f"head-{i:05d}" for i in range(num - num_branches)]
     return heads + [f"stage-{i:05d}" for i in range(num_branches)]
@@ -42,7 +45,9 @@ def published(folder: Path, *, given: argparse.Namespace) -> dict[str, Any]:
         journal.promote(plant, bundle=digest, policy=policy.digest, who="bench")
         tokens[plant] = access.issue("plant", plant=plant, ttl=timedelta(days=1))
         bundle_of[plant] = str(bundle_folder)
-    bundles.publish_trunk(folder / "exports" / "trunk.onnx")
+    for name in ("trunk.onnx", "stages.onnx"):
+        if (folder / "exports" / name).exists():
+            bundles.publish_trunk(folder / "exports" / name)
     return {
         "store": store.uri,
         "home": str(settings.home),
@@ -86,6 +91,7 @@ def _exported(folder: Path, *, plants: list[str], images: list[str], given: argp
 
     from jobs.backbone import load_backbone
     from jobs.compress import BranchExporter, Evaluator, export_trunk
+    from jobs.factors import split
     from jobs.model import CutModel
     from plants import hashing
     from plants.plant import Trunk
@@ -108,8 +114,10 @@ def _exported(folder: Path, *, plants: list[str], images: list[str], given: argp
     activations = evaluator.activations(probes, batch=8)
     exporters = {cut: BranchExporter(model, cut) for cut in (0, 1)}
     for number, plant in enumerate(plants):
-        cut = 1 if plant.startswith("stage") else 0
+        cut = 0 if plant.startswith("head") else 1
         branch = model.new_branch(cut, CLASSES)
+        if is_adapter := plant.startswith("adapter"):
+            _adapt(branch, shape=model.shapes[cut], seed=number)
         generator = torch.Generator().manual_seed(number)
         scale = 2 / (features.std(0) * features.shape[1] ** 0.5).clamp_min(1e-3)
         weight = torch.randn(len(CLASSES), features.shape[1], generator=generator) * scale
@@ -121,11 +129,37 @@ def _exported(folder: Path, *, plants: list[str], images: list[str], given: argp
             _quantised(where / "branch.onnx", inputs=evaluator.activations(seen, batch=8)[cut])
         logits, _ = evaluator.branch(where / "branch.onnx", activations[cut])
         np.savez(where / "probe.npz", inputs=probes, logits=logits)
-        _write(where, plant=plant, cut=cut, model=model, sha256=sha256, given=given)
+        stages = None
+        if is_adapter:
+            found = split(branch, model=model, rank=RANK)
+            assert found is not None
+            (folder / "stages.onnx").write_bytes(found.stages)
+            stages = hashing.sha256(found.stages)
+            np.savez(where / "factors.npz", **found.factors)
+            (where / "adapter.safetensors").write_bytes(b"")
+        _write(where, plant=plant, cut=cut, model=model, sha256=sha256, given=given, stages=stages)
         yield plant, where
 
 
-def _write(folder: Path, *, plant: str, cut: int, model: Any, sha256: str, given: argparse.Namespace) -> None:
+def _adapt(branch: Any, *, shape: tuple[int, ...], seed: int) -> None:
+    """The branch is as if it had learned by adapters, merged."""
+    import torch
+
+    from jobs import lora
+
+    chosen = lora.choose(branch, rank=RANK, sample=torch.zeros(1, *shape))
+    lora.attach(branch, rank=RANK, layers=chosen.layers, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in branch.named_parameters():
+            if ".lora_B." in name:
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.02)
+    lora.merge(branch)
+
+
+def _write(
+    folder: Path, *, plant: str, cut: int, model: Any, sha256: str, given: argparse.Namespace, stages: str | None
+) -> None:
     from jobs.recipe import Recipe
     from plants import bundle
     from plants.bundle import Manifest, PlantView, TrunkRef
@@ -149,7 +183,8 @@ def _write(folder: Path, *, plant: str, cut: int, model: Any, sha256: str, given
         leaves=CLASSES,
         trunk=trunk,
         cut=cut,
-        tier="branch" if cut else "head",
+        tier="adapter" if stages else "branch" if cut else "head",
+        stages=stages,
         branch_inputs="map" if cut else "features",
         serves={plant: view},
         seed=0,

@@ -35,6 +35,7 @@ from plants.scores import calibrate
 from plants.views import read_views
 from serving.app import build_app
 from serving.intake import Frame, PartRequest
+from serving.loading import Loader
 from serving.local import local_predictor
 from serving.wiring import open_service
 from tests.fleets import Works
@@ -118,7 +119,14 @@ def test_an_adapter_goes_with_its_bundle_and_makes_the_branch_where_it_lies_on_w
     folder = Bundles(works.store).fetch(digest, tmp_path)
     manifest, _ = bundle.read(folder)
     assert manifest.tier == tier
-    assert set(manifest.files) == {*PROOF, "branch.onnx", "evidence.onnx", "weights.safetensors", "adapter.safetensors"}
+    own = {"branch.onnx", "evidence.onnx", "weights.safetensors", "adapter.safetensors"}
+    assert set(manifest.files) == {*PROOF, *own, *(["factors.npz"] if tier == "adapter" else [])}
+    assert works.store.exists(f"trunks/{manifest.stages}.onnx") == (tier == "adapter")
+    served = Loader(
+        folder_of=lambda digest: Bundles(works.store).fetch(digest, tmp_path),
+        trunk_of=lambda digest: Bundles(works.store).fetch_trunk(digest, tmp_path),
+    ).scorer(digest)
+    assert served.tier == tier, "its probe was answered so"
     with safe_open(folder / "adapter.safetensors", "pt") as file:
         words = {key: json.loads(value) for key, value in file.metadata().items()}
     assert words == {"rank": 4, "cut": 1, "base": spec.parent or "pretrained"}
