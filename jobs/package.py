@@ -20,6 +20,7 @@ from jobs.model import Aligned, Branch
 from jobs.plan import Plan
 from jobs.proof import probe
 from jobs.scoring import Exports
+from jobs.severity import served_at
 from plants import bundle, splits
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
@@ -94,6 +95,9 @@ def _publish_run(
                 adapter = exports.material.store.read(f"runs/{plan.plan_id}/{run_id}/{bundle.ADAPTER}")
                 (folder / bundle.ADAPTER).write_bytes(adapter)
             save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
+            head = exports.severity(run_id)
+            if head and (where := served_at(run_id, document=document, serves=serves)):
+                head.serving(where).save(folder / bundle.SEVERITY)
         np.savez(folder / "probe.npz", **probe(run_id, exports=exports))
         figures = dict(document["matrix"].get(run_id, {}))
         known = _normality(manifest.serves, exports=exports)
