@@ -72,7 +72,7 @@ def fit_run(
         on_part=on_part,
     )
     fitted = learn(recipe=recipe.without_tasks, checkpoints=_kept(store, state))
-    if recipe.tasks and spec.left_out is None and not fitted.is_refused:
+    if recipe.tasks and recipe.stages and spec.left_out is None and not fitted.is_refused:
         fitted = _with_task(fitted, functools.partial(learn, checkpoints=_kept(store, f"{state}.task")), recipe=recipe)
     if unseen:
         fitted.notes += meet(fitted, sources=learned, plant=material.data(unseen))

@@ -224,6 +224,12 @@ def _map_words(folder: Path, *, manifest: Manifest) -> list[str]:
     return [f"Activation map: {'yes, exact for its linear head' if has_map else why}."]
 
 
+def _severity_words(document: Mapping[str, Any], *, serves: Collection[str]) -> list[str]:
+    """What the severities of the models that were decided for are worth at these plants, where any are labelled."""
+    known = {name: document["details"].get(name, {}).get("severity") for name in serves}
+    return [f"Severity at {name}: {found['words']}." for name, found in known.items() if found]
+
+
 def _write_words(
     folder: Path,
     *,
@@ -259,6 +265,7 @@ def _write_words(
         "",
         *_novelty_words(manifest, known),
         *_map_words(folder, manifest=manifest),
+        *_severity_words(document, serves=manifest.serves),
         "",
         "Intervals are 95 %, by bootstrap over lots. Figures on `decide`, on which models were chosen and thresholds",
         "solved, flatter; the sealed test is in the fleet's reports. It knows only what it was shown: other products,",
