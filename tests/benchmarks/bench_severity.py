@@ -23,7 +23,9 @@ from rich.console import Console
 KINDS = ("frozen", "own")
 
 
-def seed_figures(seed: int, *, folder: Path, plants: Sequence[str], recipe: Any, kinds: Sequence[str]) -> list[Any]:
+def seed_figures(
+    seed: int, *, folder: Path, plants: Sequence[str], recipe: Any, kinds: Sequence[str], scale: float
+) -> list[Any]:
     """A row for each plant and kind of run, of one fleet and one training."""
     from jobs import verbs
     from jobs.fit import fit_run
@@ -34,7 +36,7 @@ def seed_figures(seed: int, *, folder: Path, plants: Sequence[str], recipe: Any,
     from plants.plant import load_fleet
     from plants.synthetic import make_fleet
 
-    fleet = load_fleet(make_fleet(folder / "fleet", seed=seed))
+    fleet = load_fleet(make_fleet(folder / "fleet", seed=seed, scale=scale))
     names = [plant.name for plant in fleet.plants if not plants or plant.name in plants]
     verbs.import_fleet(fleet, names=[plant.name for plant in fleet.plants], show=Console(quiet=True))
     material = Material(fleet, cache=folder / "cache", recipe=recipe)
@@ -61,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, action="append", required=True)
     parser.add_argument("--plant", action="append", default=[])
+    parser.add_argument("--scale", type=float, default=1.0, help="times as many parts as the embedded fleet has")
     parser.add_argument("--recipe", help="a recipe file; the default recipe without one")
     parser.add_argument("--kind", action="append", choices=KINDS)
     args = parser.parse_args()
@@ -69,7 +72,9 @@ def main() -> None:
     kinds = args.kind or KINDS
     for seed in args.seed:
         with tempfile.TemporaryDirectory() as scratch:
-            rows += seed_figures(seed, folder=Path(scratch), plants=args.plant, recipe=recipe, kinds=kinds)
+            rows += seed_figures(
+                seed, folder=Path(scratch), plants=args.plant, recipe=recipe, kinds=kinds, scale=args.scale
+            )
 
     def mean(kind: str, key: str) -> float | None:
         values = [row["figures"][key]["value"] for row in rows if row["kind"] == kind and row["figures"]]
