@@ -57,8 +57,9 @@ class PlantData:
 
     plant: Plant
     rows: pd.DataFrame
-    """One a model input: frame, part_id, lot, environment, label, role, input (index into the pack), is_learned (False
-    for good tiles beyond TILES_PER_GOOD_FRAME, which are there to be judged only)."""
+    """One a model input: frame, part_id, lot, environment, label, severity (NaN where unknown or no defect shows),
+    role, input (index into the pack), is_learned (False for good tiles beyond TILES_PER_GOOD_FRAME, which are there to
+    be judged only)."""
     num_train: int
     folder: Path
     cuts: tuple[int, ...]
@@ -130,11 +131,13 @@ def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: Layout, seed: int
                 "environment": row["environment"],
                 "label": label,
                 "truth": row["class"],
+                "severity": _severity(row, label=label, plant=plant),
                 "role": row["role"],
                 "input": i,
             }
         )
-    table = pd.DataFrame(rows, columns=["frame", "part_id", "lot", "environment", "label", "truth", "role", "input"])
+    columns = ["frame", "part_id", "lot", "environment", "label", "truth", "severity", "role", "input"]
+    table = pd.DataFrame(rows, columns=columns)
     drawn = [hashlib.sha256(f"tile|{seed}|".encode() + one.tobytes()).digest() for one in pack.digests[table["input"]]]
     table = table.assign(_drawn=pd.Series(drawn, index=table.index, dtype=object))
     train, select = (_with_learned(table[table["role"] == role], plant=plant) for role in ("train", "select"))
@@ -160,6 +163,12 @@ def _tile_label(row: Mapping[Any, Any], *, tile: np.ndarray, good: str | None, p
     geometry = plant.environments[row["environment"]].geometry
     is_seen = is_judged(row["box"], int(row["width_px"]), int(row["height_px"]), geometry=geometry)
     return label if is_seen and overlap >= TILE_HIT * max((x1 - x0) * (y1 - y0), 1.0) else ""
+
+
+def _severity(row: Mapping[Any, Any], *, label: str, plant: Plant) -> float:
+    """How grave the defect is that the input shows; NaN where it shows none, and where nobody said."""
+    said = row.get("severity")
+    return float("nan") if label in plant.ok or said is None or pd.isna(said) else float(said)
 
 
 def _with_learned(table: pd.DataFrame, *, plant: Plant) -> pd.DataFrame:

@@ -64,6 +64,7 @@ class Trained:
                     "error": record.error,
                     "donor": self.words.get(run.run_id, {}).get("donor"),
                     "forgetting": self.words.get(run.run_id, {}).get("forgetting"),
+                    "task": self.words.get(run.run_id, {}).get("task"),
                 }
             )
         seconds = round(self.seconds, 2)

@@ -34,6 +34,7 @@ from jobs.outside import cells, outside
 from jobs.plan import HEADLESS, Plan
 from jobs.remarks import remarks
 from jobs.scoring import Exports, role_inputs
+from jobs.severity import severity_at
 from jobs.transfer import transfer
 from plants.arrival import MARGIN
 from plants.curves import cost_curve
@@ -121,6 +122,7 @@ def compare_plant(
         "chosen": figures[chosen.name],
         "frozen": figures[base.name] if base else None,
         **existing,
+        "severity": severity_at(inputs, members=chosen.members, mix=chosen.mix, exports=exports, seed=seed),
         "curve": cost_curve(chosen.scores, chosen.judged_by),
         **failing(plant, chosen=chosen, base=base, inputs=inputs, is_robust=is_robust, seed=seed),
     }

@@ -55,11 +55,13 @@ def epoch_of(
             group["lr"] = group["base"] * factor * scale
         optimizer.zero_grad(set_to_none=True)
         for part in portions(branch, len(ids), accumulate=run.recipe.accumulate):
-            logits = answer(run.taught.data.fetch(stage.cut, ids=ids[part], views=views[take][part]))
+            logits, *of_task = answer(run.taught.data.fetch(stage.cut, ids=ids[part], views=views[take][part]))
             loss = run.objective(logits, torch.from_numpy(ids[part]))
+            if run.task:
+                loss = run.task.loss(loss, *of_task, torch.from_numpy(ids[part]))
             if run.replay:
                 seeds = [run.seed, index, epoch, step, int(part[0])]
-                loss = run.replay.mixed(loss, answer, cut=stage.cut, num=len(part), seed=seeds)
+                loss = run.replay.mixed(loss, lambda x: answer(x)[0], cut=stage.cut, num=len(part), seed=seeds)
             (loss * (len(part) / len(ids))).backward()
             total += float(loss.detach()) * len(part) / len(ids)
         nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
@@ -70,14 +72,17 @@ def epoch_of(
     return _finite(total / steps, run=run, epoch=epoch, batch=broken)
 
 
-def _answering(branch: nn.Module, *, compute: Compute) -> Callable[[Tensor], Tensor]:
-    """Activations -> logits float32 [N, L], both on the CPU, by a branch where it is and as it computes fastest."""
+def _answering(branch: nn.Module, *, compute: Compute) -> Callable[[Tensor], list[Tensor]]:
+    """Activations -> logits float32 [N, L], all on the CPU, by a branch where it is and as it computes fastest.
+
+    Beside them what a branch joined with a task gives after its features, see `jobs.tasks`.
+    """
     device = next(branch.parameters()).device
 
-    def answer(activations: Tensor) -> Tensor:
+    def answer(activations: Tensor) -> list[Tensor]:
         with compute.autocast(device):
-            logits, _ = branch(compute.laid(activations.to(device)))
-        return logits.float().cpu()
+            logits, _, *of_task = branch(compute.laid(activations.to(device)))
+        return [one.float().cpu() for one in (logits, *of_task)]
 
     return answer
 

@@ -17,6 +17,7 @@ from jobs.incumbent import incumbent_at
 from jobs.int8_gate import Judged, QuantisedExports, gate, published_files
 from jobs.release import EVALUATED
 from jobs.scoring import Exports, role_inputs
+from jobs.severity import judged
 from plants import seal, splits
 from plants.confirmation import against_promise, standing
 from plants.costs import Policy
@@ -140,6 +141,10 @@ def _evaluate(
         row["gain"] = paired(scores, base, policy_a=policy, policy_b=base_policy)
     existing, gap = incumbent_at(plant, fleet=fleet, inputs=inputs, scores=scores, policy=policy, seed=document["seed"])
     row |= existing | {key: gap[key] for key in gap if key != INCUMBENT}
+    if (document["details"].get(name, {}).get("severity") or {}).get("is_shown"):
+        mix = from_json(decision, num=len(said))
+        named = {"members": decision["members"], "mix": mix, "exports": exports, "seed": document["seed"]}
+        row["severity"] = judged([inputs], **named)
     row["standing"] = standing(row.get("gain"))
     row["withdrawn"] = row["standing"] == "contradicted"
     row["against_decide"] = against_promise(row, document["matrix"][decision["model"]][name])

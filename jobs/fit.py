@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable
 from typing import Any
 
+from cluster.storage import Store
 from jobs.activations import RunData
 from jobs.adapt import Parent, mean_of
 from jobs.align import AlignedData, meet
@@ -16,9 +18,12 @@ from jobs.normality import fit_normality
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from jobs.scratch import pixels, scratch_model
+from jobs.supervision import Supervision
+from jobs.tasks import better, head_of, num_labelled
 from jobs.train import Checkpoints, Fitted, World, fit
 from plants.governance import may_hold
 from plants.plant import Fleet
+from plants.severity import FEWEST
 
 
 def fit_run(
@@ -52,27 +57,30 @@ def fit_run(
     store, state = material.store, f"runs/{plan.plan_id}/{spec.run_id}/state.pt"
     known = known_plants(spec, fleet=material.fleet, plan=plan)
     taught_by = (*spec.plants, *known)
-    fitted = fit(
+    learn = functools.partial(
+        fit,
         model,
         data=learned,
         leaf_sets=material.leaf_sets(taught_by),
         leaves=material.leaves(taught_by if recipe.replay else spec.plants),
-        recipe=recipe,
         seed=spec.seed,
         known=RunData(tuple(material.data(name) for name in known)) if known else None,
         parent=_start(spec, material=material, plan=plan),
         world=world,
-        checkpoints=Checkpoints(
-            load=lambda: store.read(state) if store.exists(state) else None,
-            save=lambda data: _write(store, state, data),
-        ),
         compute=material.compute,
         on_epoch=on_epoch,
         on_part=on_part,
     )
+    fitted = learn(recipe=recipe.without_tasks, checkpoints=_kept(store, state))
+    if recipe.tasks and recipe.stages and spec.left_out is None and not fitted.is_refused:
+        fitted = _with_task(fitted, functools.partial(learn, checkpoints=_kept(store, f"{state}.task")), recipe=recipe)
     if unseen:
         fitted.notes += meet(fitted, sources=learned, plant=material.data(unseen))
     if world.rank == 0:
+        if not fitted.is_refused and spec.left_out is None:
+            branch = model.new_branch(fitted.cut, fitted.leaves)
+            branch.load_state(fitted.state)
+            fitted.severity = head_of(branch, cut=fitted.cut, data=learned)
         material.save(fitted, spec=spec, plan=plan)
     return fitted
 
@@ -115,5 +123,25 @@ def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
     )
 
 
-def _write(store: Any, key: str, data: bytes) -> None:
-    store.write(key, data)
+def _kept(store: Store, key: str) -> Checkpoints:
+    """A run's state under this key."""
+
+    def save(data: bytes) -> None:
+        store.write(key, data)
+
+    return Checkpoints(load=lambda: store.read(key) if store.exists(key) else None, save=save)
+
+
+def _with_task(alone: Fitted, learn: functools.partial[Fitted], *, recipe: Recipe) -> Fitted:
+    """The run as it is with the recipe's task where that pays, else as it is without."""
+    given = learn.keywords
+    data = given["data"]
+    if (num := num_labelled(data)) < FEWEST:
+        alone.notes.append(f"severity as a task: {num} training rows have one, fewer than {FEWEST}")
+        return alone
+    joint = learn(recipe=recipe)
+    taught = Supervision(data, leaf_sets=given["leaf_sets"], leaves=given["leaves"], max_class_weight=1)
+    fitted, found = better(alone, joint, model=learn.args[0], taught=taught)
+    fitted.task = found
+    fitted.notes.append(found["words"])
+    return fitted

@@ -39,12 +39,13 @@ from jobs.recipe import Recipe
 from jobs.stream import Stream, streamed_cuts
 from jobs.train import Fitted
 from jobs.trunk import TrunkRunner
-from plants.bundle import ADAPTER
+from plants.bundle import ADAPTER, SEVERITY
 from plants.copies import QUARANTINE
 from plants.errors import InputError
 from plants.governance import kept, oldest
 from plants.normality import Normalities
 from plants.plant import Fleet, Plant
+from plants.severity import SeverityHead
 from plants.views import view_boxes
 
 LEARNING_ROLES = ("train", "select")
@@ -279,6 +280,8 @@ class Material:
         adapter = {"rank": spec.recipe.get("lora_rank"), "cut": fitted.cut, "base": base} if fitted.adapter else None
         if adapter:
             self.store.write(f"{prefix}/{ADAPTER}", lora.pack(fitted.adapter, words=adapter))
+        if fitted.severity:
+            self._save(fitted.severity, f"{prefix}/{SEVERITY}")
         words = {
             "run_id": spec.run_id,
             "kind": spec.kind,
@@ -299,6 +302,8 @@ class Material:
             "history": fitted.history,
             "notes": fitted.notes,
             "reweighting": fitted.reweighting,
+            "severity": fitted.severity is not None,
+            "task": fitted.task,
             "donor": fitted.donor,
             "forgetting": fitted.forgetting,
         }
@@ -306,10 +311,23 @@ class Material:
 
     def save_normality(self, found: Normalities, *, spec: RunSpec, plan: Plan) -> None:
         """What the run found to be normal is in storage."""
+        self._save(found, f"runs/{plan.plan_id}/{spec.run_id}/{FILE}")
+
+    def _save(self, found: Normalities | SeverityHead, key: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, FILE)
+            path = Path(scratch, "file")
             found.save(path)
-            self.store.write(f"runs/{plan.plan_id}/{spec.run_id}/{FILE}", path.read_bytes())
+            self.store.write(key, path.read_bytes())
+
+    def severity(self, run_id: str, *, plan_id: str) -> SeverityHead | None:
+        """The severity head that a run left; None where it left none."""
+        key = f"runs/{plan_id}/{run_id}/{SEVERITY}"
+        if not self.store.exists(key):
+            return None
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, SEVERITY)
+            path.write_bytes(self.store.read(key))
+            return SeverityHead.load(path)
 
     def normality(self, name: str, *, plan: Plan) -> Normalities:
         """What is normal at a plant, by the plan's run that is done; nothing where there is none."""

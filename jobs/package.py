@@ -21,6 +21,7 @@ from jobs.model import Aligned, Branch
 from jobs.plan import Plan
 from jobs.proof import probe
 from jobs.scoring import Exports
+from jobs.severity import served_at
 from plants import bundle, splits
 from plants.bundle import Manifest, PlantView, TrunkRef
 from plants.costs import Policy
@@ -97,6 +98,9 @@ def _publish_run(
             if manifest.tier == "adapter":
                 manifest = _on_shared_stages(manifest, folder, branch=branch, words=words, exports=exports)
             save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, folder / "weights.safetensors")
+            head = exports.severity(run_id)
+            if head and (where := served_at(run_id, document=document, serves=serves)):
+                head.serving(where).save(folder / bundle.SEVERITY)
         np.savez(folder / "probe.npz", **probe(run_id, exports=exports))
         figures = dict(document["matrix"].get(run_id, {}))
         known = _normality(manifest.serves, exports=exports)
@@ -240,6 +244,12 @@ def _map_words(folder: Path, *, manifest: Manifest) -> list[str]:
     return [f"Activation map: {'yes, exact for its linear head' if has_map else why}."]
 
 
+def _severity_words(document: Mapping[str, Any], *, serves: Collection[str]) -> list[str]:
+    """What the severities of the models that were decided for are worth at these plants, where any are labelled."""
+    known = {name: document["details"].get(name, {}).get("severity") for name in serves}
+    return [f"Severity at {name}: {found['words']}." for name, found in known.items() if found]
+
+
 def _write_words(
     folder: Path,
     *,
@@ -275,6 +285,7 @@ def _write_words(
         "",
         *_novelty_words(manifest, known),
         *_map_words(folder, manifest=manifest),
+        *_severity_words(document, serves=manifest.serves),
         "",
         "Intervals are 95 %, by bootstrap over lots. Figures on `decide`, on which models were chosen and thresholds",
         "solved, flatter; the sealed test is in the fleet's reports. It knows only what it was shown: other products,",

@@ -43,13 +43,15 @@ def probe(run_id: str, *, exports: Exports) -> dict[str, np.ndarray]:
     if exports not in _DRAWN:
         _DRAWN[exports] = _drawn(exports)
     drawn = _DRAWN[exports]
-    logits, in_torch = drawn.exported[0], drawn.in_torch[0]
+    logits, in_torch, grave = drawn.exported[0], drawn.in_torch[0], {}
     if exports.plan.run(run_id).kind != "normality":
         words, branch, path = exports.branch(run_id)
-        logits, _ = exports.evaluator.branch(path, drawn.exported[words["cut"]])
+        logits, features = exports.evaluator.branch(path, drawn.exported[words["cut"]])
+        head = exports.severity(run_id)
+        grave = {} if head is None else {"severity": head.of(features)}
         in_torch, _ = torch_answers(branch, drawn.in_torch[words["cut"]], batch=BLOCK)
     digest = np.array(tensor_digest(drawn.images))
-    return {"inputs": drawn.images, "logits": logits, "torch": in_torch, "digest": digest}
+    return {"inputs": drawn.images, "logits": logits, "torch": in_torch, "digest": digest, **grave}
 
 
 @torch.inference_mode()

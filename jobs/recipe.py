@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -84,6 +84,11 @@ class Recipe(Config):
     """Plants alike and rare classes more: by weight, by drawing their images more often, or not at all."""
     max_class_weight: float = Field(default=5, ge=1, le=20)
     """Rare classes count up to this much more than the most frequent; 1 is no weighting of classes."""
+    tasks: dict[Literal["severity"], Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
+    """What stages learn beside the class, and its share of the loss; the class has the rest. Kept where it harms no
+    class and pays (`jobs.tasks`), which takes a second training. A severity head is fitted without this, too."""
+    task_weights: Literal["fixed", "learned"] = "fixed"
+    """Whether the shares stay as they are or are learned as each task's noise."""
     schedule: Literal["cosine", "plateau"] = "cosine"
     on_jump: Literal["halve", "ignore"] = "ignore"
     """What is done about a select loss that jumps about: the rate is halved from there on, or it is only said."""
@@ -115,6 +120,8 @@ class Recipe(Config):
             faults.append("init: random needs one stage and freeze_norm: false, as no layer knows anything yet")
         if self.average_epochs and not self.freeze_norm:
             faults.append("average_epochs: the mean's norms would be nobody's; freeze_norm must be true")
+        if self.task_weights == "learned" and not self.tasks:
+            faults.append("task_weights: learned has no task to weigh: name one, as in tasks: {severity: 0.3}")
         if self.init == "random" and (self.l2_sp or self.replay):
             faults.append("init: random has nothing to stay near to: leave out l2_sp and replay")
         faults += self._faults_of_adapters() if self.lora_rank is not None else []
@@ -138,6 +145,11 @@ class Recipe(Config):
         if self.l2_sp:
             faults.append("l2_sp has nothing to hold where lora_rank leaves the stages as they are: leave one out")
         return faults
+
+    @property
+    def without_tasks(self) -> Recipe:
+        """The same, of stages that learn the class alone."""
+        return self.model_copy(update={"tasks": {}, "task_weights": "fixed"})
 
     @property
     def digest(self) -> str:

@@ -71,6 +71,7 @@ PLANT_SECTIONS: tuple[Callable[[str, Document], str], ...] = (
     plant.confused_pairs,
     plant.by_group,
     plant.verdicts,
+    plant.severity,
     plant.curve,
     plant.skill,
     failing.robustness,

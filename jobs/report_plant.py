@@ -222,6 +222,22 @@ def confused_pairs(name: str, document: Document) -> str:
     return table(["", "of its parts, %", "adds to the cost a part"], rows, caption=caption) if rows else ""
 
 
+def severity(name: str, document: Document) -> str:
+    """How near its severities come to the labels, and whether they are served; nothing where none is labelled."""
+    rows, told = [], ""
+    sealed = ((document.get("sealed") or {}).get("plants", {}).get(name) or {}).get("severity")
+    for where, found in (("select and decide", reports_of(name, document).get("severity")), ("sealed test", sealed)):
+        if found:
+            shown = [figure_of(found[key]) for key in ("mae", "trivial_mae", "gain", "spearman")]
+            rows.append([where, *shown, *(number(found[key], show=count) for key in ("n", "n_lots"))])
+            told = told or found["words"]
+    if not rows:
+        return ""
+    columns = ["bad parts of", "mean error", "of its class's median", "gain", "rank correlation", "parts", "lots"]
+    shown = table(columns, rows, caption="How grave a defect is, in hundredths of the labels' scale from 0 to 1")
+    return f'{shown}<p class="small">{text(told)}.</p>'
+
+
 GROUPS = {
     "environment": "By environment, worst first",
     "product": "By product, worst first",

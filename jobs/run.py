@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -16,6 +16,10 @@ from jobs.objective import Objective
 from jobs.recipe import Recipe
 from jobs.selection import Score
 from jobs.supervision import Supervision
+from plants.severity import SeverityHead
+
+if TYPE_CHECKING:
+    from jobs.tasks import SeverityTask
 
 T = TypeVar("T")
 
@@ -53,8 +57,12 @@ class Fitted:
     """What weighting by class did to the recall of each class, see `jobs.reweighting`."""
     adapter: dict[str, Tensor] = field(default_factory=dict)
     """Where the branch was adapted (`Recipe.lora_rank`): the factors, and the head, without what they were laid on."""
+    task: dict[str, Any] | None = None
+    """What learning severity too did to the class task, see `jobs.tasks.better`; None where that was not tried."""
     donor: dict[str, Any] | None = None
     """What the start of its parent was worth, see `jobs.adapt.judged`; None without a parent."""
+    severity: SeverityHead | None = None
+    """Of the branch's features, see `jobs.severity`; None where too few severities are labelled."""
     forgetting: dict[str, dict[str, float | None]] | None = None
     """What it lost at the plants that its parent knew, see `jobs.forgetting.forgotten`; None where not measured."""
 
@@ -85,6 +93,7 @@ class Run:
     on_part: Callable[[dict[str, Any]], None] = lambda row: None
     parent: Parent | None = None
     replay: forgetting.Replay | None = None
+    task: SeverityTask | None = None
 
 
 def agreed(found: T, *, world: World) -> T:

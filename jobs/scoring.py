@@ -32,7 +32,8 @@ from plants.governance import kept
 from plants.labels import truth_of_parts
 from plants.normality import Normalities, evenly, goodness
 from plants.plant import Plant, projection
-from plants.scores import PartScores, Speakers, softmax, speakers
+from plants.scores import PartScores, Speakers, softmax, speakers, suspicion
+from plants.severity import SeverityHead
 
 Leaves = tuple[str, ...]
 Member = tuple[np.ndarray, Leaves]
@@ -47,6 +48,7 @@ class Exports:
         self._exporters: dict[int, BranchExporter] = {}
         self._branches: dict[str, tuple[dict[str, Any], Branch, Path]] = {}
         self._normality: dict[str, Normalities] = {}
+        self._severity: dict[str, SeverityHead | None] = {}
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -69,6 +71,12 @@ class Exports:
         if name not in self._normality:
             self._normality[name] = self.material.normality(name, plan=self.plan)
         return self._normality[name]
+
+    def severity(self, run_id: str) -> SeverityHead | None:
+        """A run's severity head; None where it left none."""
+        if run_id not in self._severity:
+            self._severity[run_id] = self.material.severity(run_id, plan_id=self.plan.plan_id)
+        return self._severity[run_id]
 
     def branch(self, run_id: str) -> tuple[dict[str, Any], Branch, Path]:
         """A run's words, its branch in torch, and its branch as ONNX."""
@@ -160,6 +168,22 @@ class RoleInputs:
         words, _, path = self.exports.branch(run_id)
         logits, _ = self.exports.evaluator.branch(path, self.activations[words["cut"]])
         return np.asarray(softmax(logits), dtype=np.float32), tuple(words["leaves"])
+
+    def severities(self, run_id: str) -> np.ndarray | None:
+        """How grave what each input shows is [N] by a run's exported branch; None where the run has no head for it."""
+        head = self.exports.severity(run_id)
+        if head is None:
+            return None
+        words, _, path = self.exports.branch(run_id)
+        return head.of(self.exports.evaluator.branch(path, self.activations[words["cut"]])[1])
+
+    def loudest(self, probs: np.ndarray, leaves: Leaves) -> np.ndarray:
+        """Which input speaks loudest for each part [P], of probabilities [N, L]."""
+        speaking = self.speakers(probs, leaves)
+        order = np.lexsort((-suspicion(probs, ok=ok_mask(leaves))[speaking.rows], speaking.groups))
+        first = np.unique(speaking.groups[order], return_index=True)[1]
+        loudest: np.ndarray = speaking.rows[order][first]
+        return loudest
 
     def speakers(self, probs: np.ndarray, leaves: Leaves) -> Speakers:
         """Which inputs speak for each part, over tiles of a frame and frames of a part, of probabilities [N, L]."""

@@ -41,7 +41,14 @@ def scratch_recipe(recipe: Recipe, *, cut: int, num_parts: int) -> Recipe:
     epochs = min(max(EPOCHS, math.ceil(STEPS * recipe.batch / num_parts)), MAX_EPOCHS)
     stage = Stage(cut=cut, epochs=epochs, lr_head=RATE, lr_backbone=RATE, warmup_epochs=max(1, epochs // 20))
     changes = {"init": "random", "layer_decay": 1.0, "freeze_norm": False, "schedule": "cosine", "patience": epochs}
-    changes |= {"l2_sp": 0, "replay": 0, "lora_rank": None, "average_epochs": False}
+    changes |= {
+        "l2_sp": 0,
+        "replay": 0,
+        "lora_rank": None,
+        "average_epochs": False,
+        "tasks": {},
+        "task_weights": "fixed",
+    }
     return Recipe.model_validate({**recipe.model_dump(), **changes, "stages": (stage.model_dump(),)})
 
 

@@ -39,6 +39,8 @@ def show_matrix(document: Mapping[str, Any], *, show: Console) -> None:
     for plant in plants:
         decision = document["decisions"][plant]
         show.print(f"{plant}: {decision['model']}: {decision['why']}", markup=False, soft_wrap=True)
+        if found := document.get("details", {}).get(plant, {}).get("severity"):
+            show.print(f"{plant}: severity: {found['words']}", markup=False, soft_wrap=True)
     for plant, why in document["undecided"].items():
         show.print(f"{plant}: no model: {why}", markup=False, soft_wrap=True)
     if document.get("transfer"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from jobs.run import BranchFactory, Checkpoints, Fitted, Run, World, agreed
 from jobs.schedule import halving, jumping, overfitting, rate_groups
 from jobs.selection import Score
 from jobs.supervision import Supervision
+from jobs.tasks import SeverityTask
 
 
 def fit(
@@ -72,9 +73,9 @@ def fit(
         if world.size > 1:
             raise ValueError("replay is for runs of one process")
         replay = forgetting.Replay(Supervision(known, **given), recipe.replay)
-    run = Run(
-        model, taught, objective, recipe, seed, world=world, compute=compute, on_part=tell, parent=parent, replay=replay
-    )
+    run = Run(model, taught, objective, recipe, seed, world, compute, tell, parent=parent, replay=replay)
+    if recipe.tasks:
+        run = replace(run, task=SeverityTask(taught, recipe=recipe))
     state = _restored(checkpoints.load())
     begin = at_random if recipe.init == "random" else with_head_fitted
     best = state.best if state else begin(run)
@@ -134,14 +135,15 @@ def _unfreeze(
     """Train one stage from the best so far; `best` becomes its best epoch when that wins. Returns whether it won."""
     branch = _to_be_trained(run, stage=stage, best=best)
     optimizer = _optimizer(run, branch, stage=stage)
+    learner = _with_task(run, branch, optimizer, stage=stage)
     at = resumed or _State(best, index, 0, None, None, {}, {}, 0, 1.0, {})
     mean = AveragedModel(branch) if run.recipe.average_epochs else None
     if resumed:
-        branch.load_state_dict(resumed.branch)
+        learner.load_state_dict(resumed.branch)
         optimizer.load_state_dict(resumed.optimizer)
     if mean and at.mean:
         mean.load_state_dict(at.mean)
-    wrapped = nn.parallel.DistributedDataParallel(branch, broadcast_buffers=False) if run.world.size > 1 else branch
+    wrapped = nn.parallel.DistributedDataParallel(learner, broadcast_buffers=False) if run.world.size > 1 else learner
     saved_at = clock()
     for epoch in range(at.epoch, stage.epochs):
         if at.since_best >= run.recipe.patience:
@@ -162,7 +164,7 @@ def _unfreeze(
             best.notes.append(f"stage {index + 1}, epoch {epoch + 1}: {why}, rate halved")
         at.epoch = epoch + 1
         if clock() - saved_at >= save.every_s and run.world.rank == 0:
-            at.branch, at.optimizer = copied(branch), optimizer.state_dict()
+            at.branch, at.optimizer = copied(learner), optimizer.state_dict()
             at.mean = copied(mean) if mean else {}
             save.save(_frozen(at))
             saved_at = clock()
@@ -219,6 +221,16 @@ def _optimizer(run: Run, branch: Any, *, stage: Stage) -> torch.optim.Optimizer:
             load_parent(origin, parent=run.parent, leaves=run.taught.leaves)
         forgetting.pull(optimizer, branch, towards=origin.state_dict(), strength=run.recipe.l2_sp)
     return optimizer
+
+
+def _with_task(run: Run, branch: Any, optimizer: torch.optim.Optimizer, *, stage: Stage) -> Any:
+    """The branch, with a severity head that learns beside it where the run has that task."""
+    if not run.task:
+        return branch
+    joined = run.task.joined(branch, cut=stage.cut, data=run.taught.data)
+    rate = stage.lr_head
+    optimizer.add_param_group({"params": joined.own(), "lr": rate, "base": rate, "weight_decay": 0.0})
+    return joined
 
 
 def _average_buffers(branch: nn.Module, *, world: World) -> None:

@@ -28,6 +28,8 @@ FACTORS = "factors.npz"
 EVIDENCE = "evidence.onnx"
 """Turns the `map` of a trunk or branch into a map for each leaf; absent where the head is not linear on a pooled map,
 and in bundles made before there were any."""
+SEVERITY = "severity.npz"
+"""How grave a defect is, see `plants.severity`; absent where that was not labelled, or is not worth asking."""
 MAP = "map"
 """The output of a trunk or a branch that is pooled to its features."""
 

@@ -59,7 +59,7 @@ def answered(part: PartRequest, judgement: Judgement, *, request_id: str, model:
         novelty=judgement.novelty,
         disagreement=judgement.disagreement,
         location=judgement.location,
-        severity=None,
+        severity=judgement.severity,
         frames=list(judgement.frames),
         latency_ms=latency_ms,
     )

@@ -17,7 +17,7 @@ from plants.normality import Place
 from plants.scores import softmax
 from serving.adapters import Adapter
 from serving.heads import Slot, side_by_side
-from serving.scoring import NOBODY, Floats, Known, Meter, Model, Scored, Tier, Trunk, novelty
+from serving.scoring import NOBODY, Floats, Known, Meter, Model, Scored, Tier, Trunk, novelty, severity
 from serving.sessions import KeptSession
 from serving.words import Words
 
@@ -86,16 +86,35 @@ class Ensemble:
         """What the members say together, and the distance to good parts where they are known."""
         far = novelty(self.normality, activations, places)
         if len(self.members) == 1:
-            return Scored(self.members[0].probabilities(activations), far)
-        said = self._said(activations)
-        probs = joined(said.astype(np.float64), np.asarray(self.weights), rule=self.manifest.rule)
-        return Scored(probs.astype(np.float32), far, np.moveaxis(said, 0, 1))
+            probs, grave = self.members[0].said(activations, places)
+            return Scored(probs, far, severity=grave)
+        said, each = self._said(activations, places)
+        together = joined(said.astype(np.float64), np.asarray(self.weights), rule=self.manifest.rule)
+        return Scored(together.astype(np.float32), far, np.moveaxis(said, 0, 1), severity=self._together(each))
 
-    def _said(self, activations: Mapping[int, Floats]) -> Floats:
-        """What each member says over all leaves [K, N, L], 0 where it lacks one; heads of one shape at once."""
+    def _together(self, each: Sequence[Floats | None]) -> Floats | None:
+        """The severities [N] of the members that have a head, meaned by the members' weights; None where none has."""
+        known = [(one, weight) for one, weight in zip(each, self.weights, strict=True) if one is not None]
+        if not known or not sum(weight for _, weight in known):
+            return None
+        return np.asarray(np.average([one for one, _ in known], axis=0, weights=[w for _, w in known]), np.float32)
+
+    def _said(
+        self, activations: Mapping[int, Floats], places: Sequence[Place]
+    ) -> tuple[Floats, Sequence[Floats | None]]:
+        """What each member says over all leaves [K, N, L], 0 where it lacks one, and its severities.
+
+        Heads of one shape are asked at once.
+        """
         logits = side_by_side(self._slots, activations[0]) if self._slots else None
-        probs = [one.probabilities(activations) for one in self.members] if logits is None else softmax(logits)
+        if logits is None:
+            each = [one.said(activations, places) for one in self.members]
+            probs, grave = [one for one, _ in each], [one for _, one in each]
+        else:
+            joint: Floats = softmax(logits)
+            probs = list(joint)
+            grave = [severity(one.severity, activations[0], places) for one in self.members]
         said = np.zeros((len(probs), len(probs[0]), len(self.leaves)), np.float32)
         for one, mine, columns in zip(said, probs, self._columns, strict=True):
             one[:, columns] = mine
-        return said
+        return said, grave

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from plants import bundle
-from plants.bundle import EVIDENCE, FACTORS, MANIFEST, MAP, Manifest, TrunkRef
+from plants.bundle import EVIDENCE, FACTORS, MANIFEST, MAP, SEVERITY, Manifest, TrunkRef
 from plants.certificate import int8_stage
 from plants.errors import InputError
 from plants.hashing import sha256
 from plants.normality import Normalities
+from plants.severity import SeverityHead
 from plants.variants import Shift, Variant, shift
 from serving.adapters import Adapter, read_factors
 from serving.ensemble import Ensemble
@@ -185,7 +186,8 @@ class Loader:
             if files.evidence is not None:
                 # never fetched again: that takes a while in the inference thread, and no verdict needs a map
                 maps = KeptSession(files.evidence, self._evidence, again=lambda: None, least_mb=_EVIDENCE_LEAST_MB)
-            model = Model(digest, words, trunk, branch, known, evidence=maps)
+            grave = SeverityHead.load(folder / SEVERITY) if SEVERITY in manifest.files else None
+            model = Model(digest, words, trunk, branch, known, evidence=maps, severity=grave)
         if "probe.npz" in manifest.files:
             judged = manifest.int8.probe if manifest.int8 and variant == "int8" else None
             self._probes.check(model, file=folder / "probe.npz", judged=judged)
@@ -253,7 +255,9 @@ class Probes:
         """
         with np.load(file, allow_pickle=False) as probe:
             inputs, expected = probe["inputs"][:_NUM_PROBES], probe["logits"][:_NUM_PROBES]
-        logits = model.logits(self._activations(model.trunk, inputs, cuts=model.cuts))
+            grave = probe["severity"][:_NUM_PROBES] if "severity" in probe else None
+        activations = self._activations(model.trunk, inputs, cuts=model.cuts)
+        logits = model.logits(activations)
         if judged is not None:
             stage = int8_stage(shift(expected, logits, is_named=isinstance(model, Model)), judged=judged)
             if stage.faults:
@@ -267,6 +271,10 @@ class Probes:
                 file=str(file),
                 remedy="Export the bundle again, with this runtime",
             )
+        if isinstance(model, Model) and model.severity is not None and grave is not None:
+            far = float(np.abs(model.severity.of(model.answers(activations)[1]) - grave).max(initial=0.0))
+            if not far <= PROBE_TOLERANCE:
+                raise InputError(f"gives other severities here than where it was exported ({far:.3g})", file=str(file))
 
     def _activations(self, trunk: Trunk, inputs: npt.NDArray[np.uint8], *, cuts: frozenset[int]) -> dict[int, Floats]:
         key = trunk.sha256, sha256(inputs.tobytes()), cuts

@@ -69,6 +69,8 @@ class Judgement:
     """The map that the location is of; of a part that passes where it was asked for."""
     map_problem: str | None = None
     """Why there is none, where there could be one."""
+    severity: float | None = None
+    """How grave what the loudest view shows is, 0 to 1; None of parts that pass, and where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Predictor:
             frames=self._frames(prepared, scored=scored, vectors=vectors, lone=named if len(vectors) == 1 else None),
             heat=found.heat,
             map_problem=found.problem,
+            severity=_severity(scored, row=int(loudest[at])) if is_found else None,
         )
 
     def _disagreement(self, prepared: Prepared, *, scored: Scored, vectors: Floats) -> float | None:
@@ -236,6 +239,12 @@ def _whole(pieces: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 def _box(values: npt.NDArray[np.int32]) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = values.tolist()
     return x0, y0, x1, y1
+
+
+def _severity(scored: Scored, *, row: int) -> float | None:
+    """How grave what a view shows is; None where that is not known."""
+    value = None if scored.severity is None else float(scored.severity[row])
+    return None if value is None or np.isnan(value) else round(value, 6)
 
 
 Work = tuple[Predictor, PartRequest]
@@ -327,8 +336,10 @@ def _joined(pieces: Sequence[Scored | Exception]) -> Scored | Exception:
         return next(piece for piece in pieces if isinstance(piece, Exception))
     novelties = [piece.novelty for piece in said if piece.novelty is not None]
     members = [piece.members for piece in said if piece.members is not None]
+    severities = [piece.severity for piece in said if piece.severity is not None]
     return Scored(
         np.concatenate([piece.probabilities for piece in said]),
         np.concatenate(novelties) if novelties else None,
         np.concatenate(members) if members else None,
+        severity=np.concatenate(severities) if severities else None,
     )

@@ -99,6 +99,8 @@ class Answer(Wire):
     location: Location | None
     """Null of parts that pass, and where the model has no map and the frame is in one piece."""
     severity: float | None
+    """How grave the defect is, 0 to 1 as the plant's people label it. Null of parts that pass, and at a plant where no
+    severity was labelled or the model's is not shown to be nearer to the labels than its class's median."""
     frames: list[FrameAnswer]
     latency_ms: float
     map: MapPicture | None = None

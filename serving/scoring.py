@@ -21,6 +21,7 @@ from plants.bundle import MAP
 from plants.geometry import Interpolation
 from plants.normality import Normalities, Place, evenly, goodness
 from plants.scores import softmax
+from plants.severity import SeverityHead
 from serving.adapters import Adapter
 from serving.heads import Slot, gathered
 from serving.sessions import FileRef, KeptSession, Recency, Session
@@ -42,12 +43,15 @@ class Scored:
     """[N, K, L] what each member of an ensemble says, over the scorer's leaves; None of a single model."""
     outputs: Mapping[int, Floats] | None = None
     """The trunk's, of few views; of many they would take too much memory for what a map may need of them."""
+    severity: Floats | None = None
+    """[N] how grave what a view shows is, NaN at a plant where that is not known; None where it is at no plant."""
 
     def rows(self, start: int, stop: int) -> Scored:
         """The views from `start` up to `stop`."""
         novelty, members = (None if one is None else one[start:stop] for one in (self.novelty, self.members))
         outputs = None if self.outputs is None else {cut: one[start:stop] for cut, one in self.outputs.items()}
-        return Scored(self.probabilities[start:stop], novelty, members, outputs)
+        severity = None if self.severity is None else self.severity[start:stop]
+        return Scored(self.probabilities[start:stop], novelty, members, outputs, severity)
 
 
 class Meter:
@@ -210,6 +214,8 @@ class Model:
     meter: Meter = field(default_factory=Meter)
     evidence: KeptSession | None = None
     """Where its logits come from, see `serving.maps`; None of a bundle that gives no map."""
+    severity: SeverityHead | None = None
+    """Of the features that its logits are of; None of a bundle that has none."""
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -257,12 +263,21 @@ class Model:
         return found
 
     def score(self, activations: Mapping[int, Floats], places: Sequence[Place], /) -> Scored:
-        """Probabilities over leaves, and the distance to good parts where the bundle knows them."""
-        return Scored(self.probabilities(activations), novelty(self.normality, activations, places))
+        """Probabilities over leaves, the distance to good parts and severity where the bundle knows them."""
+        probs, grave = self.said(activations, places)
+        return Scored(probs, novelty(self.normality, activations, places), severity=grave)
 
-    def probabilities(self, activations: Mapping[int, Floats]) -> Floats:
-        """Over leaves [N, L]."""
-        return np.asarray(softmax(self.logits(activations)), dtype=np.float32)
+    def said(self, activations: Mapping[int, Floats], places: Sequence[Place]) -> tuple[Floats, Floats | None]:
+        """Probabilities over leaves [N, L], and severities [N] where the bundle has a head for them."""
+        logits, features = self.answers(activations)
+        return np.asarray(softmax(logits), dtype=np.float32), severity(self.severity, features, places)
+
+    def answers(self, activations: Mapping[int, Floats]) -> tuple[Floats, Floats]:
+        """Logits [N, L], and the pooled features [N, F] that they are of; without a severity head any features."""
+        if self.severity is None or isinstance(self.branch, Slot):
+            return self.logits(activations), activations[self.manifest.cut]
+        logits, features = self.branch.run(["logits", "features"], {"activation": activations[self.manifest.cut]})
+        return logits, features
 
 
 def novelty(known: Known, activations: Mapping[int, Floats], places: Sequence[Place]) -> Floats | None:
@@ -271,6 +286,11 @@ def novelty(known: Known, activations: Mapping[int, Floats], places: Sequence[Pl
     The trunk's, not a branch's: a part keeps its novelty when its plant's model changes.
     """
     return None if known.is_empty else known.score(activations[0], places)
+
+
+def severity(head: SeverityHead | None, features: Floats, places: Sequence[Place]) -> Floats | None:
+    """How grave what each view shows is [N]; None without a head."""
+    return None if head is None else head.at(features, places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,7 +366,9 @@ def scored_runs(
         try:
             if logits:
                 said = np.asarray(softmax(np.stack(logits[at])), dtype=np.float32)
-                found.append(Scored(said, novelty(scorer.normality, rows, places[at])))
+                far, here = novelty(scorer.normality, rows, places[at]), places[at]
+                grave = severity(scorer.severity, rows[0], here) if isinstance(scorer, Model) else None
+                found.append(Scored(said, far, severity=grave))
             else:
                 found.append(scorer.score(rows, places[at]))
         except Exception as error:  # one plant's model fails: its parts hear of it, the batch goes on

@@ -155,8 +155,10 @@ class Works:
         sharpness: float = SHARPNESS,
         with_probe: bool = True,
         normality: Any = None,
+        severity: Any = None,
+        recorded: float = 0.0,
     ) -> str:
-        """Publishes a bundle and returns its digest."""
+        """Publishes a bundle and returns its digest. recorded: added to the severities of its probe."""
         folder = self.root / "exports" / name
         make_branch(folder / "branch.onnx", cut=cut, leaves=leaves, sharpness=sharpness)
         if with_probe:
@@ -164,8 +166,11 @@ class Works:
             trunk = onnxruntime.InferenceSession(str(self.trunk), providers=["CPUExecutionProvider"])
             branch = onnxruntime.InferenceSession(str(folder / "branch.onnx"), providers=["CPUExecutionProvider"])
             (activation,) = trunk.run([f"cut{cut}"], {"images": inputs})
-            (logits,) = branch.run(["logits"], {"activation": activation})
-            np.savez(folder / "probe.npz", inputs=inputs, logits=logits)
+            logits, features = branch.run(["logits", "features"], {"activation": activation})
+            grave = {} if severity is None else {"severity": severity.of(features) + recorded}
+            np.savez(folder / "probe.npz", inputs=inputs, logits=logits, **grave)
+        if severity is not None:
+            severity.save(folder / "severity.npz")
         if normality is not None:
             normality.save(folder / "normality.npz")
         manifest = self.manifest(serves=serves or {"mill": plant_view()}, leaves=leaves, cut=cut, name=name)
