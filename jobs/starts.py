@@ -38,7 +38,7 @@ class Worth:
 def judge(run: Run, *, pretrained: Worth | None = None) -> dict[str, Any]:
     """What the start of the run's parent is worth against the pretrained one, see `jobs.adapt.judged`.
 
-    pretrained: `worth_of` the same run without its parent, where that is known.
+    pretrained: `worth_of` the same run without its parent, judged by the same lots, where that is known.
     """
     parent = run.parent
     assert parent is not None, "there is no donor to judge"
@@ -65,7 +65,7 @@ def worth_of(run: Run, *, known: Collection[str] = ()) -> Worth:
     logits = torch.zeros(len(STRENGTHS), len(fold), len(taught.leaves))
     for one in range(FOLDS):
         at, rows = torch.from_numpy(fold == one), torch.from_numpy(fold[origin] != one) & (whole.weights > 0)
-        if not rows.any():
+        if not len(ids) or not rows.any():
             return Worth(np.zeros(0), np.zeros(0, dtype=object))
         lesson = whole.rows(0).and_rows(whole, rows)
         with torch.enable_grad():

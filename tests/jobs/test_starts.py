@@ -88,12 +88,15 @@ def test_no_head_has_seen_the_lot_that_it_judges(tmp_path):
     assert float(starts.worth_of(run).losses.mean()) > 0.6
 
 
-@pytest.mark.parametrize(("num_train", "num_select"), [(2, 0), (2, 2)])
-def test_of_lots_too_few_to_leave_one_out_nothing_is_said(tmp_path, num_train, num_select):
+@pytest.mark.parametrize(
+    ("num_train", "num_select", "learned_from", "num_lots"),
+    [(2, 0, (), 0), (2, 2, (), 2), (40, 0, ("north",), 0), (8, 10, (), 9)],
+)
+def test_of_too_few_lots_no_harm_is_said_and_nothing_refused(tmp_path, num_train, num_select, learned_from, num_lots):
     run = begun(tmp_path, num_train=num_train, num_select=num_select)
-    found = starts.judge(replace(run, parent=donor(run)))
-    assert found["low"] is None
-    assert not found["refused"]
+    found = starts.judge(replace(run, parent=donor(run, is_blind=True, learned_from=learned_from)))
+    assert (found["n_lots"], found["low"], found["refused"]) == (num_lots, None, False)
+    assert (found["difference"] is None) == (num_lots == 0)
 
 
 def test_the_pretrained_start_measured_once_for_many_donors_gives_each_the_same_judgement(tmp_path):
