@@ -1,7 +1,7 @@
 """Starting from what other runs have learned: warm starts, their donors' guard, and means of weights.
 
-A donor is the run whose branch another run starts from. It is judged before it is built upon: where its start is shown
-to be worse on `select` than the pretrained one, the run is refused.
+A donor is the run whose branch another run starts from. It is judged before it is built upon (`jobs.starts`): where its
+start is shown to be worse at the run's plants than the pretrained one, the run is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from jobs.head import Head
 from plants.stats import MIN_LOTS, paired_bootstrap
 
 BLOCK = 256
+LEVEL = 0.9
+"""Of the interval of a donor's gain: it lies below 0 for one harmless donor in twenty."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Parent:
     """Whether it is the run's own earlier state, which is judged and never refused: new rows may show another light."""
     is_whole: bool = False
     """Whether its head may serve as it is, where one fitted to the child's rows is no better."""
+    learned_from: tuple[str, ...] = ()
+    """The plants whose train rows it or its own parents have learned from: there only `select` judges it."""
 
 
 def copied(branch: nn.Module) -> dict[str, Tensor]:
@@ -96,28 +100,30 @@ def mean_of(
 def judged(
     parent: str, *, donor: np.ndarray, pretrained: np.ndarray, lots: np.ndarray, is_itself: bool = False
 ) -> dict[str, Any]:
-    """What a donor's start is worth against the pretrained one: `{parent, difference, low, high, refused}`.
+    """What a donor's start is worth against the pretrained one: `{parent, difference, low, high, n_lots, refused}`.
 
-    donor, pretrained: log-likelihood of every select part [P] by a head on the features of either, fitted without the
-    part's lot. The difference is a part's mean gain by the donor, in nats. Refused where its 95 % interval over lots
+    donor, pretrained: log-likelihood of every part [P] by a head on the features of either, fitted without the part's
+    lot. The difference is a part's mean gain by the donor, in nats. Refused where its interval at `LEVEL` over lots
     lies below 0; too few lots for an interval refuse nothing, and no run refuses its own earlier state.
     """
+    given = {"parent": parent, "n_lots": len(set(lots))}
     if not len(lots):
-        return {"parent": parent, "difference": None, "low": None, "high": None, "refused": False}
+        return {**given, "difference": None, "low": None, "high": None, "refused": False}
+    gain = donor - pretrained
     found = paired_bootstrap(
-        lots, lambda draws: draws @ donor / draws.sum(1), lambda draws: draws @ pretrained / draws.sum(1), seed=0
+        lots, lambda draws: draws @ gain / draws.sum(1), lambda draws: np.zeros(len(draws)), seed=0, level=LEVEL
     )
     is_refused = found.high is not None and found.high < 0 and not is_itself
-    return {"parent": parent, "difference": found.diff, "low": found.low, "high": found.high, "refused": is_refused}
+    return {**given, "difference": found.diff, "low": found.low, "high": found.high, "refused": is_refused}
 
 
-def words(found: Mapping[str, Any], *, num_lots: int) -> str:
+def words(found: Mapping[str, Any]) -> str:
     """The judgement of a donor as a sentence."""
-    name = f"donor {found['parent']}"
+    name, num_lots = f"donor {found['parent']}", found["n_lots"]
     if found["difference"] is None:
-        return f"{name}: no select part to judge its start by"
+        return f"{name}: no labelled part to judge its start by"
     side = "better" if found["difference"] > 0 else "worse"
-    what = f"its start is {abs(found['difference']):.3f} nats a select part {side} than the pretrained one"
+    what = f"its start is {abs(found['difference']):.3f} nats a part {side} than the pretrained one"
     if found["low"] is None:
         few = f"lots: {num_lots}, fewer than {MIN_LOTS}" if num_lots < MIN_LOTS else "there is no interval"
         return f"{name}: {what}; {few}, so harm is not shown"

@@ -1,7 +1,7 @@
 """How a run begins: a head fitted to the features of the pretrained or its parent's net, or random weights.
 
 A head fitted to `select` too is judged there out of fold; stages and children go on from a softer one that has not seen
-it. A parent's start is judged against the pretrained one (`jobs.adapt`).
+it. A parent's start is judged against the pretrained one (`jobs.starts`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs import adapt
+from jobs import adapt, starts
 from jobs.adapt import copied, load_parent
 from jobs.head import Head, HeadFit, Lesson
 from jobs.reweighting import measure, sentences
@@ -40,37 +40,20 @@ def with_head_fitted(run: Run) -> Fitted:
     branch = run.model.new_branch(cut, taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
     prior = load_parent(branch, parent=parent, leaves=taught.leaves) if parent else None
     whole = (copied(branch), taught.judge_branch(branch, cut=cut)) if parent and parent.is_whole else None
-    fitted, losses = _on_features(run, branch, cut=cut, prior=prior)
+    fitted = _on_features(run, branch, cut=cut, prior=prior)
     if whole and whole[1].beats(fitted.score):
         state, found = whole
         fitted = Fitted(cut, taught.leaves, state, score=found, start=state, notes=["the head is the parents'"])
     if parent and parent.is_whole:
         fitted.notes.insert(0, parent.name)
     elif parent:
-        if run.replay:
-            losses = _on_features(replace(run, replay=None), branch, cut=cut, prior=prior)[1]
-        pretrained = losses_of_start(replace(run, parent=None, replay=None))
-        lots = taught.part_lots
-        fitted.donor = adapt.judged(
-            parent.name, donor=-losses, pretrained=-pretrained, lots=lots, is_itself=parent.is_itself
-        )
-        fitted.notes.append(adapt.words(fitted.donor, num_lots=len(set(lots))))
+        fitted.donor = starts.judge(run)
+        fitted.notes.append(adapt.words(fitted.donor))
     return fitted
 
 
-def losses_of_start(run: Run) -> np.ndarray:
-    """The loss of every select part [P] by a head on the parent's features, without one on the pretrained ones.
-
-    Judged out of fold, by lot. This is what a donor is judged by, before it is built upon and in `jobs.donors`.
-    """
-    cut = run.parent.cut if run.parent else 0
-    branch = run.model.new_branch(cut, run.taught.leaves, seed=run.seed, dropout=run.recipe.dropout)
-    prior = load_parent(branch, parent=run.parent, leaves=run.taught.leaves) if run.parent else None
-    return _on_features(run, branch, cut=cut, prior=prior)[1]
-
-
-def _on_features(run: Run, branch: Any, *, cut: int, prior: Head | None) -> tuple[Fitted, np.ndarray]:
-    """The branch with a head fitted to these rows, and the loss of every select part [P], judged out of fold."""
+def _on_features(run: Run, branch: Any, *, cut: int, prior: Head | None) -> Fitted:
+    """The branch with a head fitted to these rows."""
     taught = run.taught
     views = min(d.views for d in taught.data.plants)
     lesson = _lesson(taught, branch, cut=cut, ids=taught.train_ids, views=range(views))
@@ -80,7 +63,6 @@ def _on_features(run: Run, branch: Any, *, cut: int, prior: Head | None) -> tupl
     if run.replay and prior:
         old = run.replay.taught
         lesson, weight = run.replay.beside(lesson, _lesson(old, branch, cut=cut, ids=old.train_ids, views=range(1)))
-    losses = np.zeros(0)
     with torch.enable_grad():
         heads = HeadFit(lesson, prior=prior)
         head, found, strength, soft = heads.best(lambda head: taught.judge_rows(head.logits(select.features)))
@@ -88,14 +70,14 @@ def _on_features(run: Run, branch: Any, *, cut: int, prior: Head | None) -> tupl
         if has_select:
             more = replace(select, weights=select.weights * views * weight)
             head, logits = _knowing_select(heads, more, head=head, strength=strength, taught=taught)
-            found, losses = taught.judge_rows(logits), taught.part_losses(logits)
+            found = taught.judge_rows(logits)
     branch.adopt_head(soft.weight, soft.bias, taught.leaves)
     start = copied(branch)
     branch.adopt_head(head.weight, head.bias, taught.leaves)
     whose = "the parent's" if prior else "frozen"
     what = f"head fitted on {whose} features, L2 {strength:g}"
     told: dict[str, Any] = {"notes": [what, *sentences(effect)], "reweighting": effect}
-    return Fitted(cut=cut, leaves=taught.leaves, state=copied(branch), score=found, start=start, **told), losses
+    return Fitted(cut=cut, leaves=taught.leaves, state=copied(branch), score=found, start=start, **told)
 
 
 def _lesson(taught: Supervision, branch: Any, *, cut: int, ids: np.ndarray, views: range) -> Lesson:

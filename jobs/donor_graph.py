@@ -21,9 +21,10 @@ NUM_DRAWN = 20
 """Of more plants there is no picture, and a table of what is shown alone."""
 EXPLAINED = (
     "What a start from the row's own model is worth at the column's plant against the pretrained start: nats of "
-    "log-likelihood a select part, by heads fitted out of fold by lot, with 95 % intervals over lots. A donor harms "
-    "where its interval lies below 0: a run that would start from it is refused. That it helps is said where Holm's "
-    "correction over all arrows allows it at 5 %. No stage was trained for these figures."
+    "log-likelihood a part, by heads fitted out of fold by lot to train and select, with 90 % intervals over lots. A "
+    "donor harms where its interval lies below 0, which befalls one harmless donor in twenty: a run that would start "
+    "from it is refused. That it helps is said where Holm's correction over all arrows allows it at 5 %. No stage was "
+    "trained for these figures."
 )
 
 
@@ -85,7 +86,7 @@ def donor_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         if words in {row["words"] for row in rows}
     ]
     axes.legend(handles=keys, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axes.set_title("Gain at the start, nats a select part", fontsize=10, loc="left")
+    axes.set_title("Gain at the start, nats a part", fontsize=10, loc="left")
     return figure
 
 

@@ -99,7 +99,8 @@ def known_plants(spec: RunSpec, *, fleet: Fleet, plan: Plan) -> tuple[str, ...]:
 def parent_of(run_id: str, *, material: Material, plan: Plan) -> Parent:
     """What a finished run of the plan left for others to start from."""
     words, start, _ = material.load(run_id, plan_id=plan.plan_id, what="start")
-    return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=run_id)
+    taught_by = plan.learned_from([run_id])
+    return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=run_id, learned_from=taught_by)
 
 
 def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
@@ -107,7 +108,8 @@ def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
     if spec.start:
         plan_id, _, run_id = spec.start.partition("/")
         words, start, _ = material.load(run_id, plan_id=plan_id, what="start")
-        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=spec.start, is_itself=True)
+        given = {"name": spec.start, "is_itself": True, "learned_from": spec.plants}
+        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, **given)
     found = []
     for run_id in spec.sources:
         words = material.store.read_json(f"runs/{plan.plan_id}/{run_id}/model.json")

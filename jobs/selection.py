@@ -57,9 +57,11 @@ class SelectSet:
     costs: Costs
 
 
-def select_set(data: PlantData, *, leaf_sets: dict[str, tuple[str, ...]], leaves: Sequence[str]) -> SelectSet:
-    """The select rows of a plant, grouped into frames and parts."""
-    rows = data.rows.iloc[data.num_train :]
+def select_set(
+    data: PlantData, *, leaf_sets: dict[str, tuple[str, ...]], leaves: Sequence[str], with_train: bool = False
+) -> SelectSet:
+    """The select rows of a plant, or all its rows, grouped into frames and parts."""
+    rows = data.rows if with_train else data.rows.iloc[data.num_train :]
     frames, frame_groups = np.unique(rows["frame"].to_numpy(dtype=object), return_inverse=True)
     first = rows.drop_duplicates("frame").set_index("frame").loc[list(frames)]
     part_ids, part_groups = np.unique(first["part_id"].to_numpy(dtype=object), return_inverse=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jobs.activations import RunData
 from jobs.losses import balanced_weights, label_targets
-from jobs.selection import Score, SelectSet, part_losses, score, select_set
+from jobs.selection import Score, SelectSet, score, select_set
 from plants.scores import softmax
 
 
@@ -28,7 +28,7 @@ class Supervision:
         is_balanced: bool = True,
     ) -> None:
         """is_balanced: False and every row weighs 1, whatever its class and plant."""
-        self.data, self.leaves = data, tuple(leaves)
+        self.data, self.leaves, self.leaf_sets = data, tuple(leaves), leaf_sets
         self.train_ids = data.train_ids
         if not len(self.train_ids):
             raise ValueError("there are no training rows")
@@ -62,9 +62,13 @@ class Supervision:
             select_set(source, leaf_sets=leaf_sets[source.plant.name], leaves=self.leaves) for source in data.plants
         ]
 
-    def folds(self, count: int) -> np.ndarray:
-        """Fold of every select row, in the order of `select_ids`: a lot lies in one, a rare label in many."""
-        table = pd.DataFrame({name: self.data.column(name)[self.select_ids] for name in ("lot", "label")})
+    def folds(self, count: int, *, ids: np.ndarray | None = None) -> np.ndarray:
+        """Fold of these rows, or of every select row in the order of `select_ids`.
+
+        A lot lies in one, a rare label in many.
+        """
+        rows = self.select_ids if ids is None else ids
+        table = pd.DataFrame({name: self.data.column(name)[rows] for name in ("lot", "label")})
         table["size"] = table.groupby("label")["label"].transform("size")
         lots = table.sort_values(["size", "label", "lot"]).drop_duplicates("lot")["lot"]
         return (
@@ -81,16 +85,6 @@ class Supervision:
         """The score on select of logits [N, L] in the order of `select_ids`."""
         blocks = self._by_plant(logits)
         return self.judge(lambda i: blocks[i])
-
-    def part_losses(self, logits: Tensor) -> np.ndarray:
-        """-log likelihood of every select part [P] by logits [N, L] in the order of `select_ids`."""
-        blocks = zip(self._by_plant(logits), self.sets, strict=True)
-        return np.concatenate([part_losses(softmax(block.numpy()), among=s) for block, s in blocks if len(s.truth)])
-
-    @property
-    def part_lots(self) -> np.ndarray:
-        """The lot of every select part [P], in the order of `part_losses`."""
-        return np.concatenate([s.lots for s in self.sets])
 
     def _by_plant(self, logits: Tensor) -> Sequence[Tensor]:
         ends = np.cumsum([len(self.data.select_ids(i)) for i in range(len(self.sets))])

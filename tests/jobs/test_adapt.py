@@ -99,7 +99,7 @@ def test_a_refused_run_trains_no_stage_and_says_what_was_measured(tmp_path, monk
     one_stage = Recipe(stages=(Stage(cut=1, epochs=2),), views=2)
     fitted = fit(Curved(), **run_of(data), recipe=one_stage, seed=0, parent=donor, on_epoch=rows.append)
     assert (rows, fitted.history) == ([], [])
-    assert set(fitted.donor) == {"parent", "difference", "low", "high", "refused"}
+    assert set(fitted.donor) == {"parent", "difference", "low", "high", "n_lots", "refused"}
     assert "own-south-s0" in fitted.notes[-1]
     assert fitted.notes[-1].endswith("refused")
 
@@ -115,7 +115,7 @@ def lots(num: int, *, of: int = 2) -> np.ndarray:
         (20, 0.5, False, "better"),
         (20, 0.0, False, "harm is not shown"),
         (9, -0.5, False, "lots: 9, fewer than 10, so harm is not shown"),
-        (0, -0.5, False, "no select part to judge its start by"),
+        (0, -0.5, False, "no labelled part to judge its start by"),
     ],
 )
 def test_only_harm_that_the_lots_show_refuses_a_donor(num_lots, gain, refused, said):
@@ -125,14 +125,14 @@ def test_only_harm_that_the_lots_show_refuses_a_donor(num_lots, gain, refused, s
     found = judged("p", donor=base + gain + noise - (noise.mean() if num_lots else 0), pretrained=base,
                    lots=lots(2 * num_lots))  # fmt: skip
     assert found["refused"] is refused
-    assert words(found, num_lots=num_lots).endswith(said)
+    assert words(found).endswith(said)
 
 
-def test_a_donor_that_differs_by_chance_is_refused_in_about_one_run_of_forty():
+def test_a_donor_that_differs_by_chance_is_refused_in_about_one_run_of_twenty():
     rng = np.random.default_rng(1)
     zero = np.zeros(40)
     refused = [judged("p", donor=rng.normal(0, 1, 40), pretrained=zero, lots=lots(40))["refused"] for _ in range(400)]
-    assert 0.01 < np.mean(refused) < 0.045
+    assert 0.03 < np.mean(refused) < 0.075
 
 
 def test_the_mean_of_two_branches_is_the_mean_of_their_weights_and_of_their_heads_by_leaf(tmp_path):
