@@ -22,9 +22,9 @@ NUM_DRAWN = 20
 EXPLAINED = (
     "What a start from the row's own model is worth at the column's plant against the pretrained start: nats of "
     "log-likelihood a part, by heads fitted out of fold by lot to train and select, with 90 % intervals over lots. A "
-    "donor harms where its interval lies below 0, which befalls one harmless donor in twenty: a run that would start "
-    "from it is refused. That it helps is said where Holm's correction over all arrows allows it at 5 %. No stage was "
-    "trained for these figures."
+    "donor harms where its interval lies below 0, which befalls about one harmless donor in twelve: a run that would "
+    "start from it is refused. That it helps is said where Holm's correction over all arrows allows it at 5 %. No "
+    "stage was trained for these figures."
 )
 
 

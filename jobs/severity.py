@@ -37,7 +37,8 @@ def judged(
     """
     plant = among[0].plant
     rows = exports.material.rows(plant.name)
-    learned = rows[(rows["role"] == "train") & rows["class"].isin(plant.defects)].drop_duplicates("part_id")
+    learned = rows[(rows["role"] == "train") & rows["class"].isin(plant.defects)]
+    learned = learned.astype({"severity": np.float64}).groupby("part_id").agg({"class": "first", "severity": "max"})
     known = medians(learned["class"].to_numpy(dtype=object), learned["severity"].to_numpy(np.float64))
     pieces = [_answers(one, members=members, mix=mix, known=known) for one in among] if known else []
     pieces = [piece for piece in pieces if piece is not None and len(piece[0])]

@@ -21,7 +21,9 @@ from jobs.activations import RunData
 from jobs.adapt import Parent, load_parent
 from jobs.recipe import Recipe
 from jobs.run import BranchFactory, Fitted
+from jobs.selection import part_losses
 from jobs.supervision import Supervision, forward
+from plants.scores import softmax
 from plants.severity import FEWEST, SeverityHead
 from plants.stats import paired_bootstrap
 
@@ -113,7 +115,7 @@ def better(alone: Fitted, joint: Fitted, *, model: BranchFactory, taught: Superv
     is_harmless, harm = joint.score.beats(alone.score), "the class task alone kept no stage"
     if alone.start is alone.state:
         gap = paired_bootstrap(
-            taught.part_lots,
+            np.concatenate([among.lots for among in taught.sets]),
             lambda draws: draws @ losses / draws.sum(1),
             lambda draws: draws @ losses_alone / draws.sum(1),
             seed=0,
@@ -141,4 +143,6 @@ def _side(fitted: Fitted, *, model: BranchFactory, taught: Supervision) -> tuple
     known = np.isfinite(truth)
     is_judged = head is not None and known.any()
     mae = float(np.abs(head.of(features.numpy()[known]) - truth[known]).mean()) if head and is_judged else None
-    return mae, taught.part_losses(logits)
+    ends = np.cumsum([len(data.select_ids(i)) for i in range(len(taught.sets))])
+    blocks = zip(torch.tensor_split(logits, torch.from_numpy(ends[:-1])), taught.sets, strict=True)
+    return mae, np.concatenate([part_losses(softmax(one.numpy()), among=s) for one, s in blocks if len(s.truth)])

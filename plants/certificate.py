@@ -86,11 +86,15 @@ class Certificate(Config):
     takt_ms: float | None = None
     """What the line gives a part; None where `parts_per_hour` is not known."""
     made_at: str
+    is_merged: bool = False
+    """Whether an adapter was served as a branch of its own here, which is quicker than from shared stages."""
 
     @property
     def key(self) -> str:
         """Its name in the store."""
-        return key(bundle=self.bundle, policy=self.policy, host=self.host, variant=self.variant)
+        return key(
+            bundle=self.bundle, policy=self.policy, host=self.host, variant=self.variant, is_merged=self.is_merged
+        )
 
     @property
     def faults(self) -> list[str]:
@@ -105,9 +109,10 @@ class Certificate(Config):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False)
 
 
-def key(*, bundle: str, policy: str, host: Host, variant: Variant) -> str:
+def key(*, bundle: str, policy: str, host: Host, variant: Variant, is_merged: bool = False) -> str:
     """Where the certificate lies in the store."""
-    about = {"bundle": bundle, "policy": policy, "host": host.model_dump(mode="json"), "variant": variant}
+    about: dict[str, Any] = {"bundle": bundle, "policy": policy, "variant": variant}
+    about |= {"host": host.model_dump(mode="json"), **({"is_merged": True} if is_merged else {})}
     return f"certificates/{bundle}/{_digest(about)}.json"
 
 

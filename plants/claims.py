@@ -45,7 +45,7 @@ def described(
         "pose": cells.column("pose"),
         "lot": _first(lot, part),
         "class": names,
-        "severity": cells.column("severity", functools.partial(number, name="severity")),
+        "severity": cells.column("severity", _severity),
         **dict(zip(CORNERS, cells.boxes().T, strict=True)),
         "captured_at": cells.times("captured_at").array,
         "environment": _environments(cells, plant=plant),
@@ -93,6 +93,13 @@ class _Classes:
         if state != "occurs":
             raise Refused(f"class {name!r} is declared {state} at this plant; set its state to occurs")
         return name
+
+
+def _severity(text: str) -> float:
+    severity = number(text, name="severity")
+    if not 0 <= severity <= 1:
+        raise Refused(f"severity {severity:g} is not within 0..1")
+    return severity
 
 
 def _sample_prob(text: str) -> float:

@@ -17,7 +17,6 @@ import asyncio
 import heapq
 import itertools
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -65,13 +64,11 @@ class Batcher(Generic[Job, Result]):
         """A heap by start tag and arrival."""
         self._arrivals = itertools.count()
         self._finish: dict[str, float] = {}
-        """Where each lane's latest job ends, in bytes of virtual time."""
-        self._in_line: Counter[str] = Counter()
-        """Jobs that wait, by lane."""
+        """Where each lane's latest job ends, in bytes of virtual time, of lanes that have not had their share yet."""
         self._now = 0.0
-        """Virtual time: bytes that each lane in line was served, or could have been."""
-        self._in_service = 0.0
-        """What the work that was taken last adds to it, once it is done."""
+        """Virtual time: bytes that each such lane was served, or could have been."""
+        self._in_service = 0
+        """Bytes of the work that was taken last."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
@@ -91,7 +88,6 @@ class Batcher(Generic[Job, Result]):
                 raise Busy
             start = max(self._now, self._finish.get(lane, 0.0))
             self._finish[lane] = start + max(weight, MIN_WEIGHT)
-            self._in_line[lane] += 1
             heapq.heappush(self._waiting, (start, next(self._arrivals), _Waiting(job, future, loop, lane, weight)))
             self._changed.notify()
         return await future
@@ -115,9 +111,22 @@ class Batcher(Generic[Job, Result]):
 
     def _forget_gone(self) -> None:
         """Jobs whose sender left, or whose deadline passed, hold no place."""
+        for _, _, one in self._waiting:
+            if one.future.done():
+                self._refund(one)
         self._waiting = [one for one in self._waiting if not one[2].future.done()]
-        self._in_line = Counter(one[2].lane for one in self._waiting)
         heapq.heapify(self._waiting)
+
+    def _refund(self, one: _Waiting[Job, Result]) -> None:
+        """What was never done costs its lane no turn: a plant whose parts are late would fall ever farther behind."""
+        if one.lane in self._finish:
+            self._finish[one.lane] -= max(one.weight, MIN_WEIGHT)
+
+    def _advance(self) -> None:
+        """Time goes on by the work that is done, shared by the lanes that it kept waiting and by those it was for."""
+        num_lanes = max(1, min(len(self._finish), 2 * len(self._waiting)))
+        self._now, self._in_service = self._now + self._in_service / num_lanes, 0
+        self._finish = {lane: end for lane, end in self._finish.items() if end > self._now}
 
     def _take(self) -> list[_Waiting[Job, Result]]:
         with self._changed:
@@ -125,20 +134,19 @@ class Batcher(Generic[Job, Result]):
                 self._changed.wait()
             taken: list[_Waiting[Job, Result]] = []
             room = MAX_WEIGHT
-            self._now, self._in_service = self._now + self._in_service, 0.0
+            self._advance()
             while self._waiting and len(taken) < self._max_batch:
                 start, _, one = self._waiting[0]
                 if taken and not one.future.done() and one.weight > room:
                     break
                 heapq.heappop(self._waiting)
-                if not one.future.done():
+                if one.future.done():
+                    self._refund(one)
+                else:
                     taken.append(one)
                     room -= one.weight
                     self._now = max(self._now, start)
-                    self._in_service += max(one.weight, MIN_WEIGHT) / len(self._in_line)
-                self._in_line[one.lane] -= 1
-                if not self._in_line[one.lane]:
-                    del self._in_line[one.lane]
+                    self._in_service += max(one.weight, MIN_WEIGHT)
             return taken
 
     def _work(self) -> None:

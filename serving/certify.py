@@ -96,7 +96,8 @@ class Certifier:
         Raises InputError where there can be none, with the reason: then the route must not go live here.
         """
         scorer = predictor.scorer
-        name = key(bundle=scorer.digest, policy=policy, host=self._host, variant=variant_of(scorer))
+        variant, is_merged = variant_of(scorer), self._is_merged(scorer)
+        name = key(bundle=scorer.digest, policy=policy, host=self._host, variant=variant, is_merged=is_merged)
         with self._turns.of(name):
             known = self._known(name)
             if known is None:
@@ -133,7 +134,11 @@ class Certifier:
             num_timed=len(times),
             takt_ms=takt,
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            is_merged=self._is_merged(scorer),
         )
+
+    def _is_merged(self, scorer: Scorer) -> bool:
+        return scorer.tier == "branch" and self._loader.manifest(scorer.digest).stages is not None
 
     def _stages(self, predictor: Predictor) -> Iterator[Stage]:
         scorer = predictor.scorer

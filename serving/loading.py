@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -186,12 +186,26 @@ class Loader:
             if files.evidence is not None:
                 # never fetched again: that takes a while in the inference thread, and no verdict needs a map
                 maps = KeptSession(files.evidence, self._evidence, again=lambda: None, least_mb=_EVIDENCE_LEAST_MB)
-            grave = SeverityHead.load(folder / SEVERITY) if SEVERITY in manifest.files else None
-            model = Model(digest, words, trunk, branch, known, evidence=maps, severity=grave)
+            model = Model(digest, words, trunk, branch, known, evidence=maps)
         if "probe.npz" in manifest.files:
             judged = manifest.int8.probe if manifest.int8 and variant == "int8" else None
             self._probes.check(model, file=folder / "probe.npz", judged=judged)
+            if SEVERITY in manifest.files and variant == "float" and isinstance(model, Model):
+                model = self._with_severity(model, folder=folder)
         return model
+
+    def _with_severity(self, model: Model, *, folder: Path) -> Model:
+        """The model with its severity head, where that answers here as at export: no verdict needs one.
+
+        In float, in which it was proven.
+        """
+        try:
+            graver = replace(model, severity=SeverityHead.load(folder / SEVERITY))
+            self._probes.check_severity(graver, file=folder / "probe.npz")
+        except InputError as error:
+            log.warning("bundle of %s is served without severities: %s", model.manifest.name, error)
+            return model
+        return graver
 
     def _read(self, digest: str) -> tuple[Path, Manifest]:
         folder = self._folder_of(digest)
@@ -216,15 +230,24 @@ class Loader:
         """A head among the others where the branch is one, factors on shared stages where it has any, or a session."""
         file = files.branch
         assert file is not None
-        if manifest.stages and files.factors is not None and not self._merge_adapters:
-            stages = FileRef(self._trunk_of(manifest.stages), manifest.stages)
-            session = self._stages.get(stages.sha256, lambda: open_branch(checked(stages)))
+        if files.factors is not None and not self._merge_adapters and (session := self._shared_stages(manifest)):
             return Adapter(session, read_factors(files.factors.path, stages=session))
         if manifest.cut == 0:
             head = affine(open_session(checked(file)), num_features=trunk.num_features)
             if head is not None:
                 return self._heads.put(*head)
         return KeptSession(file, self._branches, again=self._fetching(digest))
+
+    def _shared_stages(self, manifest: Manifest) -> Session | None:
+        """The session that adapters share; None where the stages cannot be had, as `branch.onnx` answers the same."""
+        if manifest.stages is None:
+            return None
+        digest = manifest.stages
+        try:
+            return self._stages.get(digest, lambda: open_branch(checked(FileRef(self._trunk_of(digest), digest))))
+        except Exception as error:  # the store is away, or has them no more
+            log.warning("bundle of %s is served from a branch of its own: %s", manifest.name, error)
+            return None
 
     def _fetching(self, digest: str) -> Callable[[], object]:
         return lambda: self._again and self._again(digest)
@@ -255,9 +278,7 @@ class Probes:
         """
         with np.load(file, allow_pickle=False) as probe:
             inputs, expected = probe["inputs"][:_NUM_PROBES], probe["logits"][:_NUM_PROBES]
-            grave = probe["severity"][:_NUM_PROBES] if "severity" in probe else None
-        activations = self._activations(model.trunk, inputs, cuts=model.cuts)
-        logits = model.logits(activations)
+        logits = model.logits(self._activations(model.trunk, inputs, cuts=model.cuts))
         if judged is not None:
             stage = int8_stage(shift(expected, logits, is_named=isinstance(model, Model)), judged=judged)
             if stage.faults:
@@ -271,10 +292,20 @@ class Probes:
                 file=str(file),
                 remedy="Export the bundle again, with this runtime",
             )
-        if isinstance(model, Model) and model.severity is not None and grave is not None:
-            far = float(np.abs(model.severity.of(model.answers(activations)[1]) - grave).max(initial=0.0))
-            if not far <= PROBE_TOLERANCE:
-                raise InputError(f"gives other severities here than where it was exported ({far:.3g})", file=str(file))
+
+    def check_severity(self, model: Model, *, file: Path) -> None:
+        """Raises InputError unless the model gives the severities that are recorded in the file."""
+        assert model.severity is not None
+        with np.load(file, allow_pickle=False) as probe:
+            if "severity" not in probe:
+                raise InputError("the probe has no severities", file=str(file))
+            inputs, expected = probe["inputs"][:_NUM_PROBES], probe["severity"][:_NUM_PROBES]
+        _, features = model.answers(self._activations(model.trunk, inputs, cuts=model.cuts))
+        if features.shape[1:] != model.severity.weight.shape:
+            raise InputError("the severity head is of other features", file=str(file))
+        far = float(np.abs(model.severity.of(features) - expected).max(initial=0.0))
+        if not far <= PROBE_TOLERANCE:
+            raise InputError(f"gives other severities here than where it was exported ({far:.3g})", file=str(file))
 
     def _activations(self, trunk: Trunk, inputs: npt.NDArray[np.uint8], *, cuts: frozenset[int]) -> dict[int, Floats]:
         key = trunk.sha256, sha256(inputs.tobytes()), cuts

@@ -93,7 +93,7 @@ def test_a_refused_run_leaves_words_and_no_weights_and_a_mean_does_without_it(wo
     for run_id in ("pooled-s0", "own-arden-s0"):
         fit_run(plan.run(run_id), material=material, plan=plan)
     with monkeypatch.context() as patch:
-        harm = {"difference": -0.5, "low": -0.9, "high": -0.1, "refused": True}
+        harm = {"difference": -0.5, "low": -0.9, "high": -0.1, "n_lots": 40, "refused": True}
         patch.setattr("jobs.adapt.judged", lambda parent, **given: {"parent": parent, **harm})
         assert fit_run(plan.run("warm-arden-s0"), material=material, plan=plan).is_refused
     prefix = f"runs/{plan.plan_id}/warm-arden-s0"

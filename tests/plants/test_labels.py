@@ -511,6 +511,8 @@ def test_label_tables_written_before_there_was_a_smallest_box_are_read(root):
         ({"class": "gut "}, "white space"),
         ({"class": "Riss"}, "unknown class"),
         ({"severity": "high"}, "severity 'high'"),
+        ({"severity": "3"}, "severity 3 is not within 0..1"),
+        ({"severity": "inf"}, "severity inf is not within 0..1"),
         ({"sample_prob": "0"}, "sample_prob"),
         ({"sample_prob": "nan"}, "sample_prob"),
         ({"captured_at": "yesterday-ish"}, "captured_at"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -182,6 +183,41 @@ def test_one_that_comes_again_among_many_that_come_once_waits_for_those_in_line_
     asyncio.run(main())
     turns = [at for at, name in enumerate(handled) if name.startswith("regular")]
     assert max(np.diff(turns)) <= 24  # seven others are in line; until no other came it were hundreds
+
+
+def test_a_plant_whose_parts_were_too_late_gets_its_turns_again():
+    handled: list[str] = []
+
+    def handle(jobs: Sequence[str]) -> list[str | Exception]:
+        time.sleep(0.002)
+        handled.extend(jobs)
+        return list(jobs)
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(handle, max_batch=1, max_waiting=200)
+        is_over = False
+
+        async def busy() -> None:
+            while not is_over:
+                await batcher.submit("busy", lane="busy", weight=1 << 20)
+
+        others = [asyncio.create_task(busy()) for _ in range(4)]
+        await asyncio.sleep(0.02)
+        late = [asyncio.create_task(batcher.submit("late", lane="hasty", weight=1 << 20)) for _ in range(150)]
+        await asyncio.sleep(0.02)
+        for task in late:
+            task.cancel()
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(1):  # had the late ones counted, some 150 others would go before
+            for _ in range(5):
+                await batcher.submit("hasty", lane="hasty", weight=1 << 20)
+        is_over = True
+        await asyncio.gather(*others)
+        batcher.close()
+
+    asyncio.run(main())
+    first, last = handled.index("hasty"), len(handled) - 1 - handled[::-1].index("hasty")
+    assert last - first < 40
 
 
 def test_frames_of_two_megabytes_are_judged_one_by_one_and_small_ones_together():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plants.errors import InputError
 from plants.severity import SeverityHead
 from serving.intake import Frame, PartRequest
 from serving.predictions import log_row
@@ -71,9 +70,12 @@ def test_an_ensemble_says_what_its_members_with_a_head_say_by_their_weights(work
     assert both.predict(part(RED)).severity == pytest.approx((3 * 220 + 20) / 4 / 255, abs=1e-3)
 
 
-def test_a_bundle_whose_severities_are_others_here_is_refused(works: Works):
-    with pytest.raises(InputError, match="gives other severities here"):
-        predictor(works, works.bundle("moved", severity=REDNESS, recorded=0.2))
+def test_a_bundle_whose_severities_are_others_here_serves_on_without_them(
+    works: Works, caplog: pytest.LogCaptureFixture
+):
+    found = predictor(works, works.bundle("moved", severity=REDNESS, recorded=0.2)).predict(part(RED))
+    assert (found.decision.verdict, found.severity) == ("reject", None)
+    assert "gives other severities here" in caplog.text
 
 
 def test_the_answer_and_the_prediction_log_carry_it(works: Works):
