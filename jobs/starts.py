@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from jobs import adapt
 from jobs.adapt import load_parent
 from jobs.head import STRENGTHS, HeadFit, Lesson
 from jobs.run import Run
-from jobs.selection import SelectSet, part_losses, select_set
-from jobs.supervision import Supervision, forward
-from plants.scores import softmax
+from jobs.selection import SelectSet, select_set
+from jobs.supervision import Supervision, forward, losses_of_parts
 
 FOLDS = 5
 """Parts of the lots: each is judged by heads fitted to the others."""
@@ -71,7 +69,7 @@ def worth_of(run: Run, *, known: Collection[str] = ()) -> Worth:
         with torch.enable_grad():
             for row, (_, head) in zip(logits, HeadFit(lesson, prior=prior).path(), strict=True):
                 row[at] = head.logits(features[at])
-    found = [_losses(row[torch.from_numpy(ids)], sets) for row in logits]
+    found = [losses_of_parts(row[torch.from_numpy(ids)], sets) for row in logits]
     lots = [among.lots for among in sets]
     return Worth(min(found, key=lambda losses: float(losses.sum())), np.concatenate(lots))
 
@@ -101,12 +99,3 @@ def _judging(taught: Supervision, *, known: Collection[str]) -> tuple[np.ndarray
         leaf_sets = taught.leaf_sets[name]
         sets.append(select_set(source, leaf_sets=leaf_sets, leaves=taught.leaves, with_train=name not in known))
     return np.concatenate(ids), sets
-
-
-def _losses(logits: Tensor, sets: list[SelectSet]) -> np.ndarray:
-    """[P] of logits [N, L] in the order of the sets' rows."""
-    ends = np.cumsum([len(among.frame_groups) for among in sets])
-    blocks = zip(torch.tensor_split(logits, torch.from_numpy(ends[:-1])), sets, strict=True)
-    return np.concatenate(
-        [part_losses(softmax(b.numpy()), among=s) if len(s.truth) else np.zeros(0) for b, s in blocks]
-    )

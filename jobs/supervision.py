@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jobs.activations import RunData
 from jobs.losses import balanced_weights, label_targets
-from jobs.selection import Score, SelectSet, score, select_set
+from jobs.selection import Score, SelectSet, part_losses, score, select_set
 from plants.scores import softmax
 
 
@@ -83,16 +83,23 @@ class Supervision:
 
     def judge_rows(self, logits: Tensor) -> Score:
         """The score on select of logits [N, L] in the order of `select_ids`."""
-        blocks = self._by_plant(logits)
+        blocks = by_plant(logits, self.sets)
         return self.judge(lambda i: blocks[i])
-
-    def _by_plant(self, logits: Tensor) -> Sequence[Tensor]:
-        ends = np.cumsum([len(self.data.select_ids(i)) for i in range(len(self.sets))])
-        return torch.tensor_split(logits, torch.from_numpy(ends[:-1]))
 
     def judge_branch(self, branch: nn.Module, *, cut: int) -> Score:
         """The score on select of a branch."""
         return self.judge(lambda i: forward(branch, self.data, cut=cut, ids=self.data.select_ids(i))[0])
+
+
+def by_plant(values: Tensor, sets: Sequence[SelectSet]) -> Sequence[Tensor]:
+    """The rows of each plant's inputs, of [N, ...] in the order of the sets."""
+    return torch.tensor_split(values, torch.from_numpy(np.cumsum([len(among.frame_groups) for among in sets])[:-1]))
+
+
+def losses_of_parts(logits: Tensor, sets: Sequence[SelectSet]) -> np.ndarray:
+    """-log likelihood of every part [P] by the logits [N, L] of its inputs, in the order of the sets."""
+    blocks = zip(by_plant(logits, sets), sets, strict=True)
+    return np.concatenate([part_losses(softmax(one.numpy()), among=s) for one, s in blocks if len(s.truth)] or [[]])
 
 
 @torch.inference_mode()

@@ -21,9 +21,7 @@ from jobs.activations import RunData
 from jobs.adapt import Parent, load_parent
 from jobs.recipe import Recipe
 from jobs.run import BranchFactory, Fitted
-from jobs.selection import part_losses
-from jobs.supervision import Supervision, forward
-from plants.scores import softmax
+from jobs.supervision import Supervision, forward, losses_of_parts
 from plants.severity import FEWEST, SeverityHead
 from plants.stats import paired_bootstrap
 
@@ -141,8 +139,5 @@ def _side(fitted: Fitted, *, model: BranchFactory, taught: Supervision) -> tuple
     logits, features = forward(branch, data, cut=fitted.cut, ids=ids)
     truth = data.column("severity")[ids].astype(np.float64)
     known = np.isfinite(truth)
-    is_judged = head is not None and known.any()
-    mae = float(np.abs(head.of(features.numpy()[known]) - truth[known]).mean()) if head and is_judged else None
-    ends = np.cumsum([len(data.select_ids(i)) for i in range(len(taught.sets))])
-    blocks = zip(torch.tensor_split(logits, torch.from_numpy(ends[:-1])), taught.sets, strict=True)
-    return mae, np.concatenate([part_losses(softmax(one.numpy()), among=s) for one, s in blocks if len(s.truth)])
+    mae = float(np.abs(head.of(features.numpy()[known]) - truth[known]).mean()) if head and known.any() else None
+    return mae, losses_of_parts(logits, taught.sets)

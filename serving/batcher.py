@@ -14,9 +14,9 @@ A client that left costs nothing: its future is done and is skipped, before the 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -39,7 +39,7 @@ class _Waiting(Generic[Job, Result]):
     job: Job
     future: asyncio.Future[Result]
     loop: asyncio.AbstractEventLoop
-    lane: str
+    arrival: int
     weight: int
 
 
@@ -60,13 +60,13 @@ class Batcher(Generic[Job, Result]):
         self._handle = handle
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: list[tuple[float, int, _Waiting[Job, Result]]] = []
-        """A heap by start tag and arrival."""
+        self._lanes: dict[str, deque[_Waiting[Job, Result]]] = {}
+        """Jobs that wait, by lane; none is empty."""
         self._arrivals = itertools.count()
-        self._finish: dict[str, float] = {}
-        """Where each lane's latest job ends, in bytes of virtual time, of lanes that have not had their share yet."""
+        self._starts: dict[str, float] = {}
+        """Where each lane's next job starts, in bytes of virtual time: of lanes that wait or are ahead of it."""
         self._now = 0.0
-        """Virtual time: bytes that each such lane was served, or could have been."""
+        """Virtual time: bytes that every such lane was served, or could have been."""
         self._in_service = 0
         """Bytes of the work that was taken last."""
         self._changed = threading.Condition()
@@ -82,20 +82,21 @@ class Batcher(Generic[Job, Result]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         with self._changed:
-            if len(self._waiting) >= self._max_waiting:
+            if self.num_waiting >= self._max_waiting:
                 self._forget_gone()
-            if self._closed or len(self._waiting) >= self._max_waiting:
+            if self._closed or self.num_waiting >= self._max_waiting:
                 raise Busy
-            start = max(self._now, self._finish.get(lane, 0.0))
-            self._finish[lane] = start + max(weight, MIN_WEIGHT)
-            heapq.heappush(self._waiting, (start, next(self._arrivals), _Waiting(job, future, loop, lane, weight)))
+            if lane not in self._lanes:
+                self._lanes[lane] = deque()
+                self._starts[lane] = max(self._now, self._starts.get(lane, 0.0))
+            self._lanes[lane].append(_Waiting(job, future, loop, next(self._arrivals), weight))
             self._changed.notify()
         return await future
 
     @property
     def num_waiting(self) -> int:
         """How many jobs no thread has taken up yet."""
-        return len(self._waiting)
+        return sum(len(jobs) for jobs in list(self._lanes.values()))
 
     @property
     def is_alive(self) -> bool:
@@ -111,41 +112,39 @@ class Batcher(Generic[Job, Result]):
 
     def _forget_gone(self) -> None:
         """Jobs whose sender left, or whose deadline passed, hold no place."""
-        for _, _, one in self._waiting:
-            if one.future.done():
-                self._refund(one)
-        self._waiting = [one for one in self._waiting if not one[2].future.done()]
-        heapq.heapify(self._waiting)
-
-    def _refund(self, one: _Waiting[Job, Result]) -> None:
-        """What was never done costs its lane no turn: a plant whose parts are late would fall ever farther behind."""
-        if one.lane in self._finish:
-            self._finish[one.lane] -= max(one.weight, MIN_WEIGHT)
+        kept = {lane: deque(one for one in jobs if not one.future.done()) for lane, jobs in self._lanes.items()}
+        self._lanes = {lane: jobs for lane, jobs in kept.items() if jobs}
 
     def _advance(self) -> None:
-        """Time goes on by the work that is done, shared by the lanes that it kept waiting and by those it was for."""
-        num_lanes = max(1, min(len(self._finish), 2 * len(self._waiting)))
+        """Time goes on by the work that is done, shared by all lanes that wait or were served ahead of it.
+
+        Were all served bit by bit, lanes with a job each would be through half of it, so that twice as many were there.
+        """
+        ahead = {lane for lane, start in self._starts.items() if start > self._now}
+        num_lanes = max(1, min(len(ahead | self._lanes.keys()), 2 * self.num_waiting))
         self._now, self._in_service = self._now + self._in_service / num_lanes, 0
-        self._finish = {lane: end for lane, end in self._finish.items() if end > self._now}
+        self._starts = {a: start for a, start in self._starts.items() if start > self._now or a in self._lanes}
 
     def _take(self) -> list[_Waiting[Job, Result]]:
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not self._lanes and not self._closed:
                 self._changed.wait()
             taken: list[_Waiting[Job, Result]] = []
             room = MAX_WEIGHT
             self._advance()
-            while self._waiting and len(taken) < self._max_batch:
-                start, _, one = self._waiting[0]
+            while self._lanes and len(taken) < self._max_batch:
+                lane = min(self._lanes, key=lambda lane: (self._starts[lane], self._lanes[lane][0].arrival))
+                one = self._lanes[lane][0]
                 if taken and not one.future.done() and one.weight > room:
                     break
-                heapq.heappop(self._waiting)
-                if one.future.done():
-                    self._refund(one)
-                else:
+                self._lanes[lane].popleft()
+                if not self._lanes[lane]:
+                    del self._lanes[lane]
+                if not one.future.done():  # what was never done costs its lane no turn
                     taken.append(one)
                     room -= one.weight
-                    self._now = max(self._now, start)
+                    self._now = max(self._now, self._starts[lane])
+                    self._starts[lane] += max(one.weight, MIN_WEIGHT)
                     self._in_service += max(one.weight, MIN_WEIGHT)
             return taken
 
@@ -153,7 +152,7 @@ class Batcher(Generic[Job, Result]):
         while True:
             taken = self._take()
             if not taken:
-                if self._closed and not self._waiting:
+                if self._closed and not self._lanes:
                     return
                 continue
             results: Sequence[Result | Exception]

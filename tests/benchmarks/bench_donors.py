@@ -185,15 +185,13 @@ def shaken(run: Any, *, twin: Any) -> Any:
 def unseen_likelihood(run: Any, unseen: Any) -> np.ndarray:
     """Log-likelihood of parts that nothing has seen [P], by the branch and head that the run begins with."""
     from jobs.begin import with_head_fitted
-    from jobs.selection import part_losses
-    from jobs.supervision import forward
-    from plants.scores import softmax
+    from jobs.supervision import forward, losses_of_parts
 
     fitted = with_head_fitted(run)
     branch = run.model.new_branch(fitted.cut, fitted.leaves)
     branch.load_state_dict(fitted.state)
     logits = forward(branch, unseen.data, cut=fitted.cut, ids=unseen.select_ids)[0]
-    return -part_losses(softmax(logits.numpy()), among=unseen.sets[0])
+    return -losses_of_parts(logits, unseen.sets)
 
 
 def of_lots(gain: np.ndarray, lots: np.ndarray) -> dict[str, Any]:

@@ -220,6 +220,27 @@ def test_a_plant_whose_parts_were_too_late_gets_its_turns_again():
     assert last - first < 40
 
 
+def test_jobs_of_a_lane_keep_their_order_when_earlier_ones_were_given_up():
+    handle = Gated()
+    batcher: Batcher[int, int] = Batcher(handle, max_batch=1)
+
+    async def main() -> None:
+        first = asyncio.create_task(batcher.submit(0, lane="other"))
+        await asyncio.sleep(0.02)  # the worker waits at the gate
+        jobs = [asyncio.create_task(batcher.submit(2 * n, lane="line")) for n in range(1, 11)]
+        await asyncio.sleep(0.01)
+        for job in jobs[:6]:
+            job.cancel()
+        rivals = [asyncio.create_task(batcher.submit(100 + 2 * n, lane="other")) for n in range(3)]
+        await asyncio.sleep(0.01)
+        handle.gate.set()
+        late = [asyncio.create_task(batcher.submit(2 * n, lane="line")) for n in range(11, 14)]
+        await asyncio.gather(first, *jobs[6:], *rivals, *late)
+
+    asyncio.run(main())
+    assert [job for batch in handle.batches for job in batch if 0 < job < 100] == [2 * n for n in range(7, 14)]
+
+
 def test_frames_of_two_megabytes_are_judged_one_by_one_and_small_ones_together():
     handle = Gated()
     batcher: Batcher[int, int] = Batcher(handle)
