@@ -31,6 +31,9 @@ JsonFile = Annotated[
     typer.Option("--json", callback=lambda value: _checked(value), help="Write one JSON document here; - is stdout."),
 ]
 Plants = Annotated[list[str] | None, typer.Option("--plant", help="Only this plant; may be repeated.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="A seed; may be repeated.")]
+MaxHours = Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may take longer.")]
+MaxGb = Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may write more, in 10^9 bytes.")]
 FLEET = Path("fleet.yaml")
 DEMO_EPOCHS = 5
 """Epochs a stage in the demo; a recipe's own default is 8."""
@@ -172,7 +175,7 @@ def audit(
 def train(
     fleet: FleetFile = FLEET,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file, as `crossplant tune` writes it.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; may be repeated.")] = None,
+    seed: Seeds = None,
     leave_out: Annotated[
         list[str] | None,
         typer.Option(help="Also fit without PLANT, PLANT/ENVIRONMENT or PLANT:product=NAME; all: each plant in turn."),
@@ -182,30 +185,20 @@ def train(
         typer.Option(help="Every stage, kept where it wins; or heads alone under 200 labels in the median class."),
     ] = "all",
     average: Annotated[
-        bool,
-        typer.Option(
-            "--average", help="Also the mean of the weights of own, warm and pooled, and of own over the seeds."
-        ),
+        bool, typer.Option("--average", help="Also mean weights: of own, warm and pooled, and of own over the seeds.")
     ] = False,
     measured_donors: Annotated[
-        bool,
-        typer.Option("--measured-donors", help="Start from the sister that the last `compare` measured to help most."),
+        bool, typer.Option("--measured-donors", help="Start from the sister that the last `compare` says helps most.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would cost: hours and bytes.")] = False,
-    max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may take longer.")] = None,
-    max_gb: Annotated[
-        float | None, typer.Option(min=0, help="Refuse a plan that may write more, in 10^9 bytes.")
-    ] = None,
+    max_hours: MaxHours = None,
+    max_gb: MaxGb = None,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Go on with what was decided for, on old and new rows, for few epochs.")
     ] = False,
     baselines: Annotated[
-        bool,
-        typer.Option(
-            "--baselines",
-            help="Also nets from random weights, and linear models of hand-made features: compared with, never chosen.",
-        ),
+        bool, typer.Option("--baselines", help="Also nets from random weights and hand-made features: never chosen.")
     ] = False,
     json_to: JsonFile = None,
 ) -> None:
@@ -695,9 +688,8 @@ def demo(
     start, own = time.monotonic(), _settings()
     home = own.home / "demo"
     marker = _begun(home)
-    settings = Settings.model_validate(
-        {**own.model_dump(), "home": home, "tracking_uri": "", "journal_url": "", "ray_address": "local"}
-    )
+    alone = {"home": home, "tracking_uri": "", "journal_url": "", "ray_address": "local"}
+    settings = Settings.model_validate(own.model_dump() | alone)
     console.print("The embedded fleet: generated images of six invented plants. Nothing here is a real factory.")
     loaded = _fleet(make_fleet(home / "fleet", seed=seed))
     names = [plant.name for plant in loaded.plants]

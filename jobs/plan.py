@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -194,18 +194,10 @@ def make_plan(
     runs: list[RunSpec] = []
     for seed in seeds:
         tail = f"-s{seed}"
-        for group in groups:
-            runs.append(RunSpec(_pooled(group, groups=groups, tail=tail), "pooled", group, seed, full))
-            for out in outs:
-                rest = tuple(name for name in group if name != out.plant)
-                if out.what == "plant" and out.plant in group and len(rest) > 1:
-                    runs.append(_without(out, plants=rest, seed=seed, recipe=full))
-        inside = [out for out in outs if out.what != "plant" and out.plant in {p.name for p in taught}]
-        runs += [_without(out, plants=(out.plant,), seed=seed, recipe=full) for out in inside]
+        runs += _of_many(groups, outs=outs, taught={p.name for p in taught}, seed=seed, full=full)
         for plant in taught:
-            group = next((g for g in groups if plant.name in g), ())
             parents: dict[Kind, str | None] = {"own": None}
-            if group:
+            if group := next((g for g in groups if plant.name in g), ()):
                 near = nearest(fleet, plant=plant, among=group, train_parts=train_parts)
                 told = (donors or {}).get(plant.name)
                 sister = told if told in near else near[0]
@@ -215,16 +207,36 @@ def make_plan(
     for plant in taught if from_scratch else ():
         random = from_scratch(num_parts=train_parts[plant.name]).model_dump(mode="json")
         runs += _baselines(plant.name, seeds=seeds, frozen=frozen, random=random)
-    for plant in able:
-        normal = train_parts[plant.name] - (train_defects.get(plant.name, 0) if plant.ok else 0)
-        if normal > 1:
-            run_id = f"normality-{plant.name}-s{seeds[0]}"
-            runs.append(RunSpec(run_id, "normality", (plant.name,), seeds[0], frozen, target=plant.name))
+    good = {p.name: train_parts[p.name] - (train_defects.get(p.name, 0) if p.ok else 0) for p in able}
+    runs += [_normality(name, seed=seeds[0], frozen=frozen) for name, number in good.items() if number > 1]
     _check_left_out(outs, runs=runs)
-    if labelled is not None:
-        runs = [by_data(run, labelled=labelled) for run in runs]
+    runs = runs if labelled is None else [by_data(run, labelled=labelled) for run in runs]
     governance = {name: flag.model_dump(mode="json") for name, flag in flags(fleet.plants).items()}
     return Plan(fleet.fleet, data_digest, runs=tuple(runs), trunk=trunk, governance=governance, data=data or {})
+
+
+def _of_many(
+    groups: Sequence[tuple[str, ...]],
+    *,
+    outs: Sequence[LeftOut],
+    taught: Collection[str],
+    seed: int,
+    full: dict[str, Any],
+) -> Iterator[RunSpec]:
+    """Every group's pooled run and those without one of its plants; then those without a part of their plant."""
+    for group in groups:
+        yield RunSpec(_pooled(group, groups=groups, tail=f"-s{seed}"), "pooled", group, seed, full)
+        for out in outs:
+            rest = tuple(name for name in group if name != out.plant)
+            if out.what == "plant" and out.plant in group and len(rest) > 1:
+                yield _without(out, plants=rest, seed=seed, recipe=full)
+    for out in outs:
+        if out.what != "plant" and out.plant in taught:
+            yield _without(out, plants=(out.plant,), seed=seed, recipe=full)
+
+
+def _normality(plant: str, *, seed: int, frozen: dict[str, Any]) -> RunSpec:
+    return RunSpec(f"normality-{plant}-s{seed}", "normality", (plant,), seed, frozen, target=plant)
 
 
 def _every(groups: Sequence[Sequence[str]]) -> list[LeftOut]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -65,17 +65,14 @@ def fit(
     given: dict[str, Any] = {"leaf_sets": leaf_sets, "leaves": leaves}
     given |= {"max_class_weight": recipe.max_class_weight, "is_balanced": recipe.balance != "none"}
     taught = Supervision(data, **given)
-    objective = Objective(taught, recipe=recipe)
     tell = seldom(on_part, clock=clock) if on_part else lambda row: None
     world = world or World()
-    replay = None
-    if known and recipe.replay:
-        if world.size > 1:
-            raise ValueError("replay is for runs of one process")
-        replay = forgetting.Replay(Supervision(known, **given), recipe.replay)
-    run = Run(model, taught, objective, recipe, seed, world, compute, tell, parent=parent, replay=replay)
-    if recipe.tasks:
-        run = replace(run, task=SeverityTask(taught, recipe=recipe))
+    if known and recipe.replay and world.size > 1:
+        raise ValueError("replay is for runs of one process")
+    replay = forgetting.Replay(Supervision(known, **given), recipe.replay) if known and recipe.replay else None
+    task = SeverityTask(taught, recipe=recipe) if recipe.tasks else None
+    objective = Objective(taught, recipe=recipe)
+    run = Run(model, taught, objective, recipe, seed, world, compute, tell, parent=parent, replay=replay, task=task)
     state = _restored(checkpoints.load())
     begin = at_random if recipe.init == "random" else with_head_fitted
     best = state.best if state else begin(run)

@@ -169,31 +169,18 @@ def train(
     from jobs.recipe import default_recipe, load_recipe
     from jobs.refresh import refresh_fleet
 
-    terms: dict[str, Any] = {
-        "retry_failed": retry_failed,
-        "caps": Caps(max_hours=max_hours, max_gb=max_gb),
-        "is_estimate": is_estimate,
-    }
+    caps = Caps(max_hours=max_hours, max_gb=max_gb)
     recipe = load_recipe(recipe_file) if recipe_file else default_recipe(fleet.trunks[0].cuts)
     named(leave_out, fleet=fleet)
     donors = _measured_donors(fleet, show=show) if is_by_donors else None
     with _Progress(show) as progress:
+        terms: dict[str, Any] = {"settings": settings, "say": progress.say, "caps": caps}
+        terms |= {"retry_failed": retry_failed, "is_estimate": is_estimate}
         if refresh:
-            trained = refresh_fleet(fleet, settings=settings, say=progress.say, **terms)
+            trained = refresh_fleet(fleet, **terms)
         else:
-            trained = train_fleet(
-                fleet,
-                settings=settings,
-                recipe=recipe,
-                seeds=seeds,
-                leave_out=leave_out,
-                average=average,
-                donors=donors,
-                baselines=baselines,
-                is_by_data=is_by_data,
-                say=progress.say,
-                **terms,
-            )
+            terms |= {"recipe": recipe, "seeds": seeds, "leave_out": leave_out, "donors": donors}
+            trained = train_fleet(fleet, average=average, baselines=baselines, is_by_data=is_by_data, **terms)
     document = trained.to_json()
     if is_estimate:
         _show_inputs(document["cost"]["plants"], show=show)

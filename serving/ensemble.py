@@ -17,7 +17,8 @@ from plants.normality import Place
 from plants.scores import softmax
 from serving.adapters import Adapter
 from serving.heads import Slot, side_by_side
-from serving.scoring import NOBODY, Floats, Known, Meter, Model, Scored, Tier, Trunk, novelty, severity
+from serving.known import NOBODY, Known
+from serving.scoring import Floats, Meter, Model, Scored, Tier, Trunk, novelty, severity
 from serving.sessions import KeptSession
 from serving.words import Words
 

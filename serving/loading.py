@@ -28,7 +28,8 @@ from plants.variants import Shift, Variant, shift
 from serving.adapters import Adapter, read_factors
 from serving.ensemble import Ensemble
 from serving.heads import Heads, Slot, affine
-from serving.scoring import NOBODY, Floats, GoodParts, Known, KnownFile, Model, Scorer, Trunk
+from serving.known import NOBODY, Known, KnownFile
+from serving.scoring import Floats, GoodParts, Model, Scorer, Trunk
 from serving.sessions import (
     BRANCH_MB,
     MB,

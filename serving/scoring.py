@@ -19,12 +19,13 @@ import numpy.typing as npt
 
 from plants.bundle import MAP
 from plants.geometry import Interpolation
-from plants.normality import Normalities, Place, evenly, goodness
+from plants.normality import Place, evenly, goodness
 from plants.scores import softmax
 from plants.severity import SeverityHead
 from serving.adapters import Adapter
 from serving.heads import Slot, gathered
-from serving.sessions import FileRef, KeptSession, Recency, Session
+from serving.known import NOBODY, Known
+from serving.sessions import KeptSession, Session
 from serving.words import Words
 
 Floats = npt.NDArray[np.float32]
@@ -67,56 +68,6 @@ class Meter:
         """So many views took so long."""
         ms, weight = 1000 * seconds / views, min(1.0, views / 256)
         self.ms = ms if self.ms is None else self.ms + weight * (ms - self.ms)
-
-
-class Known(Protocol):
-    """What good parts look like at some plants: `plants.normality.Normalities`, or a file of them."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no plant's good parts are known."""
-
-    def knows(self, plant: str, /) -> bool:
-        """Whether the plant's good parts are known."""
-
-    def score(self, features: Floats, places: Sequence[Place], /) -> Floats:
-        """Novelties [N]; NaN at a plant that is not known."""
-
-
-class Nobody:
-    """Good parts of no plant are known."""
-
-    is_empty = True
-
-    def knows(self, plant: str, /) -> bool:
-        """No."""
-        return False
-
-    def score(self, features: Floats, places: Sequence[Place], /) -> Floats:
-        """NaN [N]."""
-        return np.full(len(features), np.nan, dtype=np.float32)
-
-
-NOBODY = Nobody()
-
-
-@dataclass(frozen=True, slots=True)
-class KnownFile:
-    """The good parts of a bundle's plants, in its `normality.npz`: half a megabyte a place, so kept by recency."""
-
-    file: FileRef
-    size_mb: float
-    plants: frozenset[str]
-    recency: Recency[Normalities]
-    is_empty: bool = False
-
-    def knows(self, plant: str, /) -> bool:
-        """Whether the plant's good parts are known."""
-        return plant in self.plants
-
-    def score(self, features: Floats, places: Sequence[Place], /) -> Floats:
-        """Novelties [N]; NaN at a plant that is not known. Raises InputError where the file is not there any more."""
-        return self.recency.get(self.file, size_mb=self.size_mb).score(features, places)
 
 
 class Scorer(Protocol):
