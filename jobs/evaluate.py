@@ -24,7 +24,6 @@ from plants.costs import Policy
 from plants.differences import paired
 from plants.ensembles import from_json
 from plants.errors import InputError
-from plants.incumbent import INCUMBENT
 from plants.metrics import report
 from plants.plant import Fleet
 from plants.scores import PartScores
@@ -139,8 +138,8 @@ def _evaluate(
         base = inputs.scores([inputs.probabilities(frozen)], leaf_sets=leaf_sets)
         row["frozen"] = cell(figures=report(base, policy=base_policy))
         row["gain"] = paired(scores, base, policy_a=policy, policy_b=base_policy)
-    existing, gap = incumbent_at(plant, fleet=fleet, inputs=inputs, scores=scores, policy=policy, seed=document["seed"])
-    row |= existing | {key: gap[key] for key in gap if key != INCUMBENT}
+    there, beside = incumbent_at(plant, fleet=fleet, inputs=inputs, scores=scores, policy=policy, seed=document["seed"])
+    row |= beside | {name: its | beside[name] for name, its in there.items()}
     if (document["details"].get(name, {}).get("severity") or {}).get("is_shown"):
         mix = from_json(decision, num=len(said))
         named = {"members": decision["members"], "mix": mix, "exports": exports, "seed": document["seed"]}

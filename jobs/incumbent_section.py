@@ -19,10 +19,13 @@ RATES = {
 }
 
 
-def incumbent_html(reports: Mapping[str, Any]) -> str:
-    """The existing inspection beside the chosen model on the same parts; nothing where it has judged none."""
+def incumbent_html(reports: Mapping[str, Any], *, where: str = "") -> str:
+    """The existing inspection beside the chosen model on the same parts; nothing where it has judged none.
+
+    reports: a plant's details of `compare`, or its row of `evaluate`; older ones hold no figures of it.
+    """
     found = reports.get(INCUMBENT)
-    if not found:
+    if not found or "figures" not in found:
         return ""
     sides = (found["figures"], found["chosen"])
     rows = [["cost a part", *(figure_of(side["cost"], show=money) for side in sides)]]
@@ -46,5 +49,5 @@ def incumbent_html(reports: Mapping[str, Any]) -> str:
         "Parts that it let pass are seen here as far as they were labelled: where labels come from what it stopped, "
         "its escapes are undercounted."
     )
-    caption = "The existing inspection beside the chosen model, on the parts that it has judged"
+    caption = "The existing inspection beside the chosen model, on the parts that it has judged" + where
     return table(["", "incumbent", "chosen"], rows, caption=caption) + f'<p class="small">{words}</p>'

@@ -6,9 +6,8 @@ from typing import Any
 
 from jobs.alarms import WITHDRAWN, sealed_of
 from jobs.cells import Document, count, figure_of, money, number, percent, text
-from jobs.incumbent_section import AGAINST
+from jobs.incumbent_section import incumbent_html
 from jobs.page import table
-from plants.incumbent import INCUMBENT
 
 ROLES = ("train", "select", "decide", "test")
 
@@ -42,7 +41,7 @@ def standing_of(result: Document) -> str:
 
 
 def _result(row: Document) -> str:
-    sides = [row, row.get("frozen") or {}, row.get(INCUMBENT) or {}]
+    sides = [row, row.get("frozen") or {}]
     rows = []
     for words, key, show in (("macro-F1", "macro_f1", percent), ("cost a part", "cost", money)):
         found = [{"value": s.get(key), "low": s.get(f"{key}_low"), "high": s.get(f"{key}_high")} for s in sides]
@@ -61,12 +60,8 @@ def _result(row: Document) -> str:
         show, metric = (money if promise["metric"] == "cost" else percent), text(promise["metric"].replace("_", " "))
         said += f"<p>Its {metric} there less what decide had promised: "
         said += f"{figure_of({**promise, 'value': promise['diff']}, show=show)}, {text(promise['words'])}.</p>"
-    gap = row.get(AGAINST)
-    if gap and gap["diff"] is not None:
-        said += "<p>Difference in cost to the existing inspection there, on the parts that it has judged: "
-        said += f"{figure_of({**gap, 'value': gap['diff']}, show=money)}.</p>"
-    columns = ["on the sealed test", "chosen", "frozen baseline", "existing inspection"]
-    return table(columns, rows, caption="What came out") + said
+    columns = ["on the sealed test", "chosen", "frozen baseline"]
+    return table(columns, rows, caption="What came out") + said + incumbent_html(row, where=" in the sealed test")
 
 
 def versions(document: Document) -> str:

@@ -230,6 +230,8 @@ def test_the_existing_inspection_is_judged_on_the_sealed_answers_at_the_plants_p
     assert row["incumbent"]["n"] == len(parts)
     assert row["incumbent"]["cost"] == pytest.approx(cost, rel=1e-6)
     assert row["against_incumbent"]["diff"] == pytest.approx(row["cost"] - cost, abs=1e-4)
+    assert row["incumbent"]["chosen"]["cost"]["value"] == row["cost"]
+    assert row["incumbent"]["figures"]["cost"]["value"] == row["incumbent"]["cost"]
     assert "incumbent" not in document["matrix"] or row["incumbent"] != document["matrix"]["incumbent"]["arden"]
 
 

@@ -431,6 +431,19 @@ def test_an_inspection_that_is_shown_to_be_cheaper_is_an_alarm_on_decide_and_on_
     assert "dearer than the existing inspection on decide" in report_html(changed)
 
 
+def test_on_the_sealed_test_the_inspection_stands_beside_the_chosen_model_on_the_same_parts(document):
+    rates = dict.fromkeys(("escapes", "false_alarms", "reviews_of_good", "reviews_of_bad"))
+    cost = {"value": 8.25, "low": 4.0, "high": 12.0}
+    chosen = {"cost": cost, "verdicts": rates, "n": 7, "n_lots": 3}
+    figures = {**chosen, "cost": {**cost, "value": 9.75}, "per_class": {}}
+    changed = sealed(document, incumbent={"cost": 9.75, "figures": figures, "chosen": chosen, "num_parts": 20})
+    part = report_html(changed).split("The sealed test</h3>")[1]
+    assert "judged in the sealed test" in part
+    assert "It has judged 7 of 20 parts, in 3 lots." in part
+    for value in (8.25, 9.75):
+        assert f'<data value="{value}">' in part
+
+
 def test_a_plant_without_a_decision_stands_in_the_glance_with_the_reason(document):
     text = Page(report_html({**document, "undecided": {"kiln": "no labelled part in <decide>"}})).text
     assert "kiln No model: no labelled part in <decide>. nothing is shown" in text
