@@ -107,16 +107,11 @@ def compare_plant(
         plant, fleet=fleet, inputs=inputs, scores=chosen.scores, policy=chosen.judged_by, seed=seed
     )
     column |= cells(beyond) | standing
+    judge = functools.partial(candidate_of, plant=plant, inputs=inputs, exports=exports)
     details = {
         "outside": beyond,
         "transfer": transfer(
-            plant.name,
-            chosen=chosen,
-            candidates=candidates,
-            plan=plan,
-            done=done,
-            judge=functools.partial(candidate_of, plant=plant, inputs=inputs, exports=exports),
-            seed=seed,
+            plant.name, chosen=chosen, candidates=candidates, plan=plan, done=done, judge=judge, seed=seed
         ),
         "arrival": arrival(plant.name, plan=plan, run_ids=run_ids, inputs=inputs, seed=seed),
         "chosen": figures[chosen.name],
@@ -198,13 +193,9 @@ def compare_fleet(
     decisions: dict[str, Any] = {}
     details: dict[str, Any] = {}
     undecided: dict[str, str] = {}
+    config = exports.material.to_config()
     work = functools.partial(
-        _compare_one,
-        material=exports.material.to_config(),
-        plan=plan.to_json(),
-        done=list(done),
-        seed=seed,
-        is_robust=is_robust,
+        _compare_one, material=config, plan=plan.to_json(), done=list(done), seed=seed, is_robust=is_robust
     )
     names = exports.material.largest_first([plant.name for plant in fleet.plants])
     for name, found in zip(names, map_tasks(work, names), strict=True):
