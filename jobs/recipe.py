@@ -36,7 +36,7 @@ class Stage(Config):
     """One depth of unfreezing: the cut (stages above it learn), its rates and its patience."""
 
     cut: int = Field(ge=1)
-    epochs: int = Field(default=8, ge=1, le=500)
+    epochs: int = Field(default=20, ge=1, le=500)
     lr_head: float = Field(default=3e-3, gt=0, le=0.1)
     lr_backbone: float = Field(default=1e-3, gt=0, le=0.1)
     warmup_epochs: int = Field(default=1, ge=0)
@@ -92,7 +92,7 @@ class Recipe(Config):
     schedule: Literal["cosine", "plateau"] = "cosine"
     on_jump: Literal["halve", "ignore"] = "ignore"
     """What is done about a select loss that jumps about: the rate is halved from there on, or it is only said."""
-    patience: int = Field(default=5, ge=1)
+    patience: int = Field(default=10, ge=1)
     freeze_norm: bool = True
     """Keep the pretrained statistics of BatchNorm: an unfrozen stage then starts exactly where the frozen one stood."""
     align: bool = False
