@@ -116,13 +116,11 @@ class Batcher(Generic[Job, Result]):
         self._lanes = {lane: jobs for lane, jobs in kept.items() if jobs}
 
     def _advance(self) -> None:
-        """Time goes on by the work that is done, shared by all lanes that wait or were served ahead of it.
+        """Time goes on by the work that is done, shared by the lanes that wait and one that may come.
 
-        Were all served bit by bit, lanes with a job each would be through half of it, so that twice as many were there.
+        Without that one a flood that is alone would start level with who comes next, and go first.
         """
-        ahead = {lane for lane, start in self._starts.items() if start > self._now}
-        num_lanes = max(1, min(len(ahead | self._lanes.keys()), 2 * self.num_waiting))
-        self._now, self._in_service = self._now + self._in_service / num_lanes, 0
+        self._now, self._in_service = self._now + self._in_service / (len(self._lanes) + 1), 0
         self._starts = {a: start for a, start in self._starts.items() if start > self._now or a in self._lanes}
 
     def _take(self) -> list[_Waiting[Job, Result]]:

@@ -141,6 +141,32 @@ def test_a_plant_that_was_idle_goes_before_the_backlog_of_one_that_floods():
     assert [job for batch in handle.batches for job in batch if job < 1000] == list(range(0, 40, 2))
 
 
+def test_one_that_comes_after_a_flood_was_served_alone_for_long_is_next():
+    gate, handled = threading.Semaphore(0), []
+
+    def handle(jobs: Sequence[str]) -> list[str | Exception]:
+        gate.acquire(timeout=5)
+        handled.extend(jobs)
+        return list(jobs)
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(handle, max_batch=1)
+        flood = [asyncio.create_task(batcher.submit("flood", lane="flood", weight=2 << 20)) for _ in range(12)]
+        await asyncio.sleep(0)
+        gate.release(5)
+        async with asyncio.timeout(5):
+            while batcher.num_waiting > 6:  # five are done and the sixth is at the gate
+                await asyncio.sleep(0.001)
+        other = asyncio.create_task(batcher.submit("other", lane="other", weight=2 << 20))
+        await asyncio.sleep(0)
+        gate.release(20)
+        await asyncio.gather(*flood, other)
+        batcher.close()
+
+    asyncio.run(main())
+    assert handled.index("other") == 6
+
+
 def test_plants_that_all_flood_get_turns_by_weight_and_none_starves():
     handle = Gated()
     batcher: Batcher[int, int] = Batcher(handle, max_batch=1)
