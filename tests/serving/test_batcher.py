@@ -141,7 +141,7 @@ def test_a_plant_that_was_idle_goes_before_the_backlog_of_one_that_floods():
     assert [job for batch in handle.batches for job in batch if job < 1000] == list(range(0, 40, 2))
 
 
-def test_one_that_comes_after_a_flood_was_served_alone_for_long_is_next():
+def test_one_that_comes_to_a_flood_again_and_again_is_next_every_time():
     gate, handled = threading.Semaphore(0), []
 
     def handle(jobs: Sequence[str]) -> list[str | Exception]:
@@ -151,20 +151,21 @@ def test_one_that_comes_after_a_flood_was_served_alone_for_long_is_next():
 
     async def main() -> None:
         batcher: Batcher[str, str] = Batcher(handle, max_batch=1)
-        flood = [asyncio.create_task(batcher.submit("flood", lane="flood", weight=2 << 20)) for _ in range(12)]
-        await asyncio.sleep(0)
-        gate.release(5)
-        async with asyncio.timeout(5):
-            while batcher.num_waiting > 6:  # five are done and the sixth is at the gate
-                await asyncio.sleep(0.001)
-        other = asyncio.create_task(batcher.submit("other", lane="other", weight=2 << 20))
-        await asyncio.sleep(0)
-        gate.release(20)
-        await asyncio.gather(*flood, other)
+        flood = [asyncio.create_task(batcher.submit("flood", lane="flood", weight=2 << 20)) for _ in range(40)]
+        for num_visits in range(6):
+            async with asyncio.timeout(5):
+                while batcher.num_waiting != 39 - 3 * num_visits:  # one of the flood is at the gate
+                    await asyncio.sleep(0.001)
+            visit = asyncio.create_task(batcher.submit("visit", lane="visitor", weight=2 << 20))
+            await asyncio.sleep(0)
+            gate.release(4)
+            await visit
+        gate.release(40)
+        await asyncio.gather(*flood)
         batcher.close()
 
     asyncio.run(main())
-    assert handled.index("other") == 6
+    assert handled[:24] == ["flood", "visit", "flood", "flood"] * 6
 
 
 def test_plants_that_all_flood_get_turns_by_weight_and_none_starves():
