@@ -7,6 +7,8 @@ from typing import Any
 
 from jobs.cells import Document
 from jobs.incumbent_section import AGAINST
+from plants.confirmation import is_of
+from plants.costs import is_overload
 from plants.verdict import amount
 
 WITHDRAWN = "WITHDRAWN by the sealed test: significantly worse there than the frozen baseline"
@@ -15,8 +17,7 @@ WITHDRAWN = "WITHDRAWN by the sealed test: significantly worse there than the fr
 def sealed_of(name: str, document: Document) -> Mapping[str, Any]:
     """What the sealed test said of the bundle that is decided for; nothing where it was not opened for it."""
     row: Mapping[str, Any] = ((document.get("sealed") or {}).get("plants") or {}).get(name) or {}
-    is_same = row.get("bundle") == document["decisions"].get(name, {}).get("bundle")
-    return row if is_same else {}
+    return row if is_of(row, document["decisions"].get(name, {})) else {}
 
 
 def alarms(name: str, document: Document) -> list[str]:
@@ -45,9 +46,10 @@ def alarms(name: str, document: Document) -> list[str]:
         if row["n"] and row["recall"]["value"] == 0
     ]
     curve = details.get("curve") or {}
-    if curve.get("review_load") is not None and curve["review_load"] > curve["review_capacity"]:
-        load, most = (f"{100 * curve[key]:.1f} %" for key in ("review_load", "review_capacity"))
-        said.append(f"a person has to look at {load} of the parts, and people can at {most}")
+    load = curve.get("review_load")
+    if load is not None and is_overload(load, capacity=curve["review_capacity"]):
+        most = f"{100 * curve['review_capacity']:.1f} %"
+        said.append(f"a person has to look at {100 * load:.1f} % of the parts, and people can at {most}")
     policy = decision.get("policy")
     said += [note for note in (policy.get("note", ()) if isinstance(policy, Mapping) else ()) if "infeasible" in note]
     return said

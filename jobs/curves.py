@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from plants.costs import is_overload
+
 LINES = (
     ("policy", "this policy", {"color": "black", "linewidth": 2}),
     ("best_threshold", "best single threshold for each rate, in hindsight", {"color": "#00558c", "linestyle": "-."}),
@@ -38,7 +40,7 @@ def curve_words(curve: Mapping[str, Any]) -> str:
     """What the picture cannot say: the review load against what people can do."""
     load, capacity = curve["review_load"], curve["review_capacity"]
     able = "all of them" if capacity >= 1 else f"{capacity:.2%}"
-    lack = ": people cannot keep up" if load > 1.1 * capacity + 1e-9 else ""
+    lack = ": people cannot keep up" if is_overload(load, capacity=capacity) else ""
     return (
         f"Thresholds were solved at the high end of the rate; there {load:.2%} of the parts are reviewed, and people "
         f"can review {able}{lack}. The policy is judged out of fold, by lot."

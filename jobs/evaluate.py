@@ -95,7 +95,8 @@ def evaluate_fleet(
     """The chosen models on the sealed test, beside the frozen baselines and the existing inspection; and the ledger.
 
     A chosen model that is significantly worse than the frozen baseline withdraws its decision. No test is opened before
-    all can be; keep: takes each plant's row as soon as there is one.
+    all can be, and before all chosen models have been judged once more on `decide`, so that none is spent on what fails
+    to load; keep: takes each plant's row as soon as there is one.
     """
     catalog = exports.material.catalog
     plants: dict[str, Any] = {}
@@ -106,23 +107,43 @@ def evaluate_fleet(
         kept = exports.material.rows(name)
         if not ((kept["role"] == "test") & (kept["generation"] >= generation)).any():
             raise InputError("no test row may be judged: all are too old", plant=name, field="retention_days")
+        _rehearse(name, document=document, exports=exports)
     for name in names:
         decision = document["decisions"][name]
         rows = open_test(name, catalog=catalog, who=who, bundles=[decision["bundle"]], now=now, budget=budget)
         plants[name] = _evaluate(name, rows=rows, decision=decision, document=document, exports=exports)
+        plants[name]["opening"] = sum(opening.plant == name for opening in openings(catalog.seal))
         keep(name, plants[name])
     ledger = [opening.model_dump(mode="json") for opening in openings(catalog.seal)]
     return {"fleet": fleet.fleet, "synthetic": fleet.synthetic, "plants": plants, "ledger": ledger}
 
 
+def _rehearse(name: str, *, document: Mapping[str, Any], exports: Exports) -> None:
+    """All that will be done with the sealed test is done with `decide`. Raises InputError where it cannot be."""
+    decision, rows = document["decisions"][name], exports.material.rows(name)
+    try:
+        _evaluate(name, rows=rows, decision=decision, document=document, exports=exports, role="decide")
+    except (InputError, KeyError, FileNotFoundError) as error:
+        cause = error.detail if isinstance(error, InputError) else f"{type(error).__name__} {error}"
+        what = f"what was decided cannot be judged as the fleet is now, so that no test was opened: {cause}"
+        remedy = "Run `crossplant train` and `crossplant compare` again"
+        raise InputError(what, plant=name, remedy=remedy) from error
+
+
 def _evaluate(
-    name: str, *, rows: pd.DataFrame, decision: Mapping[str, Any], document: Mapping[str, Any], exports: Exports
+    name: str,
+    *,
+    rows: pd.DataFrame,
+    decision: Mapping[str, Any],
+    document: Mapping[str, Any],
+    exports: Exports,
+    role: str = "test",
 ) -> dict[str, Any]:
     fleet = exports.material.fleet
     plant = fleet.plant(name)
-    inputs = role_inputs(name, role="test", exports=exports, rows=rows)
+    inputs = role_inputs(name, role=role, exports=exports, rows=rows)
     if inputs is None:
-        raise InputError("no test row has an annotated class", plant=name)
+        raise InputError(f"no {role} row has an annotated class", plant=name)
     leaf_sets = fleet.leaf_sets(plant)
     policy = Policy.model_validate(decision["policy"])
     said = [inputs.probabilities(run) for run in decision["members"]]
@@ -131,13 +152,15 @@ def _evaluate(
     row = {**cell(figures=figures), "model": decision["model"], "details": figures}
     row["contaminated"] = contaminated(rows, name=name, members=decision["members"], exports=exports)
     if decision.get("float_bundle", decision["bundle"]) != decision["bundle"]:
-        row["int8"] = _int8(name, rows=rows, in_float=scores, decision=decision, policy=policy, exports=exports)
+        given = {"decision": decision, "policy": policy, "exports": exports, "role": role}
+        row["int8"] = _int8(name, rows=rows, in_float=scores, **given)
     frozen = f"frozen-{name}-s{document['seed']}"
     if frozen in document["matrix"] and decision["members"] != [frozen]:
         base_policy = Policy.model_validate(decision["frozen_policy"])
         base = inputs.scores([inputs.probabilities(frozen)], leaf_sets=leaf_sets)
         row["frozen"] = cell(figures=report(base, policy=base_policy))
-        row["gain"] = paired(scores, base, policy_a=policy, policy_b=base_policy)
+        gain = paired(scores, base, policy_a=policy, policy_b=base_policy)
+        row["gain"] = gain if gain["metric"] == "cost" or decision["kind"] != "normality" else None
     there, beside = incumbent_at(plant, fleet=fleet, inputs=inputs, scores=scores, policy=policy, seed=document["seed"])
     row |= beside | {name: its | beside[name] for name, its in there.items()}
     if (document["details"].get(name, {}).get("severity") or {}).get("is_shown"):
@@ -158,11 +181,12 @@ def _int8(
     decision: Mapping[str, Any],
     policy: Policy,
     exports: Exports,
+    role: str,
 ) -> dict[str, Any]:
     """What the INT8 files that were published say of the same parts, and why they may not serve, if so."""
     bundles, cache = Bundles(exports.material.store), exports.material.cache
     exports = QuantisedExports(exports, files=published_files(decision["bundle"], bundles=bundles, cache=cache))
-    inputs = role_inputs(name, role="test", exports=exports, rows=rows)
+    inputs = role_inputs(name, role=role, exports=exports, rows=rows)
     assert inputs is not None, "float has seen them"
     plant = exports.material.fleet.plant(name)
     in_int8 = Judged(name, decision["model"], decision).scores(inputs, fleet=exports.material.fleet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jobs.cells import SYNTHETIC, Document, percent, text
@@ -29,12 +28,6 @@ def picture(document: Document) -> str:
         f'<div class="wide">{matrix_svg(document)}</div><p class="small">Macro-F1 in percent. The framed model is the '
         f"one decided for. Blank: not judged there, or in money alone.{few}{note}</p>"
     )
-
-
-def matrix_png(document: Document, path: Path, *, dpi: int = 110) -> None:
-    """The picture of every model at every plant stands at `path` as a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    matrix_figure(document).savefig(path, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def matrix_svg(document: Document) -> str:

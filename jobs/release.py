@@ -25,6 +25,7 @@ from jobs.tables import show_matrix, span
 from jobs.verbs import new_table, who
 from plants.arrival import MARGIN
 from plants.bundle import read as read_bundle
+from plants.confirmation import is_of
 from plants.costs import Policy
 from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet
@@ -137,7 +138,8 @@ def evaluate(fleet: Fleet, *, settings: Settings, names: Sequence[str], show: Co
     kept = dict(store.read_json(EVALUATED)["plants"]) if store.exists(EVALUATED) else {}
 
     def keep(name: str, row: dict[str, Any]) -> None:
-        kept[name] = {**row, "bundle": document["decisions"][name]["bundle"]}
+        decision = document["decisions"][name]
+        kept[name] = {**row, "bundle": decision["bundle"], "float_bundle": decision.get("float_bundle")}
         store.write_json(EVALUATED, {"fleet": fleet.fleet, "synthetic": fleet.synthetic, "plants": kept})
 
     plan = Plan.from_json(store.read_json(f"runs/{document['plan']}/plan.json"))
@@ -198,10 +200,12 @@ def publish(
     uncertified: list[str] = []
     for name in _decided(names, document=document, show=show):
         decision, sealed = document["decisions"][name], evaluated.get(name, {})
-        sealed = sealed if sealed.get("bundle") in (decision["bundle"], decision.get("float_bundle")) else {}
+        sealed = sealed if is_of(sealed, decision) else {}
         if sealed.get("withdrawn"):
             withdrawn.append(name)
-            show.print(f"plant {name}: not published: the sealed test withdrew the decision", markup=False)
+            now = journal.route(name)
+            live = "; it is live: see `crossplant rollback`" if now and is_of(sealed, {"bundle": now.bundle}) else ""
+            show.print(f"plant {name}: not published: the sealed test withdrew the decision{live}", markup=False)
             continue
         if sealed.get("contaminated"):
             contaminated.append(name)
@@ -278,6 +282,8 @@ def promote(
     if (solved.plant, solved.bundle) != (plant, digest):
         of = f"plant {solved.plant}, bundle {solved.bundle[:12]}"
         raise InputError(f"the policy was solved for {of}", plant=plant, field="policy", remedy="Name another")
+    if _is_withdrawn(store, plant=plant, bundle=digest):
+        show.print(f"alarm: plant {plant}: the sealed test withdrew the decision for this bundle", markup=False)
     certify(plant, digest, chosen)
     journal = Journal(settings.journal_url)
     now = journal.route(plant)
@@ -315,6 +321,12 @@ def status(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]
     routes = [r.model_dump(mode="json") for r in Journal(settings.journal_url).current().values() if r.plant in names]
     alarms = [f"run {run['name']} failed: {run['error']}" for run in runs if run["state"] == "failed"]
     alarms += [f"plant {name} has no route" for name in sorted(names - {route["plant"] for route in routes})]
+    alarms += [
+        f"plant {route['plant']}: the sealed test withdrew the decision for its {place}, {route[place][:12]}"
+        for route in routes
+        for place in ("bundle", "challenger")
+        if route[place] and _is_withdrawn(store, plant=route["plant"], bundle=route[place])
+    ]
     counts = {
         state: sum(run["state"] == state for run in runs)
         for state in ("done", "running", "waiting", "refused", "failed")
@@ -324,6 +336,12 @@ def status(fleet: Fleet, *, settings: Settings, show: Console) -> dict[str, Any]
     for alarm in alarms:
         show.print(f"alarm: {alarm}", markup=False, soft_wrap=True)
     return {"runs": runs, "routes": routes, "alarms": alarms}
+
+
+def _is_withdrawn(store: Store, *, plant: str, bundle: str) -> bool:
+    """Whether the sealed test's last word on this plant was about this bundle, and against it."""
+    row = store.read_json(EVALUATED)["plants"].get(plant, {}) if store.exists(EVALUATED) else {}
+    return bool(row.get("withdrawn")) and is_of(row, {"bundle": bundle})
 
 
 def _policy_of(store: Store, *, plant: str, bundle: str) -> str:

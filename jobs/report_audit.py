@@ -8,6 +8,7 @@ from jobs.alarms import WITHDRAWN, sealed_of
 from jobs.cells import Document, count, figure_of, money, number, percent, text
 from jobs.incumbent_section import incumbent_html
 from jobs.page import table
+from plants.confirmation import is_of
 
 ROLES = ("train", "select", "decide", "test")
 
@@ -16,13 +17,15 @@ def openings(name: str, document: Document) -> str:
     """Who opened the sealed test of a plant, when and for what, and what came out for the bundle decided for."""
     known = document.get("sealed") or {}
     ledger = [row for row in known.get("ledger", ()) if row["plant"] == name]
-    result, bundle = sealed_of(name, document), document["decisions"].get(name, {}).get("bundle")
+    result, decision = sealed_of(name, document), document["decisions"].get(name, {})
     rows = []
     for i, row in enumerate(ledger, start=1):
-        is_this = bundle in row["bundles"]
         outcome = "another bundle than the one decided for now"
-        if is_this:
-            outcome = WITHDRAWN if result.get("withdrawn") else standing_of(result) if result else "no result is kept"
+        is_own = any(is_of({"bundle": digest}, decision) for digest in row["bundles"])
+        if is_own:
+            outcome = "no result is kept"
+        if result and (result["opening"] == i if "opening" in result else is_own):
+            outcome = WITHDRAWN if result.get("withdrawn") else standing_of(result)
         digests = ", ".join(f"<code>{text(digest[:12])}</code>" for digest in row["bundles"])
         rows.append([str(i), number(row["generation"], show=count), text(row["at"]), text(row["who"])])
         rows[-1] += [digests, text(outcome)]
@@ -37,6 +40,8 @@ def openings(name: str, document: Document) -> str:
 def standing_of(result: Document) -> str:
     """What the sealed test says to the decision."""
     none = "no difference to the frozen baseline could be taken"
+    if not result.get("frozen"):
+        none = "it is the frozen baseline, or none was trained"
     return f"{result['standing']}: against the frozen baseline" if result.get("standing") else none
 
 

@@ -33,7 +33,7 @@ def glance(document: Document) -> str:
             [
                 f'<a href="#plant-{text(name)}">{text(name)}</a>',
                 f"{model}: {text(decision.get('why'))}.",
-                f'<span class="certainty">{text(certainty(decision))}</span>',
+                f'<span class="certainty">{text(decision.get("answer"))}</span>',
                 "".join(f'<div class="alarm">{text(words)}</div>' for words in found) or NONE,
                 figure_of(chosen.get("cost"), show=money),
                 saved(decision.get("gain")),
@@ -47,18 +47,6 @@ def glance(document: Document) -> str:
     columns = ["plant", "verdict", "shown", "alarm", "cost a part", "less frozen", "less incumbent", "macro-F1"]
     shown = table([*columns, "frozen: macro-F1"], rows, num_words=4)
     return f'<h2>The fleet at a glance, worst plant first</h2><div class="tight">{shown}</div>{LEGEND}'
-
-
-def certainty(decision: Mapping[str, Any]) -> str:
-    """How sure the verdict is, in a few words."""
-    if decision.get("answer"):
-        return str(decision["answer"])
-    gap = decision.get("interval")
-    if not gap:
-        return "no rival to compare with"
-    if gap["low"] is None:
-        return str(gap.get("words") or "not enough lots")
-    return "no difference shown" if gap["low"] <= 0 <= gap["high"] else "difference shown"
 
 
 def saved(gain: Mapping[str, Any] | None) -> str:

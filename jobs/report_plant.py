@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.alarms import alarms
+from jobs.alarms import alarms, sealed_of
 from jobs.cells import Document, count, figure_of, money, number, percent, text
 from jobs.curves import curve_figure, curve_words
 from jobs.learning import NUM_DRAWN
@@ -94,6 +94,10 @@ def tests(name: str, document: Document) -> str:
     caption = "Every candidate less the one cheapest to serve, the best first"
     shown = table(["candidate", "less", "in", "shown", "difference"], rows, num_words=4, caption=caption)
     words = "" if level is None else f"Each interval is at {number(level)} %, so that all hold together at 95 %."
+    if by_f1 := decision.get("by_f1"):
+        gap = figure_of({**by_f1, "value": by_f1["diff"]}, show=percent)
+        rival, joint = text(decision["against"]), number(by_f1["level"])
+        words += f" It was taken for its macro-F1, {gap} against {rival} at {joint} %."
     return f'{shown}<p class="small">{words}</p>'
 
 
@@ -225,7 +229,7 @@ def confused_pairs(name: str, document: Document) -> str:
 def severity(name: str, document: Document) -> str:
     """How near its severities come to the labels, and whether they are served; nothing where none is labelled."""
     rows, told = [], ""
-    sealed = ((document.get("sealed") or {}).get("plants", {}).get(name) or {}).get("severity")
+    sealed = sealed_of(name, document).get("severity")
     for where, found in (("select and decide", reports_of(name, document).get("severity")), ("sealed test", sealed)):
         if found:
             shown = [figure_of(found[key]) for key in ("mae", "trivial_mae", "gain", "spearman")]

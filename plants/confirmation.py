@@ -9,6 +9,12 @@ from typing import Any, Literal
 Standing = Literal["confirmed", "not contradicted", "contradicted"]
 
 
+def is_of(row: Mapping[str, Any], decision: Mapping[str, Any]) -> bool:
+    """Whether a row of the sealed test is of what was decided for, in float or in INT8."""
+    tried = {row.get("bundle"), row.get("float_bundle")} - {None}
+    return bool(tried & {decision.get("bundle"), decision.get("float_bundle")})
+
+
 def standing(gain: Mapping[str, Any] | None) -> Standing | None:
     """Of a decision against the frozen baseline, from the paired difference on the sealed test.
 

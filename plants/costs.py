@@ -360,13 +360,18 @@ def _floor_notes(scores: PartScores, *, policy: Policy, free: Policy) -> list[st
 def _load_notes(scores: PartScores, *, policy: Policy, cap: float) -> list[str]:
     load = review_load(scores, policy)
     assert load is not None
-    return [f"people can review {cap:.2%} of parts, {load:.2%} must be"] if load > 1.1 * cap + 1e-9 else []
+    return [f"people can review {cap:.2%} of parts, {load:.2%} must be"] if is_overload(load, capacity=cap) else []
 
 
 def review_load(scores: PartScores, policy: Policy | OutOfFold) -> float | None:
     """The share of the line that a person has to review at the policy's rate; None without good or bad parts."""
     shares = line_shares(scores, rate=policy.rate)
     return None if shares is None else float(shares[decide_many(scores, policy).verdict == REVIEW].sum())
+
+
+def is_overload(load: float, *, capacity: float) -> bool:
+    """Whether a person has to look at a tenth more of the parts than people can; thresholds split no finer."""
+    return load > 1.1 * capacity + 1e-9
 
 
 def review_capacity(costs: Costs) -> float:

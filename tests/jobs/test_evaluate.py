@@ -207,6 +207,8 @@ def test_the_chosen_model_and_the_frozen_baseline_are_judged_on_the_test_once(wo
     taught = rows[rows["role"] == "train"].head(3)
     assert contaminated(taught, name="arden", members=["own-arden-s0"], exports=works.exports()) == 3
     assert [opening["plant"] for opening in found["ledger"]] == ["arden"]
+    assert row["opening"] == 1
+    assert evaluate_fleet(works.fleet, names=["arden"], **given)["plants"]["arden"]["opening"] == 2
     with pytest.raises(InputError, match="plant brno: has no decision"):
         evaluate_fleet(works.fleet, names=["brno"], **given)
 
@@ -270,6 +272,23 @@ def test_a_plant_is_refused_by_the_budget_and_its_model_is_not_judged(works):
     with pytest.raises(SealError):
         evaluate_fleet(works.fleet, names=["arden"], budget=0, **given)
     assert openings(Catalog.of(works.fleet).seal) == []
+
+
+@pytest.mark.slow
+def test_what_could_not_be_judged_is_found_out_before_any_test_is_opened(works):
+    """Of two plants the second one's model is gone, or its classes are others by now."""
+    document = choose(works, model="own-arden-s0")
+    given = {"exports": works.exports(), "who": "ada", "now": NOW, "budget": 5, "names": ["arden", "essen"]}
+    missing = {**document["decisions"]["essen"], "members": ["own-essen-s7"], "bundle": "c" * 64}
+    spoiled = {**document, "decisions": {**document["decisions"], "essen": missing}}
+    with pytest.raises(
+        InputError, match=r"plant essen: what was decided cannot be.*no test was opened.*compare"
+    ):
+        evaluate_fleet(works.fleet, document=spoiled, **given)
+    assert openings(Catalog.of(works.fleet).seal) == []
+    document["decisions"]["essen"]["bundle"] = "c" * 64
+    evaluate_fleet(works.fleet, document=document, **given)
+    assert [opening.plant for opening in openings(Catalog.of(works.fleet).seal)] == ["arden", "essen"]
 
 
 @pytest.mark.slow

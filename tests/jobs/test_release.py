@@ -123,6 +123,22 @@ def test_a_decision_that_the_sealed_test_withdrew_is_not_published_and_the_other
 
 
 @pytest.mark.slow
+def test_a_live_model_that_the_sealed_test_withdrew_afterwards_is_said_wherever_one_looks(decided):
+    publish(decided)
+    digest = release.compared(decided.store)["decisions"]["arden"]["bundle"]
+    row = {"withdrawn": True, "bundle": "f" * 64, "float_bundle": digest}
+    decided.store.write_json(release.EVALUATED, {"plants": {"arden": row}})
+    show, said = console()
+    given = {"settings": decided.settings, "show": show}
+    words = f"plant arden: the sealed test withdrew the decision for its bundle, {digest[:12]}"
+    assert release.status(decided.fleet, **given)["alarms"] == [words]
+    assert release.publish(decided.fleet, names=NAMES, **given)["withdrawn"] == ["arden"]
+    assert "it is live: see `crossplant rollback`" in said()
+    release.promote(decided.fleet, plant="arden", bundle=digest, policy=None, certify=lambda *_: None, **given)
+    assert "alarm: plant arden: the sealed test withdrew the decision for this bundle" in said()
+
+
+@pytest.mark.slow
 def test_a_model_that_has_seen_the_sealed_test_is_published_as_unproven(decided):
     bundle = release.compared(decided.store)["decisions"]["arden"]["bundle"]
     row = {"withdrawn": False, "contaminated": 3, "bundle": bundle}

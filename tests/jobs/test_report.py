@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import colormaps
-from PIL import Image
 
 from jobs.alarms import WITHDRAWN
 from jobs.cells import SYNTHETIC
-from jobs.matrix import COLOURS, ink_on, luminance, matrix_png
+from jobs.matrix import COLOURS, ink_on, luminance
 from jobs.page import STYLE
 from jobs.report import report_html, write_report
 from plants.costs import solve
@@ -82,7 +81,8 @@ def document() -> dict[str, Any]:
     }
     for decision in decisions.values():
         decision.update(against="frozen-panel-s0", bundle="b" * 64, policy_digest="c" * 64, members=["own-panel-s0"])
-    decisions["panel"]["gain"] = {**interval, "diff": -777.25}
+    decisions["panel"] |= {"answer": "better", "gain": {**interval, "diff": -777.25}}
+    decisions["mill"]["answer"] = "not enough lots"
     decisions["panel"]["policy"] = {"pass_below": 0.0125, "reject_above": 0.75, "note": ["floors <b>met</b>"]}
     models = {run: {"kind": run.split("-")[0], "plants": [], "cut": 0, "tier": "head", "seed": 0} for run in matrix}
     found = {"fleet": "steel", "synthetic": True, "plan": "steel-abc", "seed": 0, "plants": ["panel", "mill"]}
@@ -273,14 +273,6 @@ def test_the_same_document_gives_the_same_bytes(document, tmp_path: Path):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "deep/b.html").read_bytes()
 
 
-def test_the_matrix_is_a_readable_png(document, tmp_path: Path):
-    matrix_png(document, tmp_path / "docs/matrix.png")
-    with Image.open(tmp_path / "docs/matrix.png") as image:
-        image.load()
-        assert image.format == "PNG"
-        assert min(image.size) > 200
-
-
 def curve(*, capacity: float) -> dict[str, Any]:
     rates = np.linspace(0, 0.2, 5)
     lines = {"policy": 20 + 100 * rates, "pass_all": 2_000 * rates, "reject_all": 100 * (1 - rates)}
@@ -398,6 +390,18 @@ def test_openings_of_the_seal_say_who_looked_when_at_what_and_what_came_out(docu
     assert WITHDRAWN not in text
 
 
+@pytest.mark.parametrize("tried", [{"bundle": "b" * 64}, {"bundle": "f" * 64, "float_bundle": "b" * 64}])
+def test_an_outcome_stands_at_its_own_opening_in_float_or_int8(document, tried):
+    found = sealed(document, **tried, opening=1)
+    found["sealed"]["ledger"] = [opening(tried["bundle"]), opening(tried["bundle"])]
+    changed = {**found, "decisions": {**found["decisions"]}}
+    changed["decisions"]["panel"] = {**found["decisions"]["panel"], **tried}
+    digest = tried["bundle"][:12]
+    text = Page(report_html(changed)).text
+    assert f"1 1 2026-03-01T00:00:00Z ada <a> {digest} confirmed: against the frozen baseline" in text
+    assert f"2 1 2026-03-01T00:00:00Z ada <a> {digest} no result is kept" in text
+
+
 def test_a_withdrawn_decision_is_marked_in_the_glance_and_at_its_plant_and_another_bundles_result_is_not(document):
     html = report_html(sealed(document, withdrawn=True, contaminated=3))
     for part in html.split('<section class="plant"')[:2]:
@@ -456,6 +460,11 @@ def test_the_tests_of_a_verdict_are_shown_with_their_level(document):
     text = Page(report_html(changed)).text
     assert "own-<p> frozen cost no difference shown -12.50 ( -30.25 to 5.25 )" in text
     assert "Each interval is at 99.1 %" in text
+    assert "taken for its macro-F1" not in text
+    by_f1 = {"metric": "macro_f1", "diff": 0.031, "low": 0.0105, "high": 0.052, "level": 0.9771}
+    changed["decisions"]["panel"] |= {"by_f1": by_f1, "against": "own-<p>"}
+    text = Page(report_html(changed)).text
+    assert "It was taken for its macro-F1, 3.1 ( 1.1 to 5.2 ) against own-<p> at 97.7 %." in text
 
 
 def test_words_and_numbers_stand_out_from_what_is_behind_them():
