@@ -59,6 +59,7 @@ def _made(decision: Decision, *, chosen: Candidate, base: Candidate | None, seed
         "interval": decision.interval,
         "tests": list(decision.tests),
         "level": decision.level,
+        "by_f1": decision.by_f1,
         "policy": chosen.policy.model_dump(mode="json"),
         "gain": _gain(chosen, base, seed=seed, level=decision.level or 0.95),
         "frozen_policy": base.policy.model_dump(mode="json") if base else None,
@@ -137,8 +138,13 @@ def _of_runs(
 
 
 def _gain(chosen: Candidate, frozen: Candidate | None, *, seed: int, level: float) -> dict[str, Any] | None:
-    """The chosen model against the frozen baseline, paired; None where they are the same."""
-    return difference(chosen, frozen, seed=seed, level=level) if frozen and frozen.name != chosen.name else None
+    """The chosen model against the frozen baseline, paired; None where they are the same, or one that names no class
+    could be compared by the classes it names only.
+    """
+    if not frozen or frozen.name == chosen.name:
+        return None
+    found = difference(chosen, frozen, seed=seed, level=level)
+    return found if found["metric"] == "cost" or chosen.kind != "normality" else None
 
 
 def worst_first(decisions: Mapping[str, Any], matrix: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -56,7 +56,7 @@ def _plant(
         day_one[metric] = {
             "found": found,
             "forecast": asdict(told),
-            "holds": told.holds(METRICS[metric].seen(found["value"], found["n"])),
+            "holds": told.holds(found["value"]),
         }
     words, found = reached[name]
     told = _labels([reached[other["plant"]][1] for other in others])

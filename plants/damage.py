@@ -13,9 +13,9 @@ import numpy as np
 
 from plants.costs import OutOfFold, Policy
 from plants.differences import paired
-from plants.metrics import MIN_LOTS_OF_KIND, report
+from plants.metrics import report
 from plants.scores import Mask, PartScores
-from plants.stats import NOT_ENOUGH_LOTS, Floats, Interval, Lots, never_seen, paired_bootstrap
+from plants.stats import MIN_LOTS_OF_KIND, NOT_ENOUGH_LOTS, Floats, Interval, Lots, never_seen, paired_bootstrap
 
 Rule = Policy | OutOfFold | None
 

@@ -17,7 +17,7 @@ import numpy as np
 from plants.costs import OutOfFold, Policy
 from plants.counts import confusions, cost_of, cost_sums, dearest_verdicts, macro_f1, macro_parts, number, over_draws
 from plants.scores import PartScores
-from plants.stats import NOT_ENOUGH_LOTS, Floats, Lots, joint, never_seen, student
+from plants.stats import MIN_LOTS_OF_KIND, NOT_ENOUGH_LOTS, Floats, Lots, joint, never_seen, student
 
 Judged = tuple[PartScores, Policy | OutOfFold | None]
 """What a model says of some parts, and what judges it in money."""
@@ -37,15 +37,19 @@ def paired(
 
     However alike the verdicts on these parts are, two models may differ on parts that none of these stands for: unless
     they are one and the same, the interval is never narrower than the rule of three allows.
-    low and high are None under ten lots, diff too where nothing was counted. Raises ValueError for other parts.
+    low and high are None under ten lots, and in cost where defects or good parts lie in under five, as what those few
+    lots have in common would pass for a difference; diff too where nothing was counted. Raises ValueError for other
+    parts.
     """
     scores_b = _aligned(scores_b, to=scores_a)
     lots = Lots(scores_a.lots)
     measure = _measure([(scores_a, policy_a), (scores_b, policy_b)])
     a, b = measure.values
     diff = number(a - b)
-    interval = None
-    if lots.is_enough and diff is not None:
+    interval, is_enough = None, lots.is_enough
+    if measure.metric == "cost":
+        is_enough &= min(lots.holding(scores_a.is_good), lots.holding(~scores_a.is_good)) >= MIN_LOTS_OF_KIND
+    if is_enough and diff is not None:
         drawn_a, drawn_b = measure.drawn(lots, n=n_boot, seed=seed)
         interval = student(diff, drawn_a - drawn_b, num_lots=lots.num, level=level)
         if interval and not (np.array_equal(scores_a.probs, scores_b.probs) and policy_a == policy_b):
@@ -56,7 +60,7 @@ def paired(
         "low": number(interval.low) if interval else None,
         "high": number(interval.high) if interval else None,
         "n_lots": lots.num,
-        "words": None if lots.is_enough else NOT_ENOUGH_LOTS,
+        "words": None if is_enough else NOT_ENOUGH_LOTS,
     }
 
 

@@ -58,19 +58,27 @@ class Scale:
 
     inside: Callable[[float, float], float]
     outside: Callable[[float], float]
+    least: Callable[[float], float]
+    """Of n parts, what counts as 0 is told from no less than this."""
+    top: float = math.inf
 
-    def seen(self, value: float | None, n: float) -> float | None:
-        """The figure of n parts as the scale knows it: of 40 parts all right it is not known that none is wrong."""
-        return None if value is None else self.outside(self.inside(value, n))
+    def ends(self, low: float, high: float, *, n: float) -> tuple[float, float]:
+        """An interval's ends, from the inside; one that n parts do not tell from 0, or from the top, is just that."""
+        low, high, least = self.outside(low), self.outside(high), self.least(n)
+        return (0.0 if low < least else low), (self.top if high > self.top - least else high)
+
+
+def _half_a_part(n: float) -> float:
+    return 0.5 / (n + 1)
 
 
 def _odds(value: float, n: float) -> float:
     """Log odds of a fraction of n parts; one of 0 or 1 as if half a part more had gone the other way."""
-    return float(logit(np.clip(value, 0.5 / (n + 1), 1 - 0.5 / (n + 1))))
+    return float(logit(np.clip(value, _half_a_part(n), 1 - _half_a_part(n))))
 
 
-ODDS = Scale(_odds, lambda x: float(expit(x)))
-LOG = Scale(lambda value, n: math.log(max(value, LEAST)), math.exp)
+ODDS = Scale(_odds, lambda x: float(expit(x)), _half_a_part, top=1.0)
+LOG = Scale(lambda value, n: math.log(max(value, LEAST)), math.exp, lambda n: LEAST)
 
 
 def new_plant(figures: Sequence[Mapping[str, Any]], *, scale: Scale = ODDS, level: float = LEVEL) -> Forecast:
@@ -78,6 +86,7 @@ def new_plant(figures: Sequence[Mapping[str, Any]], *, scale: Scale = ODDS, leve
 
     mean +- t(k - 1) * s * sqrt(1 + 1/k), where s is how the plants' figures scatter, which holds their measuring
     errors, and at least what these errors alone make; they are read from the figures' own intervals, where these are.
+    An end that a plant with the median of the parts would not tell from 0 or 1 is 0 or 1.
     Source: the interval of a new value of a normal sample, Hahn and Meeker, Statistical Intervals, 1991, 4.2; in random
     effects, Higgins, Thompson and Spiegelhalter, JRSS A 172, 2009, whose s lacks the measuring error of the new value.
     """
@@ -88,7 +97,8 @@ def new_plant(figures: Sequence[Mapping[str, Any]], *, scale: Scale = ODDS, leve
     errors = [e for f in known if (e := _error(f, scale=scale)) is not None]
     variance = max(float(at.var(ddof=1)), float(np.mean(np.square(errors))) if errors else 0.0)
     low, middle, high = _around(float(at.mean()), variance, num=len(known), level=level)
-    return Forecast(scale.outside(middle), scale.outside(low), scale.outside(high), len(known))
+    ends = scale.ends(low, high, n=float(np.median([f["n"] for f in known])))
+    return Forecast(scale.outside(middle), *ends, len(known))
 
 
 def _error(figure: Mapping[str, Any], *, scale: Scale) -> float | None:

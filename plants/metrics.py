@@ -25,10 +25,8 @@ from plants.counts import (
     ratio,
 )
 from plants.scores import Mask, PartScores, calibrate
-from plants.stats import MIN_LOTS, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction
+from plants.stats import MIN_LOTS, MIN_LOTS_OF_KIND, NOT_ENOUGH_LOTS, Floats, Interval, Lots, fraction
 
-MIN_LOTS_OF_KIND = 5
-"""What is counted on some parts only needs this many lots that hold any."""
 NUM_BINS = 10
 NUM_CURVE_POINTS = 101
 BLOCK = 100_000

@@ -24,6 +24,8 @@ Statistic = Callable[[Floats], Floats]
 """Weights [B, N] (how often each part was drawn) -> values [B], NaN where nothing was counted."""
 
 MIN_LOTS = 10
+MIN_LOTS_OF_KIND = 5
+"""What is counted on some parts only needs this many lots that hold any."""
 NOT_ENOUGH_LOTS = "not enough lots"
 BLOCK = 4_000_000
 """Weights made at once; 32 MB."""

@@ -18,10 +18,9 @@ from plants.costs import OutOfFold, Policy, expected_cost
 from plants.counts import confusions, macro_f1, number
 from plants.differences import joint_level, paired
 from plants.ensembles import Mix
-from plants.metrics import MIN_LOTS_OF_KIND
 from plants.plant import Plant
 from plants.scores import PartScores
-from plants.stats import MIN_LOTS, Lots
+from plants.stats import MIN_LOTS, MIN_LOTS_OF_KIND, Lots
 
 MARGIN_F1 = 0.01
 """A cheaper model may be this much worse in macro-F1 and still be taken."""
@@ -79,6 +78,9 @@ class Decision:
     high, n_lots, words}`."""
     level: float | None = None
     """At which each of these intervals was taken, so that all hold together at 95 %."""
+    by_f1: dict[str, Any] | None = None
+    """Where it was taken for its macro-F1: that less `against`'s, paired, and the `level` at which the macro-F1 of all
+    candidates hold together. None where it was taken for its money, or is cheaper to serve."""
 
 
 def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: int = 0) -> Decision:
@@ -94,7 +96,7 @@ def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: in
     gap = partial(difference, seed=seed, level=level)
     floor = min(order, key=lambda one: (one.serving_cost, one.kind != "frozen", _badness(one)))
     tests = tuple(_test(one, floor, gap=gap) for one in order if one is not floor)
-    best = _told_apart(order, seed=seed)
+    best, by_f1 = _told_apart(order, seed=seed)
     taken, is_shown = _cheaper(best, order=order, gap=gap, idle_cost=idle_cost)
     rival = best if taken is not best else order[0] if best is not order[0] else order[1]
     interval = gap(taken, rival)
@@ -114,8 +116,9 @@ def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: in
     elif row is None:
         answer, why = _of_floor(tests, rival=rival, interval=interval)
     else:
-        answer, why = _of_best(row, rival=rival, interval=interval, is_by_f1=best is not order[0])
-    return Decision(taken.name, answer, why, rival.name, interval, tests=tests, level=level)
+        answer, why = _of_best(row, rival=rival, interval=interval, by_f1=by_f1)
+    by_f1 = by_f1 if taken is best else None
+    return Decision(taken.name, answer, why, rival.name, interval, tests=tests, level=level, by_f1=by_f1)
 
 
 def _cheaper(
@@ -130,7 +133,7 @@ def _cheaper(
     gaps = [(one, gap(one, best)) for one in cheaper]
     shown = [one for one, found in gaps if _is_within(found, by=1.0, is_shown=True, idle_cost=idle_cost)]
     tied = [one for one, found in gaps if _is_within(found, by=TIE, is_shown=False, idle_cost=idle_cost)]
-    shown = [one for one in shown if _words(_by_f1(one, best)) != "worse"]
+    shown = [one for one in shown if _words(paired(one.scores, best.scores)) != "worse"]
     tied = [one for one in tied if _lost(one) <= _lost(best) + MARGIN_F1]
     return next(iter(shown + tied), best), bool(shown)
 
@@ -171,15 +174,15 @@ def _too_little(scores: PartScores) -> tuple[Answer, str] | None:
 
 
 def _of_best(
-    row: Mapping[str, Any], *, rival: Candidate, interval: Mapping[str, Any], is_by_f1: bool
+    row: Mapping[str, Any], *, rival: Candidate, interval: Mapping[str, Any], by_f1: Mapping[str, Any] | None
 ) -> tuple[Answer, str]:
     """The answer for the best estimate, which is not the cheapest to serve. row: against that; interval: to the rival.
 
-    is_by_f1: it was told apart from the rival by macro-F1, as their money is not shown to differ.
+    by_f1: its macro-F1 less the rival's, where that told them apart, as their money is not shown to differ.
     """
     is_better = row["words"] == "better"
-    if is_by_f1:
-        why = f"higher macro-F1 than {rival.name}, and no difference in money shown"
+    if by_f1:
+        why = f"{amount(by_f1)} than {rival.name}, and no difference in money shown: {amount(interval)}"
         if is_better:
             why = f"{amount(row)} than {row['against']}, which is cheapest to serve; {why}"
         return ("better" if is_better else "no difference shown"), why
@@ -226,23 +229,23 @@ def decide_first(candidates: Sequence[Candidate], *, num_defects: int) -> Decisi
     return Decision(first.name, "not enough data", why)
 
 
-def _told_apart(order: Sequence[Candidate], *, seed: int) -> Candidate:
-    """The cheapest in money, or one whose macro-F1 is shown to be higher and whose money is not shown to differ."""
+def _told_apart(order: Sequence[Candidate], *, seed: int) -> tuple[Candidate, dict[str, Any] | None]:
+    """The cheapest in money, or one whose macro-F1 is shown to be higher and whose money is not shown to differ.
+
+    The second is that difference in macro-F1, where it decided.
+    """
     cheapest = order[0]
     if not cheapest.scores.ok:
-        return cheapest
-    for other in sorted(order, key=_lost):
-        if _lost(other) >= _lost(cheapest):
-            break
+        return cheapest, None
+    higher = [other for other in sorted(order, key=_lost) if _lost(other) < _lost(cheapest)]
+    level = joint_level([(one.scores, None) for one in order], seed=seed) if higher else None
+    for other in higher:
         found = difference(other, cheapest, seed=seed)
-        is_open = found["metric"] == "cost" and _words(found) == "no difference shown"
-        if is_open and _words(_by_f1(other, cheapest)) == "better":
-            return other
-    return cheapest
-
-
-def _by_f1(a: Candidate, b: Candidate) -> dict[str, Any]:
-    return paired(a.scores, b.scores)
+        if found["metric"] == "cost" and _words(found) == "no difference shown":
+            by_f1 = paired(other.scores, cheapest.scores, seed=seed, level=level or 0.95)
+            if _words(by_f1) == "better":
+                return other, {**by_f1, "level": level}
+    return cheapest, None
 
 
 def _lost(candidate: Candidate) -> float:

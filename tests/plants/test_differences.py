@@ -76,6 +76,19 @@ def test_under_ten_lots_a_difference_has_no_interval():
     assert (found["low"], found["high"], found["n_lots"], found["words"]) == (None, None, 9, "not enough lots")
 
 
+@pytest.mark.parametrize(("num_lots", "is_shown"), [(1, False), (4, False), (5, True)])
+def test_in_money_few_lots_that_hold_defects_show_nothing(num_lots, is_shown):
+    whole = parts(apart=3.0)
+    bad_lots = sorted(set(whole.lots[~whole.is_good]))[:num_lots]
+    kept = whole.is_good | np.isin(whole.lots, bad_lots)
+    good, poor = whole.take(kept), parts(apart=1.0, noise=2).take(kept)
+    policies = [solve(scores, costs=Costs(), plant="a") for scores in (good, poor)]
+    found = paired(good, poor, policy_a=policies[0], policy_b=policies[1])
+    assert (found["metric"], found["diff"] is None) == ("cost", False)
+    assert (found["low"] is not None, found["words"]) == (is_shown, None if is_shown else "not enough lots")
+    assert paired(good, poor)["low"] is not None
+
+
 def test_without_bad_parts_models_are_compared_by_macro_f1_even_with_policies():
     scores = parts().take(parts().is_good)
     policy = solve(scores, costs=Costs(), plant="a")

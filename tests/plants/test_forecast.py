@@ -54,12 +54,21 @@ def test_plants_that_agree_by_chance_are_not_taken_to_be_alike():
 
 def test_where_every_plant_was_right_in_every_part_the_next_may_still_err():
     found = new_plant([{"value": 1.0, "low": 0.94, "high": 1.0, "n": 60}] * 6)
-    assert found.low < 0.99 < found.value < 1.0
+    assert found.low < 0.99 < found.value < 1.0 == found.high
     assert found.holds(0.99)
-    assert not found.holds(1.0)
-    assert found.holds(ODDS.seen(1.0, 60))
-    assert ODDS.seen(None, 60) is None
-    assert ODDS.seen(0.7, 60) == pytest.approx(0.7)
+    assert found.holds(1.0)
+    assert not found.holds(0.5)
+
+
+def test_an_end_is_0_or_1_only_where_the_known_plants_parts_would_not_tell():
+    def told(n):
+        return new_plant([{"value": value, "low": None, "high": None, "n": n} for value in (0.1, 0.15, 0.2, 0.3)])
+
+    assert 0 < told(2000).low < 0.04
+    assert told(10).low == 0
+    assert told(10).high == told(2000).high < 1
+    assert not told(2000).holds(0.0)
+    assert told(10).holds(0.0)
 
 
 def test_two_plants_and_plants_without_the_figure_forecast_nothing_and_say_so():
@@ -80,7 +89,7 @@ def test_a_figure_without_an_interval_still_counts():
 def test_money_is_forecast_in_logarithms_and_is_never_negative():
     known = [{"value": v, "low": v * 0.7, "high": v * 1.4, "n": 80} for v in (0.2, 0.9, 1.6, 0.0)]
     found = new_plant(known, scale=LOG)
-    assert 0 < found.low < found.value < found.high
+    assert 0 == found.low < found.value < found.high  # one had next to no cost, so that the end is next to none too
 
 
 @pytest.mark.parametrize("num", [4, 7])

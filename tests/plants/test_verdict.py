@@ -10,7 +10,7 @@ import pytest
 from plants.differences import paired
 from plants.metrics import report
 from plants.plant import Costs
-from plants.verdict import Candidate, Decision, decide, decide_first, difference, idle_cost
+from plants.verdict import Candidate, Decision, amount, decide, decide_first, difference, idle_cost
 from tests.jobs.toys import toy_fleet
 from tests.plants.candidates import IDLE, candidate, near_good
 
@@ -65,8 +65,11 @@ def test_models_whose_money_is_not_shown_to_differ_are_told_apart_by_macro_f1():
     pair = next(pair for pair in pairs if difference(*pair, seed=0)["diff"] > 0 and shows_f1(*pair))
     found = decide(pair, idle_cost=IDLE)
     assert (found.model, found.against) == ("a", "b")
-    assert "higher macro-F1 than b, and no difference in money shown" in found.why
+    assert amount(found.by_f1) in found.why
+    assert f"no difference in money shown: {amount(found.interval)}" in found.why
     assert found.interval["metric"] == "cost"
+    assert (found.by_f1["metric"], found.by_f1["level"]) == ("macro_f1", 0.95)
+    assert found.by_f1["low"] > 0
     assert found.interval["low"] <= 0 <= found.interval["high"]
     pairs = (
         [candidate("a", skill=1, num_lots=14, noise=i), candidate("b", skill=1, num_lots=14)] for i in range(1, 99)
