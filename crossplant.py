@@ -291,9 +291,9 @@ def compare(
 
     Example: crossplant compare --fleet steel.yaml
     """
-    from jobs import release
+    from jobs import verdicts
 
-    document = release.compare(
+    document = verdicts.compare(
         _fleet(fleet), settings=_settings(), show=console, is_robust=robustness, floor_margin=floor_points / 100
     )
     _finish(document, to=json_to)
@@ -320,10 +320,10 @@ def evaluate(fleet: FleetFile = FLEET, plant: Plants = None, json_to: JsonFile =
 
     Example: crossplant evaluate --fleet steel.yaml
     """
-    from jobs import release
+    from jobs import verdicts
 
     loaded = _fleet(fleet)
-    document = release.evaluate(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
+    document = verdicts.evaluate(loaded, settings=_settings(), names=_names(loaded, plant), show=console)
     _finish(document, to=json_to)
     _fail_if([row for row in document["plants"].values() if row["withdrawn"]], WITHDRAWN)
 
@@ -680,7 +680,7 @@ def demo(
     import time
 
     from cluster.settings import Settings
-    from jobs import release, verbs
+    from jobs import release, verbs, verdicts
     from jobs.recipe import default_recipe, save_recipe
     from plants.errors import ManyInputErrors
     from plants.synthetic import make_fleet
@@ -701,8 +701,8 @@ def demo(
     trained = verbs.train(
         loaded, settings=settings, recipe_file=recipe, seeds=(0,), leave_out=(), retry_failed=False, show=console
     )
-    compared = release.compare(loaded, settings=settings, show=console)
-    release.evaluate(loaded, settings=settings, names=names, show=console)
+    compared = verdicts.compare(loaded, settings=settings, show=console)
+    verdicts.evaluate(loaded, settings=settings, names=names, show=console)
     staged = _certify(loaded, settings=settings)
     published = release.publish(loaded, settings=settings, names=names, show=console, certify=staged)
     withdrawn = published["withdrawn"]

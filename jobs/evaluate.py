@@ -15,9 +15,9 @@ from cluster.storage import Store
 from jobs.candidates import cell, figures_of
 from jobs.incumbent import incumbent_at
 from jobs.int8_gate import Judged, QuantisedExports, gate, published_files
-from jobs.release import EVALUATED
 from jobs.scoring import Exports, role_inputs
 from jobs.severity import judged
+from jobs.verdicts import EVALUATED
 from plants import seal, splits
 from plants.confirmation import against_promise, standing
 from plants.costs import Policy

@@ -19,8 +19,8 @@ from jobs.int8_bundles import Attaching
 from jobs.int8_gate import Files, Judged, judged_models
 from jobs.ladder import FLOAT, Tried, kept, sentence
 from jobs.plan import Plan
-from jobs.release import BUNDLE_SCORES, compared, exports_of
 from jobs.verbs import new_table
+from jobs.verdicts import BUNDLE_SCORES, compared, exports_of
 from plants.bundle import parse
 from plants.costs import Policy
 from plants.plant import Fleet

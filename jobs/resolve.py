@@ -12,7 +12,7 @@ from rich.console import Console
 from cluster.registry import Journal
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
-from jobs import release
+from jobs import release, verdicts
 from jobs.verbs import new_table
 from plants.bundle import parse
 from plants.checked import read_checked
@@ -108,7 +108,7 @@ def measured(plant: Plant, *, file: Path | None, num_parts: int | None, show: Co
 
 def bundle_scores(store: Store, *, plant: Plant, bundle: str) -> PartScores:
     """What the bundle said of the plant's `decide` parts when it was compared. Raises InputError where nothing is."""
-    key = release.BUNDLE_SCORES.format(bundle=bundle, plant=plant.name)
+    key = verdicts.BUNDLE_SCORES.format(bundle=bundle, plant=plant.name)
     if not store.exists(key):
         remedy = "Run `crossplant compare` and `crossplant publish` again"
         raise InputError("the scores of its bundle were not kept", plant=plant.name, file=store.at(key), remedy=remedy)
@@ -120,7 +120,7 @@ def bundle_scores(store: Store, *, plant: Plant, bundle: str) -> PartScores:
 
 
 def _decided(store: Store, *, plant: str) -> tuple[str, str]:
-    decision = release.compared(store)["decisions"].get(plant)
+    decision = verdicts.compared(store)["decisions"].get(plant)
     if decision is None:
         raise InputError("has no decision", plant=plant, remedy="`crossplant compare` says why")
     return decision["bundle"], decision["policy_digest"]

@@ -197,7 +197,7 @@ def train(
 def _measured_donors(fleet: Fleet, *, show: Console) -> dict[str, str]:
     """Plant -> its best donor by the last comparison; which those are is said. Raises InputError before the first."""
     from jobs.donors import best_donors
-    from jobs.release import compared
+    from jobs.verdicts import compared
 
     found = best_donors(compared(open_store(fleet.store)).get("donors", ()))
     said = ", ".join(f"{donor} for {plant}" for plant, donor in sorted(found.items()))

@@ -32,7 +32,7 @@ def code(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 @pytest.mark.parametrize("withdrawn", [True, False])
 def test_evaluate_ends_with_1_after_its_document_when_a_decision_was_withdrawn(fleet, monkeypatch, capsys, withdrawn):
     document = {"plants": {"mill": {"withdrawn": withdrawn}}}
-    monkeypatch.setattr("jobs.release.evaluate", lambda *_, **__: document)
+    monkeypatch.setattr("jobs.verdicts.evaluate", lambda *_, **__: document)
     assert code(monkeypatch, "evaluate", "--fleet", fleet, "--json", "-") == int(withdrawn)
     said = capsys.readouterr()
     assert json.loads(said.out) == document
@@ -52,8 +52,8 @@ def test_demo_ends_with_1_when_a_run_failed_or_a_decision_was_withdrawn_once_it_
         "jobs.verbs.import_fleet": {"faults": []},
         "jobs.verbs.audit_fleet": {},
         "jobs.verbs.train": {"runs": [{"state": state}]},
-        "jobs.release.compare": {"matrix": {}, "decisions": {}, "report": "compare.html"},
-        "jobs.release.evaluate": {},
+        "jobs.verdicts.compare": {"matrix": {}, "decisions": {}, "report": "compare.html"},
+        "jobs.verdicts.evaluate": {},
         "jobs.release.publish": {"withdrawn": withdrawn, "uncertified": []},
         "crossplant._called": {"address": "http://127.0.0.1:9", "endpoints": {}, "metrics": {}},
     }

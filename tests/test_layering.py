@@ -53,8 +53,8 @@ ABSENT = {
 
 OPENS = {"seal", "sealed", "unseal", "open_test"}
 REACHES = {"open_store", "at", "list", "exists", "read", "read_json", "local_path", "download", "getattr"}
-OPENERS = {"cluster/catalog.py", "cluster/imports.py", "jobs/evaluate.py", "jobs/release.py"}
-"""`import` seals and says what it corrected, `evaluate` opens, and `release` is the verb that asks it to."""
+OPENERS = {"cluster/catalog.py", "cluster/imports.py", "jobs/evaluate.py", "jobs/verdicts.py"}
+"""`import` seals and says what it corrected, `evaluate` opens, and `verdicts` is the verb that asks it to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def test_only_the_one_opener_and_what_seals_can_name_the_sealed_answers():
     files = [*(path for room in ROOMS for path in (ROOT / room).rglob("*.py")), ROOT / "crossplant.py"]
     found = {path.relative_to(ROOT).as_posix() for path in files if looks_into_the_seal(path.read_text("utf-8"))}
     assert found == OPENERS
-    lines = (ROOT / "jobs/release.py").read_text("utf-8").splitlines()
+    lines = (ROOT / "jobs/verdicts.py").read_text("utf-8").splitlines()
     seen = [lines[number - 1].strip() for number in looks_into_the_seal("\n".join(lines))]
     assert seen == ["from jobs.evaluate import evaluate_fleet"]
 

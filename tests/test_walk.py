@@ -27,7 +27,7 @@ from cluster.kuberay import SEALED_VERBS
 from cluster.registry import Bundles, Journal
 from cluster.settings import Settings
 from cluster.storage import PlantFiles, Store, open_store
-from jobs import release, verbs
+from jobs import release, verbs, verdicts
 from jobs.evaluate import LEDGER, open_test, openings
 from jobs.material import Material
 from jobs.plan import Plan
@@ -170,8 +170,8 @@ def walk(trainer: ObjectStore, ray_local: Settings, tmp_path_factory: pytest.Tem
             "import": lambda: verbs.import_fleet(fleet, names=EVERY, show=show),
             "audit": lambda: verbs.audit_fleet(fleet, settings=settings, names=EVERY, show=show),
             "train": lambda: train(fleet, settings=settings, recipe=recipe, show=show),
-            "compare": lambda: release.compare(fleet, settings=settings, show=show),
-            "evaluate": lambda: release.evaluate(fleet, settings=settings, names=EVERY, show=show),
+            "compare": lambda: verdicts.compare(fleet, settings=settings, show=show),
+            "evaluate": lambda: verdicts.evaluate(fleet, settings=settings, names=EVERY, show=show),
             "publish": lambda: release.publish(fleet, settings=settings, names=EVERY, show=show),
             "serve": lambda: serve_fleet(fleet, settings=settings, host="127.0.0.1", port=0),
         }.items():
@@ -456,7 +456,7 @@ def test_the_seal_was_opened_once_for_what_was_chosen_and_a_sixth_opening_is_ref
     before = walk.catalog.seal.read(LEDGER)
     show, _ = console()
     with pytest.raises(SealError, match="opened 5 times of 5"):
-        release.evaluate(walk.fleet, settings=walk.settings, names=["essen"], show=show)
+        verdicts.evaluate(walk.fleet, settings=walk.settings, names=["essen"], show=show)
     assert walk.catalog.seal.read(LEDGER) == before
 
 

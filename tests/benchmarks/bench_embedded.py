@@ -29,7 +29,7 @@ FEW, LARGE, LEFT_OUT = "brno", "fargo", "arden"
 def seed_figures(seed: int, *, folder: Path, show: Console) -> dict[str, Any]:
     """The figures of one seed of fleet and training."""
     from cluster.settings import Settings
-    from jobs import release, verbs
+    from jobs import verbs, verdicts
     from plants.plant import load_fleet
     from plants.synthetic import make_fleet
 
@@ -41,7 +41,7 @@ def seed_figures(seed: int, *, folder: Path, show: Console) -> dict[str, Any]:
     verbs.train(
         fleet, settings=settings, recipe_file=None, seeds=(seed,), leave_out=(LEFT_OUT,), retry_failed=False, show=show
     )
-    document = release.compare(fleet, settings=settings, show=show)
+    document = verdicts.compare(fleet, settings=settings, show=show)
     matrix, tail = document["matrix"], f"-s{seed}"
 
     def f1(run: str, plant: str) -> float:

@@ -199,15 +199,15 @@ def settings_of(folder: Path) -> Any:
 def walked(path: Path, *, folder: Path, show: Console) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """import, train, compare, evaluate: what the last two said, and the fleet."""
     from cluster import session
-    from jobs import release, verbs
+    from jobs import verbs, verdicts
     from plants.plant import load_fleet
 
     loaded, settings = load_fleet(path), settings_of(folder)
     names = [plant.name for plant in loaded.plants]
     verbs.import_fleet(loaded, names=names, show=show)
     verbs.train(loaded, settings=settings, recipe_file=None, seeds=(0,), leave_out=(), retry_failed=False, show=show)
-    document = release.compare(loaded, settings=settings, show=show)
-    sealed = release.evaluate(loaded, settings=settings, names=names, show=show)
+    document = verdicts.compare(loaded, settings=settings, show=show)
+    sealed = verdicts.evaluate(loaded, settings=settings, names=names, show=show)
     session.stop()
     return document, sealed, loaded
 

@@ -91,7 +91,7 @@ def walk(
 ) -> dict[str, Any]:
     """import, audit, train, compare, evaluate, publish, serve, predict; the sealed figures of every plant."""
     from cluster.settings import Settings
-    from jobs import release, verbs
+    from jobs import release, verbs, verdicts
     from plants.plant import load_fleet
 
     start = time.monotonic()
@@ -103,8 +103,8 @@ def walk(
     audited = verbs.audit_fleet(loaded, settings=settings, names=names, show=Console(quiet=True), is_looking=False)
     findings = audited["findings"]
     verbs.train(loaded, settings=settings, recipe_file=None, seeds=(seed,), leave_out=(), retry_failed=False, show=show)
-    compared = release.compare(loaded, settings=settings, show=show)
-    sealed = release.evaluate(loaded, settings=settings, names=names, show=show)
+    compared = verdicts.compare(loaded, settings=settings, show=show)
+    sealed = verdicts.evaluate(loaded, settings=settings, names=names, show=show)
     release.publish(loaded, settings=settings, names=names, show=show)
     answered = _answers(loaded, settings=settings)
     pooled_sealed = pooled_against_own(loaded, settings=settings, seed=seed)

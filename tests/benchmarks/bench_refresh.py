@@ -174,11 +174,11 @@ def compares(task: dict[str, Any]) -> dict[str, Any]:
     """What `crossplant compare` decides, and macro-F1 of it at every plant."""
     from rich.console import Console
 
-    from jobs import release
+    from jobs import verdicts
 
     fleet, settings = _given(task)
     with open("/dev/null", "w", encoding="utf-8") as nowhere:
-        document = release.compare(fleet, settings=settings, show=Console(file=nowhere))
+        document = verdicts.compare(fleet, settings=settings, show=Console(file=nowhere))
     matrix = document["matrix"]
     return {
         "quality": {

@@ -33,14 +33,14 @@ KINDS = ("pooled-s0", "own-{plant}-s0", "warm-{plant}-s0", "frozen-{plant}-s0")
 def trained(path: Path, *, home: Path, show: Console) -> Any:
     """The fleet after `import`, `train` and `compare`."""
     from cluster.settings import Settings
-    from jobs import release, verbs
+    from jobs import verbs, verdicts
     from plants.plant import load_fleet
 
     fleet, settings = load_fleet(path), Settings(home=home)
     names = [plant.name for plant in fleet.plants]
     verbs.import_fleet(fleet, names=names, show=show, cache=settings.cache)
     verbs.train(fleet, settings=settings, recipe_file=None, seeds=(0,), leave_out=(), retry_failed=False, show=show)
-    return fleet, settings, release.compare(fleet, settings=settings, show=show, is_robust=False)
+    return fleet, settings, verdicts.compare(fleet, settings=settings, show=show, is_robust=False)
 
 
 def strangers(fleet: Any, *, plant: str, num: int) -> dict[str, list[bytes]]:

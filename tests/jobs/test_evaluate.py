@@ -16,7 +16,7 @@ from cluster.catalog import ASSIGNMENTS, Catalog
 from cluster.imports import import_plant
 from cluster.settings import Settings
 from cluster.storage import LocalStore, PlantFiles
-from jobs import release, verbs
+from jobs import release, verbs, verdicts
 from jobs.compare import compare_fleet
 from jobs.evaluate import HEAD, LEDGER, contaminated, evaluate_fleet, open_test, openings
 from jobs.fit import fit_run
@@ -109,7 +109,7 @@ def test_a_ledger_that_cannot_be_understood_opens_nothing(catalog):
 
 def test_a_ledger_that_is_gone_with_what_tells_its_end_opens_nothing(catalog):
     open_test("north", catalog=catalog, budget=3, **WHO)
-    catalog.store.write_json(release.EVALUATED, {"plants": {}})
+    catalog.store.write_json(verdicts.EVALUATED, {"plants": {}})
     (catalog.seal.root / LEDGER).unlink()
     catalog.store.delete(HEAD)
     with pytest.raises(InputError, match="openings that were counted are missing"):
@@ -281,9 +281,7 @@ def test_what_could_not_be_judged_is_found_out_before_any_test_is_opened(works):
     given = {"exports": works.exports(), "who": "ada", "now": NOW, "budget": 5, "names": ["arden", "essen"]}
     missing = {**document["decisions"]["essen"], "members": ["own-essen-s7"], "bundle": "c" * 64}
     spoiled = {**document, "decisions": {**document["decisions"], "essen": missing}}
-    with pytest.raises(
-        InputError, match=r"plant essen: what was decided cannot be.*no test was opened.*compare"
-    ):
+    with pytest.raises(InputError, match=r"plant essen: what was decided cannot be.*no test was opened.*compare"):
         evaluate_fleet(works.fleet, document=spoiled, **given)
     assert openings(Catalog.of(works.fleet).seal) == []
     document["decisions"]["essen"]["bundle"] = "c" * 64
@@ -322,9 +320,9 @@ def test_every_step_but_evaluation_goes_on_where_the_answers_cannot_be_read(work
     assert fit_run(plan.run("frozen-arden-s0"), material=material, plan=plan).score.value is not None
     document = choose(works, model="own-arden-s0")
     document["decisions"]["arden"]["policy_digest"] = "c" * 64
-    works.store.write_json(release.COMPARED, document)
+    works.store.write_json(verdicts.COMPARED, document)
     assert release.publish(works.fleet, settings=works.settings, names=["arden"], show=show)["sequence"] == 1
     assert release.status(works.fleet, settings=works.settings, show=show)["routes"]
     with pytest.raises(ArrowInvalid):
-        release.evaluate(works.fleet, settings=works.settings, names=["arden"], show=show)
+        verdicts.evaluate(works.fleet, settings=works.settings, names=["arden"], show=show)
     assert len(openings(Catalog.of(works.fleet).seal)) == 1

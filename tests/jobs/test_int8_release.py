@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.registry import Bundles, Journal
-from jobs import int8, int8_release, release
+from jobs import int8, int8_release, release, verdicts
 from jobs.compare import SCORES, compare_fleet
 from jobs.ladder import RUNGS
 from jobs.package import publish_decision
@@ -51,8 +51,8 @@ def decided(works: Works, compared_document: dict[str, Any]) -> Works:
             finished=dict.fromkeys([run.run_id for run in works.plan.runs], "2026-03-01"),
         )
         scores = works.store.read(SCORES.format(plant=name))
-        works.store.write(release.BUNDLE_SCORES.format(bundle=decision["bundle"], plant=name), scores)
-    works.store.write_json(release.COMPARED, document)
+        works.store.write(verdicts.BUNDLE_SCORES.format(bundle=decision["bundle"], plant=name), scores)
+    works.store.write_json(verdicts.COMPARED, document)
     return works
 
 
@@ -63,7 +63,7 @@ def run(works: Works) -> tuple[dict[str, Any], str]:
 
 
 def decisions(works: Works) -> dict[str, Any]:
-    return release.compared(works.store)["decisions"]
+    return verdicts.compared(works.store)["decisions"]
 
 
 def read(works: Works, digest: str, folder: Path) -> bundle.Manifest:
@@ -97,7 +97,7 @@ def test_bundles_get_both_variants_whose_float_files_are_the_old_ones(decided, t
     policy = Policy.from_json(decided.store.read(f"policies/{after['arden']['policy_digest']}.json"))
     assert policy.bundle == after["arden"]["bundle"]
     assert policy.model_copy(update={"bundle": ""}) == Policy.model_validate(after["arden"]["policy"])
-    kept = release.BUNDLE_SCORES.format(bundle=after["arden"]["bundle"], plant="arden")
+    kept = verdicts.BUNDLE_SCORES.format(bundle=after["arden"]["bundle"], plant="arden")
     assert decided.store.exists(kept)
 
 
@@ -214,7 +214,7 @@ def test_a_plant_without_certificate_is_not_published_and_the_others_are(decided
 def test_a_decision_that_the_sealed_test_withdrew_stays_withdrawn_when_compressed_afterwards(decided, monkeypatch):
     timed(monkeypatch, FAST)
     withdrawn = {"bundle": decisions(decided)["arden"]["bundle"], "withdrawn": True}
-    decided.store.write_json(release.EVALUATED, {"plants": {"arden": withdrawn}})
+    decided.store.write_json(verdicts.EVALUATED, {"plants": {"arden": withdrawn}})
     run(decided)
     show, _ = console()
     found = release.publish(decided.fleet, settings=decided.settings, names=["arden"], show=show)
@@ -226,12 +226,12 @@ def test_int8_that_does_not_hold_on_the_sealed_test_is_published_in_float(decide
     run(decided)
     show, said = console()
     names = [plant.name for plant in decided.fleet.plants]
-    found = release.evaluate(decided.fleet, settings=decided.settings, names=names, show=show)
+    found = verdicts.evaluate(decided.fleet, settings=decided.settings, names=names, show=show)
     assert {name: row["int8"]["faults"] for name, row in found["plants"].items()} == {"arden": [], "essen": []}
     assert found["plants"]["arden"]["int8"]["n"] == found["plants"]["arden"]["n"]
-    sealed = decided.store.read_json(release.EVALUATED)
+    sealed = decided.store.read_json(verdicts.EVALUATED)
     sealed["plants"]["arden"]["int8"]["faults"] = ["macro-F1 loses 3.0 points, 2 are allowed"]
-    decided.store.write_json(release.EVALUATED, sealed)
+    decided.store.write_json(verdicts.EVALUATED, sealed)
     rows = release.publish(decided.fleet, settings=decided.settings, names=names, show=show)["plants"]
     after = decisions(decided)
     assert {row["plant"]: row["bundle"] for row in rows} == {

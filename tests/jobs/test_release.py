@@ -10,7 +10,7 @@ from cluster.ledger import RunLedger, RunRecord, fail
 from cluster.registry import Journal
 from cluster.settings import Settings
 from cluster.storage import open_store
-from jobs import release
+from jobs import release, verdicts
 from jobs.compare import SCORES, compare_fleet
 from jobs.package import publish_decision
 from plants.costs import Policy, solve, solve_by_novelty
@@ -26,9 +26,9 @@ NAMES = ["arden", "essen"]
 def test_before_training_and_comparing_each_verb_names_the_one_to_run_first(tmp_path):
     fleet, settings = imported(drawn_fleet(tmp_path, "north")), Settings(home=tmp_path / "home")
     with pytest.raises(InputError, match=r"nothing has been trained.*crossplant train"):
-        release.compare(fleet, settings=settings, show=SHOW)
+        verdicts.compare(fleet, settings=settings, show=SHOW)
     with pytest.raises(InputError, match=r"nothing has been compared.*crossplant compare"):
-        release.evaluate(fleet, settings=settings, names=["north"], show=SHOW)
+        verdicts.evaluate(fleet, settings=settings, names=["north"], show=SHOW)
     with pytest.raises(InputError, match=r"nothing has been compared.*crossplant compare"):
         release.publish(fleet, settings=settings, names=["north"], show=SHOW)
     with pytest.raises(InputError, match="no published bundle begins with 'abc'"):
@@ -79,7 +79,7 @@ def choose(works: Works, document: dict[str, Any], *, kind: str) -> dict[str, An
         decision["bundle"], decision["policy_digest"] = publish_decision(
             name, document=document, plan=works.plan, exports=exports, finished={run: "2026-03-01"}
         )
-    works.store.write_json(release.COMPARED, document)
+    works.store.write_json(verdicts.COMPARED, document)
     return document
 
 
@@ -94,7 +94,7 @@ def test_a_plant_without_a_champion_gets_its_route_at_once_and_publishing_again_
         ("arden", 1, None),
         ("essen", 1, None),
     ]
-    decisions = release.compared(decided.store)["decisions"]
+    decisions = verdicts.compared(decided.store)["decisions"]
     assert {row["plant"]: row["bundle"] for row in first["plants"]} == {n: d["bundle"] for n, d in decisions.items()}
     assert publish(decided)["plants"] == first["plants"]
 
@@ -111,23 +111,23 @@ def test_another_decision_becomes_the_challenger_beside_the_champion(decided, co
 
 @pytest.mark.slow
 def test_a_decision_that_the_sealed_test_withdrew_is_not_published_and_the_others_are(decided):
-    bundle = release.compared(decided.store)["decisions"]["arden"]["bundle"]
+    bundle = verdicts.compared(decided.store)["decisions"]["arden"]["bundle"]
     row = {"withdrawn": True, "bundle": bundle}
-    decided.store.write_json(release.EVALUATED, {"plants": {"arden": row}})
+    decided.store.write_json(verdicts.EVALUATED, {"plants": {"arden": row}})
     found = publish(decided)
     assert found["withdrawn"] == ["arden"]
     assert [row["plant"] for row in found["plants"]] == ["essen"]
     assert Journal(decided.settings.journal_url).route("arden") is None
-    decided.store.write_json(release.EVALUATED, {"plants": {"arden": {**row, "bundle": "f" * 64}}})
+    decided.store.write_json(verdicts.EVALUATED, {"plants": {"arden": {**row, "bundle": "f" * 64}}})
     assert publish(decided)["withdrawn"] == [], "another model's withdrawal is none of this one's"
 
 
 @pytest.mark.slow
 def test_a_live_model_that_the_sealed_test_withdrew_afterwards_is_said_wherever_one_looks(decided):
     publish(decided)
-    digest = release.compared(decided.store)["decisions"]["arden"]["bundle"]
+    digest = verdicts.compared(decided.store)["decisions"]["arden"]["bundle"]
     row = {"withdrawn": True, "bundle": "f" * 64, "float_bundle": digest}
-    decided.store.write_json(release.EVALUATED, {"plants": {"arden": row}})
+    decided.store.write_json(verdicts.EVALUATED, {"plants": {"arden": row}})
     show, said = console()
     given = {"settings": decided.settings, "show": show}
     words = f"plant arden: the sealed test withdrew the decision for its bundle, {digest[:12]}"
@@ -140,14 +140,14 @@ def test_a_live_model_that_the_sealed_test_withdrew_afterwards_is_said_wherever_
 
 @pytest.mark.slow
 def test_a_model_that_has_seen_the_sealed_test_is_published_as_unproven(decided):
-    bundle = release.compared(decided.store)["decisions"]["arden"]["bundle"]
+    bundle = verdicts.compared(decided.store)["decisions"]["arden"]["bundle"]
     row = {"withdrawn": False, "contaminated": 3, "bundle": bundle}
-    decided.store.write_json(release.EVALUATED, {"plants": {"arden": row}})
+    decided.store.write_json(verdicts.EVALUATED, {"plants": {"arden": row}})
     show, printed = console()
     given = {"settings": decided.settings, "names": NAMES}
     assert release.publish(decided.fleet, show=show, **given)["contaminated"] == ["arden"]
     assert "plant arden: published unproven: the model has learned from 3 of the sealed test's images" in printed()
-    decided.store.write_json(release.EVALUATED, {"plants": {"arden": {**row, "bundle": "f" * 64}}})
+    decided.store.write_json(verdicts.EVALUATED, {"plants": {"arden": {**row, "bundle": "f" * 64}}})
     assert publish(decided)["contaminated"] == [], "another model's test is none of this one's"
 
 
@@ -175,7 +175,7 @@ def test_what_is_already_the_challenger_is_not_written_again(decided, compared_d
 @pytest.mark.slow
 def test_a_bundle_or_policy_of_another_plant_is_not_promoted(decided, compared_document):
     given = {"settings": decided.settings, "show": SHOW}
-    own = release.compared(decided.store)["decisions"]
+    own = verdicts.compared(decided.store)["decisions"]
     with pytest.raises(InputError, match="plant essen: the bundle does not serve it"):
         release.promote(
             decided.fleet, plant="essen", bundle=own["arden"]["bundle"], policy=own["essen"]["policy_digest"], **given
@@ -226,7 +226,7 @@ def test_a_beginning_that_fits_no_or_several_bundles_is_refused(decided):
         release.promote(decided.fleet, bundle="xyz", **given)
     with pytest.raises(InputError, match="2 published bundle begins with ''"):
         release.promote(decided.fleet, bundle="", **given)
-    old = release.compared(decided.store)["decisions"]["essen"]["bundle"]
+    old = verdicts.compared(decided.store)["decisions"]["essen"]["bundle"]
     with pytest.raises(InputError, match=r"no policy was solved for this bundle.*--policy"):
         release.promote(decided.fleet, bundle=old, **given)
 
@@ -250,7 +250,7 @@ def test_a_comparison_needs_one_finished_run(works):
         if entry.key.count("/") == 2 and not entry.key.endswith("plan.json"):
             works.store.delete(entry.key)
     with pytest.raises(InputError, match="no run has finished"):
-        release.compare(works.fleet, settings=works.settings, show=SHOW)
+        verdicts.compare(works.fleet, settings=works.settings, show=SHOW)
 
 
 def test_the_latest_plan_is_the_one_that_was_trained_last(tmp_path):
@@ -260,4 +260,4 @@ def test_the_latest_plan_is_the_one_that_was_trained_last(tmp_path):
         plan = {"fleet": name, "data_digest": "d", "runs": [], "trunk": 0}
         store.write_json(f"runs/{name}/plan.json", plan)
         store.write_json("runs/latest.json", {"plan": name})
-    assert release.latest_plan(store).fleet == "two"
+    assert verdicts.latest_plan(store).fleet == "two"

@@ -15,7 +15,7 @@ import yaml
 
 from cluster import session
 from cluster.settings import Settings
-from jobs import release
+from jobs import verdicts
 from jobs.fleet import COMPARED
 from plants.plant import load_fleet
 from tests.browser import BrowserUnavailable, chromium, opened
@@ -52,7 +52,7 @@ def compared(works: Works) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "start", lambda settings: None)
         patch.setattr(session, "map_tasks", map)
-        release.compare(works.fleet, settings=works.settings, show=SHOW)
+        verdicts.compare(works.fleet, settings=works.settings, show=SHOW)
     found: dict[str, Any] = works.store.read_json(COMPARED)
     return found
 
@@ -193,8 +193,8 @@ def test_printing_shows_the_fleet_and_every_plant_and_cuts_nothing_off(page, doc
 
 
 def test_after_evaluate_the_report_shows_what_came_out_who_looked_and_when(embedded, document):
-    release.evaluate(embedded.fleet, settings=embedded.settings, names=document["plants"], show=SHOW)
-    found = embedded.store.read_json(release.EVALUATED)
+    verdicts.evaluate(embedded.fleet, settings=embedded.settings, names=document["plants"], show=SHOW)
+    found = embedded.store.read_json(verdicts.EVALUATED)
     with opened(Path(document["report"]).as_uri()) as page:
         check_glance(page, document)
         for name in document["plants"]:

@@ -13,7 +13,7 @@ import pytest
 from cluster.registry import Journal
 from cluster.settings import Settings
 from cluster.storage import open_store
-from jobs import release, resolve
+from jobs import release, resolve, verdicts
 from plants.costs import decide_many, solve
 from plants.errors import InputError
 from plants.plant import Fleet, Plant
@@ -36,11 +36,11 @@ class Line:
         self.settings, self.folder = Settings(home=folder / "home"), folder
         self.store, self.journal = open_store(self.fleet.store), Journal(self.settings.journal_url)
         scores = line(600, rate=0.3, rng=np.random.default_rng(7))
-        self.store.write(release.BUNDLE_SCORES.format(bundle=BUNDLE, plant="mill"), scores.to_parquet())
+        self.store.write(verdicts.BUNDLE_SCORES.format(bundle=BUNDLE, plant="mill"), scores.to_parquet())
         self.first = solve(scores, costs=plant.costs, plant="mill", bundle=BUNDLE)
         self.store.write(f"policies/{self.first.digest}.json", self.first.to_json().encode())
         decision = {"bundle": BUNDLE, "policy_digest": self.first.digest}
-        self.store.write_json(release.COMPARED, {"decisions": {"mill": decision}})
+        self.store.write_json(verdicts.COMPARED, {"decisions": {"mill": decision}})
         if is_published:
             self.journal.promote("mill", bundle=BUNDLE, policy=self.first.digest, who="test", challenger="c" * 64)
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_solved_is_refused_with_what_to_do(tmp_path):
     file.write_text("part_id,is_defect,sample_prob\n1,yes,1\n")
     with pytest.raises(InputError, match=r"plant mill: file .*few.csv: field sample_prob: 8 parts passed and none"):
         at.resolve(checked=file, num_parts=9)
-    at.store.delete(release.BUNDLE_SCORES.format(bundle=BUNDLE, plant="mill"))
+    at.store.delete(verdicts.BUNDLE_SCORES.format(bundle=BUNDLE, plant="mill"))
     with pytest.raises(InputError, match=r"plant mill: file .*: the scores of its bundle were not kept"):
         at.resolve()
     renamed = Line(tmp_path / "b", is_published=False, classes={"gut": "ok", "dent": "dent"}, ok=["gut"])
