@@ -97,7 +97,7 @@ def tests(name: str, document: Document) -> str:
     if by_f1 := decision.get("by_f1"):
         gap = figure_of({**by_f1, "value": by_f1["diff"]}, show=percent)
         rival, joint = text(decision["against"]), number(by_f1["level"])
-        words += f" It was taken for its macro-F1, {gap} against {rival} at {joint} %."
+        words += f" It was taken for its macro-F1, {gap} against {rival} at {joint} %: {text(by_f1['words'])}."
     return f'{shown}<p class="small">{words}</p>'
 
 

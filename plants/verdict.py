@@ -79,8 +79,8 @@ class Decision:
     level: float | None = None
     """At which each of these intervals was taken, so that all hold together at 95 %."""
     by_f1: dict[str, Any] | None = None
-    """Where it was taken for its macro-F1: that less `against`'s, paired, and the `level` at which the macro-F1 of all
-    candidates hold together. None where it was taken for its money, or is cheaper to serve."""
+    """Where it was taken for its macro-F1: that less `against`'s, paired, at the `level` at which the macro-F1 of all
+    candidates hold together, and in `words` what is shown at it. None where money or a cheaper tier decided."""
 
 
 def decide(candidates: Sequence[Candidate], *, idle_cost: float | None, seed: int = 0) -> Decision:
@@ -183,6 +183,7 @@ def _of_best(
     is_better = row["words"] == "better"
     if by_f1:
         why = f"{amount(by_f1)} than {rival.name}, and no difference in money shown: {amount(interval)}"
+        why = why if by_f1["words"] == "better" else f"best estimate: {why}"
         if is_better:
             why = f"{amount(row)} than {row['against']}, which is cheapest to serve; {why}"
         return ("better" if is_better else "no difference shown"), why
@@ -230,21 +231,23 @@ def decide_first(candidates: Sequence[Candidate], *, num_defects: int) -> Decisi
 
 
 def _told_apart(order: Sequence[Candidate], *, seed: int) -> tuple[Candidate, dict[str, Any] | None]:
-    """The cheapest in money, or one whose macro-F1 is shown to be higher and whose money is not shown to differ.
+    """The cheapest in money, or one with a higher macro-F1, at 95 %, whose money is not shown to differ.
 
-    The second is that difference in macro-F1, where it decided.
+    The second is that difference in macro-F1 where it decided, at the level at which those of all candidates hold
+    together.
     """
     cheapest = order[0]
     if not cheapest.scores.ok:
         return cheapest, None
-    higher = [other for other in sorted(order, key=_lost) if _lost(other) < _lost(cheapest)]
-    level = joint_level([(one.scores, None) for one in order], seed=seed) if higher else None
-    for other in higher:
+    for other in sorted(order, key=_lost):
+        if _lost(other) >= _lost(cheapest):
+            break
         found = difference(other, cheapest, seed=seed)
-        if found["metric"] == "cost" and _words(found) == "no difference shown":
-            by_f1 = paired(other.scores, cheapest.scores, seed=seed, level=level or 0.95)
-            if _words(by_f1) == "better":
-                return other, {**by_f1, "level": level}
+        is_open = found["metric"] == "cost" and _words(found) == "no difference shown"
+        if is_open and _words(paired(other.scores, cheapest.scores, seed=seed)) == "better":
+            level = joint_level([(one.scores, None) for one in order], seed=seed)
+            by_f1 = paired(other.scores, cheapest.scores, seed=seed, level=level)
+            return other, {**by_f1, "level": level, "words": _words(by_f1)}
     return cheapest, None
 
 

@@ -119,7 +119,7 @@ def claims_of(decision: Any) -> list[tuple[str, str, str]]:
     if nearest and nearest["low"] is not None and not nearest["low"] <= 0 <= nearest["high"]:
         said.append((decision.model, "better" if nearest["high"] < 0 else "worse", decision.against))
     if decision.by_f1:
-        said.append((decision.model, "better", decision.against))
+        said.append((decision.model, decision.by_f1["words"], decision.against))
     return [claim for claim in said if claim[1] in ("better", "worse")]
 
 

@@ -461,10 +461,10 @@ def test_the_tests_of_a_verdict_are_shown_with_their_level(document):
     assert "own-<p> frozen cost no difference shown -12.50 ( -30.25 to 5.25 )" in text
     assert "Each interval is at 99.1 %" in text
     assert "taken for its macro-F1" not in text
-    by_f1 = {"metric": "macro_f1", "diff": 0.031, "low": 0.0105, "high": 0.052, "level": 0.9771}
+    by_f1 = {"metric": "macro_f1", "diff": 0.031, "low": 0.0105, "high": 0.052, "level": 0.9771, "words": "better"}
     changed["decisions"]["panel"] |= {"by_f1": by_f1, "against": "own-<p>"}
     text = Page(report_html(changed)).text
-    assert "It was taken for its macro-F1, 3.1 ( 1.1 to 5.2 ) against own-<p> at 97.7 %." in text
+    assert "It was taken for its macro-F1, 3.1 ( 1.1 to 5.2 ) against own-<p> at 97.7 %: better." in text
 
 
 def test_words_and_numbers_stand_out_from_what_is_behind_them():

@@ -69,7 +69,7 @@ def test_models_whose_money_is_not_shown_to_differ_are_told_apart_by_macro_f1():
     assert f"no difference in money shown: {amount(found.interval)}" in found.why
     assert found.interval["metric"] == "cost"
     assert (found.by_f1["metric"], found.by_f1["level"]) == ("macro_f1", 0.95)
-    assert found.by_f1["low"] > 0
+    assert (found.by_f1["low"] > 0, found.by_f1["words"]) == (True, "better")
     assert found.interval["low"] <= 0 <= found.interval["high"]
     pairs = (
         [candidate("a", skill=1, num_lots=14, noise=i), candidate("b", skill=1, num_lots=14)] for i in range(1, 99)
