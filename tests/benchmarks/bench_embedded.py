@@ -76,8 +76,8 @@ def seed_figures(seed: int, *, folder: Path, show: Console) -> dict[str, Any]:
 def _paired_runs(fleet: Any, *, settings: Any, a: str, b: str, plant: str) -> dict[str, Any]:
     """Paired difference in macro-F1 of two runs at a plant, with its interval over lots."""
     from cluster.storage import open_store
-    from jobs.release import exports_of, latest_plan
     from jobs.scoring import role_inputs
+    from jobs.verdicts import exports_of, latest_plan
     from plants.differences import paired
 
     exports = exports_of(fleet, settings=settings, plan=latest_plan(open_store(fleet.store)))

@@ -202,9 +202,9 @@ def judges(task: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from cluster.storage import open_store
-    from jobs.release import exports_of, latest_plan
     from jobs.scoring import role_inputs
     from jobs.selection import macro_f1
+    from jobs.verdicts import exports_of, latest_plan
 
     fleet, settings, _ = _given(task)
     exports = exports_of(fleet, settings=settings, plan=latest_plan(open_store(fleet.store)))

@@ -129,8 +129,8 @@ def pooled_against_own(fleet: Any, *, settings: Any, seed: int) -> dict[str, dic
 
     from cluster.storage import open_store
     from jobs.evaluate import open_test
-    from jobs.release import exports_of, latest_plan
     from jobs.scoring import role_inputs
+    from jobs.verdicts import exports_of, latest_plan
     from plants.differences import paired
 
     exports = exports_of(fleet, settings=settings, plan=latest_plan(open_store(fleet.store)))

@@ -76,7 +76,7 @@ def good_parts(fleet: Any, *, plant: str) -> list[bytes]:
 def measured(path: Path, *, plant: str, home: Path, num: int, show: Console) -> dict[str, Any]:
     """By model: what became of strangers, and of the plant's own good parts."""
     from cluster.storage import open_store
-    from jobs.release import exports_of, latest_plan
+    from jobs.verdicts import exports_of, latest_plan
     from tests.strangers import judged_by
 
     fleet, settings, document = trained(path, home=home, show=show)
