@@ -286,6 +286,43 @@ def loaded_after(names: list[str]) -> set[str]:
     return set(json.loads(done.stdout.rpartition("\n")[2]))
 
 
+def names_of(text: str) -> set[str]:
+    """What a module has at its top level, what it imports there included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def missing(text: str) -> list[str]:
+    """The names that a file takes from our rooms and that are not there."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ROOMS:
+            folder = ROOT / node.module.replace(".", "/")
+            file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+            known = names_of(file.read_text("utf-8")) if file.exists() else set()
+            known |= {path.stem for path in folder.glob("*")}
+            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name not in known]
+    return found
+
+
+def test_what_benches_take_from_the_rooms_is_there():
+    """Their own runs take hours, so that nothing else would notice a name that has moved."""
+    files = sorted((ROOT / "tests/benchmarks").glob("*.py"))
+    assert len(files) > 20
+    assert {file.name: found for file in files if (found := missing(file.read_text("utf-8")))} == {}
+    assert missing("from jobs.plan import Plan, Nowhere\nfrom jobs.nowhere import x") == [
+        "jobs.plan.Nowhere",
+        "jobs.nowhere.x",
+    ]
+
+
 @pytest.mark.parametrize("module", ["serving.app", "plants", "cluster.session", "jobs.verbs", "crossplant"])
 def test_a_warning_of_our_own_code_is_an_error(module):
     with pytest.raises(DeprecationWarning):
