@@ -195,7 +195,7 @@ def train(
     max_hours: MaxHours = None,
     max_gb: MaxGb = None,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Go on with what was decided for, on old and new rows, for few epochs.")
+        bool, typer.Option("--refresh", help="Go on with what was decided for, on old and new rows.")
     ] = False,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also nets from random weights and hand-made features: never chosen.")

@@ -34,7 +34,7 @@ class Parent:
     state: Mapping[str, Tensor]
     name: str = "the parent"
     is_itself: bool = False
-    """Whether it is the run's own earlier state, which is judged and never refused: new rows may show another light."""
+    """Whether it is the run's own earlier state, which goes on without being judged as a donor is."""
     is_whole: bool = False
     """Whether its head may serve as it is, where one fitted to the child's rows is no better."""
     learned_from: tuple[str, ...] = ()
@@ -98,14 +98,12 @@ def mean_of(
     return Parent(cut=cut, leaves=tuple(leaves), state=branch.state_dict(), name=name, is_whole=True)
 
 
-def judged(
-    parent: str, *, donor: np.ndarray, pretrained: np.ndarray, lots: np.ndarray, is_itself: bool = False
-) -> dict[str, Any]:
+def judged(parent: str, *, donor: np.ndarray, pretrained: np.ndarray, lots: np.ndarray) -> dict[str, Any]:
     """What a donor's start is worth against the pretrained one: `{parent, difference, low, high, n_lots, refused}`.
 
     donor, pretrained: log-likelihood of every part [P] by a head on the features of either, fitted without the part's
     lot. The difference is a part's mean gain by the donor, in nats. Refused where its interval at `LEVEL` over lots
-    lies below 0; too few lots for an interval refuse nothing, and no run refuses its own earlier state.
+    lies below 0; too few lots for an interval refuse nothing.
     """
     given = {"parent": parent, "n_lots": len(set(lots))}
     if not len(lots):
@@ -114,7 +112,7 @@ def judged(
     found = paired_bootstrap(
         lots, lambda draws: draws @ gain / draws.sum(1), lambda draws: np.zeros(len(draws)), seed=0, level=LEVEL
     )
-    is_refused = found.high is not None and found.high < 0 and not is_itself
+    is_refused = found.high is not None and found.high < 0
     return {**given, "difference": found.diff, "low": found.low, "high": found.high, "refused": is_refused}
 
 

@@ -46,6 +46,8 @@ def with_head_fitted(run: Run) -> Fitted:
         fitted = Fitted(cut, taught.leaves, state, score=found, start=state, notes=["the head is the parents'"])
     if parent and parent.is_whole:
         fitted.notes.insert(0, parent.name)
+    elif parent and parent.is_itself:
+        fitted.notes.append(f"goes on from {parent.name}")
     elif parent:
         fitted.donor = starts.judge(run)
         fitted.notes.append(adapt.words(fitted.donor))

@@ -72,7 +72,8 @@ def fit_run(
         on_part=on_part,
     )
     fitted = learn(recipe=recipe.without_tasks, checkpoints=_kept(store, state))
-    if recipe.tasks and recipe.stages and spec.left_out is None and not fitted.is_refused:
+    learns = any(stage.epochs for stage in recipe.stages)
+    if recipe.tasks and learns and spec.left_out is None and not fitted.is_refused:
         fitted = _with_task(fitted, functools.partial(learn, checkpoints=_kept(store, f"{state}.task")), recipe=recipe)
     if unseen:
         fitted.notes += meet(fitted, sources=learned, plant=material.data(unseen))
@@ -108,8 +109,7 @@ def _start(spec: RunSpec, *, material: Material, plan: Plan) -> Parent | None:
     if spec.start:
         plan_id, _, run_id = spec.start.partition("/")
         words, start, _ = material.load(run_id, plan_id=plan_id, what="start")
-        given = {"name": spec.start, "is_itself": True, "learned_from": spec.plants}
-        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, **given)
+        return Parent(cut=words["cut"], leaves=tuple(words["leaves"]), state=start, name=spec.start, is_itself=True)
     found = []
     for run_id in spec.sources:
         words = material.store.read_json(f"runs/{plan.plan_id}/{run_id}/model.json")

@@ -22,10 +22,19 @@ def partial_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor, weights
 
 def surprise(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """-log P(any leaf of the targets | leaves annotated at the plant), [N]."""
-    lowest = torch.finfo(logits.dtype).min
-    among = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
-    hit = torch.logsumexp(logits.masked_fill(~targets, lowest), dim=1)
-    return among - hit
+    among, hit = _among(logits, ~mask), _among(logits, ~targets)
+    return torch.logsumexp(among, dim=1) - torch.logsumexp(hit, dim=1)
+
+
+def surprise_and_slope(logits: Tensor, not_targets: Tensor, not_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`surprise` [N] and its gradient by the logits [L, N]: all with leaves first, which takes a third of the time."""
+    among, hit = _among(logits, not_mask), _among(logits, not_targets)
+    lost = torch.logsumexp(among, dim=0) - torch.logsumexp(hit, dim=0)
+    return lost, torch.softmax(among, dim=0).sub_(torch.softmax(hit, dim=0))
+
+
+def _among(logits: Tensor, others: Tensor) -> Tensor:
+    return logits.masked_fill(others, torch.finfo(logits.dtype).min)
 
 
 def focal(logits: Tensor, targets: Tensor, mask: Tensor, weights: Tensor, *, gamma: float) -> Tensor:

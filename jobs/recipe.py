@@ -36,7 +36,8 @@ class Stage(Config):
     """One depth of unfreezing: the cut (stages above it learn), its rates and its patience."""
 
     cut: int = Field(ge=1)
-    epochs: int = Field(default=20, ge=1, le=500)
+    epochs: int = Field(default=20, ge=0, le=500)
+    """At most; of 0 nothing above the cut but the head is fitted, as in a refresh with little new."""
     lr_head: float = Field(default=3e-3, gt=0, le=0.1)
     lr_backbone: float = Field(default=1e-3, gt=0, le=0.1)
     warmup_epochs: int = Field(default=1, ge=0)
@@ -44,7 +45,7 @@ class Stage(Config):
     @model_validator(mode="after")
     def _is_not_all_warm_up(self) -> Self:
         faults = []
-        if self.warmup_epochs >= self.epochs:
+        if self.epochs and self.warmup_epochs >= self.epochs:
             faults.append(
                 f"warmup_epochs {self.warmup_epochs} is all of the run's epochs ({self.epochs}), so it would be all "
                 f"warm-up: write warmup_epochs {self.epochs - 1} or less, or more epochs"

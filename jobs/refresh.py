@@ -2,14 +2,17 @@
 
 A refresh is a plan of its own. Its runs are those that the last comparison decided for, by name, with every plant's
 frozen baseline beside them, fitted anew as the floor; where nothing was compared, all of them. A run starts where the
-run of that name in the latest plan left off: its head is fitted again, from the one it had, and the stages that had won
-are trained on for a few epochs, kept only when they win on `select` as always. What cannot go on (a new plant, another
-trunk, other plants in a pool) is trained in full. On one machine its lanes are forked (`jobs.forked`), without Ray.
+run of that name in the latest plan left off: its head is fitted again, from the one it had. Where much is new, the
+stages that had won are trained on for a few epochs too, kept only when they win on `select` as always. What cannot go
+on (a new plant, another trunk, other plants in a pool) is trained in full. On one machine its lanes are forked
+(`jobs.forked`), without Ray.
 """
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 
 EPOCHS = 5
 """Of a stage that goes on from where it was."""
+MUCH = 0.2
+"""Stages go on where more than this share of a plant's rows is new to them, or a class; else the head alone."""
+News = Callable[[RunSpec, Plan], bool]
+"""Whether much is new to the stages of a run that last learned in a plan."""
 FLOORS = ("frozen", "normality")
 ANEW = (*FLOORS, "average")
 """Kinds that take one go, from the trunk's features or their parents' weights, as in every plan."""
@@ -64,7 +71,8 @@ def refresh_fleet(
     has_averages = any(run.kind == "average" for run in latest.runs)
     given: dict[str, Any] = {"average": has_averages, "labelled": _labelled(root, material=material)}
     full = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=latest.trunk, **given)
-    plan = refreshed(latest, full=full, store=store, weights_digest=material.model.weights_digest)
+    news = functools.partial(is_much_new, catalog=material.catalog)
+    plan = refreshed(latest, full=full, store=store, weights_digest=material.model.weights_digest, news=news)
     cuts = {stage["cut"] for run in plan.runs for stage in run.recipe["stages"]}
     material.recipe = recipe.model_copy(update={"stages": tuple(s for s in recipe.stages if s.cut in cuts)})
 
@@ -76,9 +84,36 @@ def refresh_fleet(
             session.start(settings)
             run_lanes(plan, material=material, settings=settings, say=say)
 
-    return carried_out(
-        plan, material=material, settings=settings, work=work, retry_failed=retry_failed, began=start, say=say, **terms
-    )
+    given = {"retry_failed": retry_failed, "notes": _words(plan), "began": start, "say": say, **terms}
+    return carried_out(plan, material=material, settings=settings, work=work, **given)
+
+
+def _words(plan: Plan) -> list[str]:
+    """Which runs have their head alone fitted again."""
+    heads = [run.run_id for run in plan.runs if run.start and not _learns(run)]
+    return [f"little is new, so the heads alone are fitted again: {', '.join(heads)}"] if heads else []
+
+
+def _learns(run: RunSpec) -> bool:
+    return any(stage["epochs"] for stage in run.recipe["stages"])
+
+
+def is_much_new(run: RunSpec, since: Plan, *, catalog: Catalog) -> bool:
+    """Whether over `MUCH` of a plant's rows to learn from, or a class, came or was corrected after the plan was made.
+
+    Also where the rows of that time are gone.
+    """
+    for plant in run.plants:
+        now = catalog.learned(plant, digest=None)
+        try:
+            before = catalog.learned(plant, digest=since.data.get(plant))
+        except InputError:
+            return True
+        known = set(zip(before["sha256"], before["class"], strict=True))
+        is_new = [pair not in known for pair in zip(now["sha256"], now["class"], strict=True)]
+        if sum(is_new) > MUCH * len(now) or not set(now["class"]) <= set(before["class"]):
+            return True
+    return False
 
 
 def _labelled(root: Plan, *, material: Material) -> dict[str, Any] | None:
@@ -105,7 +140,7 @@ def _is_over(plan: Plan, *, store: Store) -> bool:
     return all(run.run_id in records and records[run.run_id].is_over for run in plan.runs)
 
 
-def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str) -> Plan:
+def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str, news: News) -> Plan:
     """The refresh of the latest plan on the data of `full`, which is what would be trained on them from nothing.
 
     The latest plan itself where it is on these data. A refresh that was not finished before other rows came is left.
@@ -129,7 +164,8 @@ def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str) ->
         is_alike = words["weights_digest"] == weights_digest and lineage == full.learned_from([run.run_id])
         if not is_alike or "start" not in words:
             return run
-        recipe = shortened(Recipe.model_validate(run.recipe), cut=words["cut"])
+        epochs = EPOCHS if news(run, _last_learned(latest, run.run_id, store=store)) else 0
+        recipe = shortened(Recipe.model_validate(run.recipe), cut=words["cut"], epochs=epochs)
         begun = f"{latest.plan_id}/{run.run_id}"
         return replace(run, recipe=recipe.model_dump(mode="json"), parent=None, start=begun, taught_by=lineage)
 
@@ -144,13 +180,20 @@ def refreshed(latest: Plan, *, full: Plan, store: Store, weights_digest: str) ->
     return replace(full, runs=runs, base=latest.plan_id, earlier=earlier)
 
 
-def shortened(recipe: Recipe, *, cut: int) -> Recipe:
-    """The same recipe for a run that goes on: only the stages that had been unfrozen, for few epochs."""
+def _last_learned(plan: Plan, run_id: str, *, store: Store) -> Plan:
+    """The plan in which the stages of this run of a plan learned last."""
+    while (run := plan.run(run_id)).start and not _learns(run):
+        plan = _base(plan, store=store)
+    return plan
+
+
+def shortened(recipe: Recipe, *, cut: int, epochs: int) -> Recipe:
+    """The same recipe for a run that goes on: only the stages that had been unfrozen, for so few epochs."""
     stages = []
     for stage in recipe.stages:
-        epochs = min(stage.epochs, EPOCHS)
-        warmup = min(stage.warmup_epochs, epochs - 1)
-        stages += [stage.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})] if stage.cut == cut else []
+        few = min(stage.epochs, epochs)
+        told = {"epochs": few, "warmup_epochs": max(0, min(stage.warmup_epochs, few - 1))}
+        stages += [stage.model_copy(update=told)] if stage.cut == cut else []
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 

@@ -43,7 +43,7 @@ def judge(run: Run, *, pretrained: Worth | None = None) -> dict[str, Any]:
     run = replace(run, replay=None)
     base = pretrained or worth_of(replace(run, parent=None), known=parent.learned_from)
     losses = worth_of(run, known=parent.learned_from).losses
-    return adapt.judged(parent.name, donor=-losses, pretrained=-base.losses, lots=base.lots, is_itself=parent.is_itself)
+    return adapt.judged(parent.name, donor=-losses, pretrained=-base.losses, lots=base.lots)
 
 
 def worth_of(run: Run, *, known: Collection[str] = ()) -> Worth:

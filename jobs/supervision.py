@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from jobs.activations import RunData
+from jobs.compute import Compute
 from jobs.losses import balanced_weights, label_targets
 from jobs.selection import Score, SelectSet, part_losses, score, select_set
 from plants.scores import softmax
+
+BLOCK = 64
+"""Rows a pass where nothing is learned: at a deep cut 256 took 1.7 times as long, as maps leave the caches."""
+LAYOUT = Compute("float32", "channels_last")
+"""Of what goes in there: float32 as plain, and 1.2 to 1.4 times as fast for convolutions on two Xeon cores."""
 
 
 class Supervision:
@@ -108,9 +114,10 @@ def forward(branch: nn.Module, data: RunData, *, cut: int, ids: np.ndarray, view
     branch.eval()
     device = next(branch.parameters()).device
     logits, features = [], []
-    for start in range(0, len(ids), 256):
-        block = ids[start : start + 256]
-        out = branch(data.fetch(cut, ids=block, views=np.full(len(block), view)).to(device))
+    for start in range(0, len(ids), BLOCK):
+        block = ids[start : start + BLOCK]
+        values = data.fetch(cut, ids=block, views=np.full(len(block), view)).to(device)
+        out = branch(LAYOUT.laid(values))
         logits.append(out[0].float().cpu())
         features.append(out[1].float().cpu())
     return torch.cat(logits), torch.cat(features)

@@ -84,7 +84,7 @@ def fit(
         best.history.append({"stage": 0, "epoch": 0, "select": best.score.value, "select_nll": best.score.nll})
         on_epoch(best.history[0])
     for index, stage in enumerate(recipe.stages):
-        if stage.cut < best.cut or (state and index < state.stage):
+        if not stage.epochs or stage.cut < best.cut or (state and index < state.stage):
             continue
         resumed = state if state and state.stage == index else None
         won = _unfreeze(

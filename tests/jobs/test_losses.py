@@ -12,6 +12,7 @@ from jobs.losses import (
     money_at_stake,
     partial_cross_entropy,
     surprise,
+    surprise_and_slope,
 )
 from plants.plant import Fleet, Plant
 
@@ -35,6 +36,21 @@ def steel() -> Fleet:
             ],
         }
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 200.0], ids=["ordinary logits", "where exp would overflow"])
+def test_the_slope_of_surprise_is_its_gradient(scale):
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(50, 6, generator=generator)).double().requires_grad_()
+    mask = torch.rand(50, 6, generator=generator) > 0.3
+    targets = mask & (torch.rand(50, 6, generator=generator) > 0.5)
+    taught = targets.any(1)
+    logits_, mask, targets = logits[taught], mask[taught], targets[taught]
+    lost = surprise(logits_, targets, mask)
+    (expected,) = torch.autograd.grad(lost.sum(), logits_)
+    found, slope = surprise_and_slope(logits_.detach().T, (~targets).T, (~mask).T)
+    torch.testing.assert_close(found, lost.detach())
+    torch.testing.assert_close(slope.T, expected)
 
 
 def test_a_coarse_label_costs_nothing_once_its_leaves_hold_all_the_mass():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ from jobs.forked import run_forked
 from jobs.material import Material
 from jobs.plan import Plan, RunSpec, make_plan
 from jobs.recipe import Recipe, Stage
-from jobs.refresh import EPOCHS, refresh_fleet, refreshed, root_of, shortened
+from jobs.refresh import EPOCHS, News, is_much_new, refresh_fleet, refreshed, root_of, shortened
 from plants.errors import CheckFailed, InputError, NoSpace
 from plants.plant import Fleet
 from tests.fleets import held_back, imported, small_fleet, trained
@@ -56,8 +57,10 @@ def compared(store: Store, plan: Plan, **members: list[str]) -> None:
     store.write_json(COMPARED, {"plan": plan.plan_id, "decisions": decisions})
 
 
-def refresh_of(latest: Plan, *, full: Plan, store: Store) -> Plan:
-    return refreshed(latest, full=full, store=store, weights_digest=WEIGHTS)
+def refresh_of(
+    latest: Plan, *, full: Plan, store: Store, weights: str = WEIGHTS, news: News = lambda run, since: True
+) -> Plan:
+    return refreshed(latest, full=full, store=store, weights_digest=weights, news=news)
 
 
 def starts(plan: Plan) -> dict[str, str | None]:
@@ -99,7 +102,7 @@ def test_what_cannot_go_on_is_trained_in_full_from_its_parent(tmp_path, change, 
     full = plan_of(fleet(**{**third, **change}), data="e")
     store = finished(old, tmp_path, failed=failed)
     compared(store, old, neu=["warm-neu-s0"], xsdd=["warm-xsdd-s0"], tiles=["own-tiles-s0"])
-    plan = refreshed(old, full=full, store=store, weights_digest=weights)
+    plan = refresh_of(old, full=full, store=store, weights=weights)
     if change:  # neu is alone now: nothing may begin with what it has taught the pool
         assert plan.run("warm-xsdd-s0") == full.run("warm-xsdd-s0")
         assert plan.run("pooled-s0") == full.run("pooled-s0")
@@ -164,13 +167,68 @@ def test_a_refresh_of_a_refresh_remembers_all_it_has_learned_from_and_the_whole_
     assert root_of(twice, store=store).deepest == Recipe()
 
 
+def test_stages_go_on_where_much_is_new_since_they_learned_last_and_the_head_alone_elsewhere(tmp_path):
+    plans = [plan_of(fleet(), data=data) for data in "defg"]
+    store, asked = finished(plans[0], tmp_path), []
+
+    def news(run: RunSpec, since: Plan) -> bool:
+        asked.append((run.run_id, since.data_digest))
+        return (run.run_id, since.data_digest) in (("own-neu-s0", "d"), ("own-xsdd-s0", "e"))
+
+    def epochs(plan: Plan, run_id: str) -> list[int]:
+        return [stage["epochs"] for stage in plan.run(run_id).recipe["stages"]]
+
+    latest, found = plans[0], []
+    for full in plans[1:]:
+        latest = refresh_of(latest, full=full, store=store, news=news)
+        found.append([epochs(latest, run_id) for run_id in ("own-neu-s0", "own-xsdd-s0")])
+        finished(latest, tmp_path)
+    assert found == [[[EPOCHS], [0]], [[0], [0]], [[0], [0]]]
+    assert [since for run_id, since in asked if run_id == "own-neu-s0"] == ["d", "e", "e"]
+    assert [since for run_id, since in asked if run_id == "own-xsdd-s0"] == ["d", "d", "d"]
+    assert all(run.start for run in latest.runs if run.kind == "own")
+
+
 @pytest.mark.parametrize(
-    ("epochs", "warmup", "cut", "expected"),
-    [(8, 1, 1, [(1, EPOCHS, 1)]), (3, 2, 2, [(2, 3, 2)]), (8, 7, 2, [(2, EPOCHS, EPOCHS - 1)]), (8, 1, 0, [])],
+    ("new", "changed", "other", "gone", "expected"),
+    [
+        (0, 0, False, False, False),
+        (20, 0, False, False, False),
+        (21, 0, False, False, True),
+        (0, 21, False, False, True),
+        (1, 0, True, False, True),
+        (0, 0, False, True, True),
+    ],
+    ids=["nothing", "a fifth", "over a fifth", "corrected labels", "another class", "what it learned from is gone"],
 )
-def test_only_the_stage_that_had_won_is_trained_on_for_few_epochs(epochs, warmup, cut, expected):
+def test_much_is_new_by_rows_that_came_or_were_corrected_or_by_a_class(tmp_path, new, changed, other, gone, expected):
+    catalog = Catalog(open_store(tmp_path))
+    now = [(f"{i}", "b" if i < changed else "c" if other and i == 99 else "a") for i in range(100)]
+    before = [(sha, "a") for sha, _ in now[: 100 - new]] + [("x", "b")]
+
+    def learned(plant: str, *, digest: str | None) -> pd.DataFrame:
+        if gone and digest:
+            raise InputError("the rows a model learned from are gone")
+        return pd.DataFrame(before if digest else now, columns=["sha256", "class"])
+
+    catalog.learned = learned
+    run = RunSpec("own-neu-s0", "own", ("neu",), 0, {"stages": []})
+    assert is_much_new(run, Plan("f", "d", runs=(run,), data={"neu": "digest"}), catalog=catalog) is expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "cut", "few", "expected"),
+    [
+        (8, 1, 1, 5, [(1, 5, 1)]),
+        (3, 2, 2, 5, [(2, 3, 2)]),
+        (8, 7, 2, 5, [(2, 5, 4)]),
+        (8, 1, 0, 5, []),
+        (8, 1, 2, 0, [(2, 0, 0)]),
+    ],
+)
+def test_only_the_stage_that_had_won_is_trained_on_for_few_epochs_or_none(epochs, warmup, cut, few, expected):
     recipe = Recipe(stages=tuple(Stage(cut=c, epochs=epochs, warmup_epochs=warmup) for c in (1, 2)))
-    found = shortened(recipe, cut=cut)
+    found = shortened(recipe, cut=cut, epochs=few)
     assert [(stage.cut, stage.epochs, stage.warmup_epochs) for stage in found.stages] == expected
     assert found.model_copy(update={"stages": recipe.stages}) == recipe
 
@@ -259,6 +317,9 @@ def test_a_refresh_learns_old_and_new_rows_here_without_ray_and_opens_no_seal(gr
     assert words["cut"] == parent["cut"]
     assert not torch.equal(state["head.weight"], begun["head.weight"])
     assert any("head fitted on the parent's features" in note for note in words["notes"])
+    (said,) = (event for event in grown.events if event["kind"] == "plan")
+    assert any("the heads alone are fitted again: warm-arden-s0" in note for note in said["notes"])
+    assert all(torch.equal(state[key], begun[key]) for key in begun if not key.startswith("head."))
     assert {event["plant"] for event in grown.events if event["kind"] == "prepared"} == {"arden", "essen"}
 
 
