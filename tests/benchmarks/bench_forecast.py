@@ -7,7 +7,7 @@ how often what happened lay in the forecast's 95 % interval, how wide that is (0
 the labels to the floor were within a factor of two, by kind of plant. Parameters were chosen on seeds from 100 on. All
 is computed in float32, so that two runs on one machine give the same figures.
 
-    .venv/bin/python tests/benchmarks/bench_forecast.py                       20 fleets, seeds 0 to 19: about 25 minutes
+    .venv/bin/python tests/benchmarks/bench_forecast.py                       20 fleets, seeds 0 to 19: about 10 minutes
     .venv/bin/python tests/benchmarks/bench_forecast.py --seed 100 --seed 101
 """
 
