@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def refresh_fleet(
     has_averages = any(run.kind == "average" for run in latest.runs)
     given: dict[str, Any] = {"average": has_averages, "labelled": _labelled(root, material=material)}
     full = planned(fleet, material=material, recipe=recipe, seeds=seeds, trunk=latest.trunk, **given)
-    news = functools.partial(is_much_new, catalog=material.catalog)
+    news = functools.partial(is_much_new, now=full.data, catalog=material.catalog)
     plan = refreshed(latest, full=full, store=store, weights_digest=material.model.weights_digest, news=news)
     cuts = {stage["cut"] for run in plan.runs for stage in run.recipe["stages"]}
     material.recipe = recipe.model_copy(update={"stages": tuple(s for s in recipe.stages if s.cut in cuts)})
@@ -98,20 +98,22 @@ def _learns(run: RunSpec) -> bool:
     return any(stage["epochs"] for stage in run.recipe["stages"])
 
 
-def is_much_new(run: RunSpec, since: Plan, *, catalog: Catalog) -> bool:
-    """Whether over `MUCH` of a plant's rows to learn from, or a class, came or was corrected after the plan was made.
+def is_much_new(run: RunSpec, since: Plan, *, now: Mapping[str, str], catalog: Catalog) -> bool:
+    """Whether over `MUCH` of a plant's rows to learn from, or a class, came or was corrected after a plan was made.
 
-    Also where the rows of that time are gone.
+    now: plant -> the digest of the snapshot of its rows. Much is new, too, where the rows of that time are gone.
     """
     for plant in run.plants:
-        now = catalog.learned(plant, digest=None)
+        if (digest := since.data.get(plant)) == now[plant]:
+            continue
+        rows = catalog.learned(plant, digest=None)
         try:
-            before = catalog.learned(plant, digest=since.data.get(plant))
+            before = catalog.learned(plant, digest=digest)
         except InputError:
             return True
         known = set(zip(before["sha256"], before["class"], strict=True))
-        is_new = [pair not in known for pair in zip(now["sha256"], now["class"], strict=True)]
-        if sum(is_new) > MUCH * len(now) or not set(now["class"]) <= set(before["class"]):
+        is_new = [pair not in known for pair in zip(rows["sha256"], rows["class"], strict=True)]
+        if sum(is_new) > MUCH * len(rows) or not set(rows["class"]) <= set(before["class"]):
             return True
     return False
 

@@ -213,7 +213,9 @@ def test_much_is_new_by_rows_that_came_or_were_corrected_or_by_a_class(tmp_path,
 
     catalog.learned = learned
     run = RunSpec("own-neu-s0", "own", ("neu",), 0, {"stages": []})
-    assert is_much_new(run, Plan("f", "d", runs=(run,), data={"neu": "digest"}), catalog=catalog) is expected
+    since = Plan("f", "d", runs=(run,), data={"neu": "then"})
+    assert is_much_new(run, since, now={"neu": "now"}, catalog=catalog) is expected
+    assert not is_much_new(run, since, now={"neu": "then"}, catalog=catalog)  # its rows are not even read
 
 
 @pytest.mark.parametrize(
