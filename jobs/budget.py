@@ -172,15 +172,18 @@ def work_of(run: RunSpec, *, plan: Plan, material: Material, inputs: dict[str, I
     out = run.left_out
     own = {name: inputs_of(name, material=material, left_out=out) for name in run.plants if out and out.plant == name}
     learned = [own.get(name, inputs[name]) for name in run.plants]
+    recipe, has_start = Recipe.model_validate(run.recipe), bool(run.sources or run.start)
     return Work(
         run_id=run.run_id,
-        recipe=Recipe.model_validate(run.recipe),
+        recipe=recipe,
         train=sum(item.train for item in learned),
         select=sum(item.select for item in learned),
         num_leaves=len(material.leaves(run.plants)),
         parents=run.sources,
-        num_heads=1 + (run.kind != "average" and bool(run.sources or run.start)) + bool(run.recipe.get("replay")),
-        has_start=bool(run.sources or run.start),
+        has_start=has_start,
+        is_judged=bool(run.parent) and not (run.parents or run.start),
+        has_replay=bool(run.parent and recipe.replay),
+        has_task=bool(recipe.tasks) and any(stage.epochs for stage in recipe.stages) and out is None,
         is_shared=is_shared,
         is_normality=run.kind == "normality",
     )

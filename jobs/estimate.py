@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.begin import FOLDS
+from jobs import begin, starts
 from jobs.head import STRENGTHS
 from jobs.recipe import Recipe
 from jobs.run import Checkpoints
@@ -23,7 +23,9 @@ RUN_S = 0.1
 """What a run takes beside its arithmetic: its parent read, its model written, its lane asked for the next."""
 FORWARD = 3.0
 """Forward alone is this much faster than forward and backward, whose backward takes about twice the forward."""
-HEAD_FITS = len(STRENGTHS) + 1 + FOLDS
+HEAD_FITS = len(STRENGTHS) + 1 + begin.FOLDS
+JUDGE_FITS = 2 * len(STRENGTHS) * (starts.FOLDS - 1)
+"""Of a donor's features and the pretrained ones, each fold's heads on the rows of the others."""
 CHECKPOINT_COPIES = 6
 """Of its model in a run's kept state: the best, what others start from, the stage's best, the present, two of Adam."""
 GB = 1e9
@@ -57,10 +59,14 @@ class Work:
     num_leaves: int
     parents: tuple[str, ...] = ()
     """The runs of the plan that it begins with."""
-    num_heads: int = 1
-    """How often heads are fitted: a donor is judged against the pretrained features."""
     has_start: bool = False
     """Whether it begins with features of other weights than the trunk's."""
+    is_judged: bool = False
+    """Whether these are judged against the trunk's first."""
+    has_replay: bool = False
+    """Whether its head learns as many rows again of plants that its parent knew."""
+    has_task: bool = False
+    """Whether it is trained once more with a task beside the class, where enough rows have its labels."""
     is_shared: bool = False
     """All lanes fit it together."""
     is_normality: bool = False
@@ -197,7 +203,7 @@ def epochs(recipe: Recipe, *, is_low: bool) -> list[int]:
 
 def num_steps(work: Work) -> int:
     """Optimiser steps at most."""
-    return sum(epochs(work.recipe, is_low=False)) * math.ceil(work.train / work.recipe.batch)
+    return (1 + work.has_task) * sum(epochs(work.recipe, is_low=False)) * math.ceil(work.train / work.recipe.batch)
 
 
 def run_seconds(work: Work, *, rates: Rates, is_low: bool) -> float:
@@ -205,15 +211,17 @@ def run_seconds(work: Work, *, rates: Rates, is_low: bool) -> float:
     if work.is_normality:
         return RUN_S
     recipe, rows = work.recipe, work.train * work.recipe.views
-    fits = (HEAD_FITS * rows + (1 + FOLDS) * work.select) * work.num_heads
-    total = RUN_S + fits * work.num_leaves / rates.head
+    fits = (1 + work.has_replay) * (HEAD_FITS * rows + (1 + begin.FOLDS) * work.select)
+    fits += work.is_judged * JUDGE_FITS * (rows + work.select)
+    total = fits * work.num_leaves / rates.head
     if work.has_start and rates.steps:
         slowest = min(rates.steps[stage.cut] for stage in recipe.stages) if recipe.stages else min(rates.steps.values())
-        total += work.num_heads * (rows + work.select) / (FORWARD * slowest)
+        passes = 1 + work.is_judged + work.has_replay
+        total += passes * (rows + work.select) / (FORWARD * slowest)
     for stage, num in zip(recipe.stages, epochs(recipe, is_low=is_low), strict=False):
         images = math.ceil(work.train / recipe.batch) * recipe.batch
         total += num * (images + work.select / FORWARD) / rates.steps[stage.cut]
-    return total
+    return RUN_S + total * (1 + (work.has_task and not is_low))
 
 
 def spread(seconds: Sequence[float], *, lanes: int) -> float:

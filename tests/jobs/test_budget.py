@@ -16,6 +16,7 @@ from jobs.estimate import NOTHING, Rates
 from jobs.fleet import planned, train_fleet
 from jobs.leave_out import LeftOut
 from jobs.material import Material
+from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe, Stage
 from plants.errors import InputError
 from plants.plant import Fleet
@@ -72,6 +73,26 @@ def test_a_plan_on_a_cold_cache_costs_its_trunk_passes_and_one_that_is_done_noth
     assert 0 < one.seconds_high < whole.seconds_high
     assert one.steps == 2 * math.ceil(one.inputs[0].train / RECIPE.batch)
     assert budget.foreseen(plan, todo=[], **given) is NOTHING
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (False, False, False, False)),
+        ({"parent": "pooled-s0"}, (True, True, False, False)),
+        ({"parent": "pooled-s0", "start": "plan/own-essen-s0"}, (True, False, False, False)),
+        ({"parents": ("own-essen-s0", "own-brno-s0")}, (True, False, False, False)),
+        ({"parent": "pooled-s0", "recipe": {"replay": 0.5}}, (True, True, True, False)),
+        ({"recipe": {"replay": 0.5, "tasks": {"severity": 0.3}}}, (False, False, False, True)),
+        ({"recipe": {"tasks": {"severity": 0.3}, "stages": []}}, (False, False, False, False)),
+    ],
+)
+def test_a_run_costs_what_its_start_its_donor_its_replay_and_its_task_take(material, given, expected):
+    run = RunSpec("own-essen-s0", "own", (TILED,), 0, **{"recipe": {}, **given})
+    plan = Plan("f", "d", runs=(run,), data={})
+    inputs = {TILED: budget.inputs_of(TILED, material=material)}
+    work = budget.work_of(run, plan=plan, material=material, inputs=inputs, is_shared=False)
+    assert (work.has_start, work.is_judged, work.has_replay, work.has_task) == expected
 
 
 def test_what_remains_of_a_plant_is_counted_apart_and_its_activations_are_not(

@@ -28,6 +28,7 @@ from jobs.estimate import (
     wall_seconds,
     words,
 )
+from jobs.head import STRENGTHS
 from jobs.recipe import Recipe, Stage
 from plants.errors import InputError
 
@@ -66,6 +67,10 @@ def test_a_run_has_at_most_all_epochs_of_all_stages_and_at_least_its_patience_in
     assert epochs(recipe, is_low=False) == high
 
 
+def test_a_run_with_a_task_has_twice_the_steps():
+    assert num_steps(work(has_task=True)) == 2 * num_steps(work())
+
+
 @pytest.mark.parametrize(("train", "steps"), [(100, 11 * 7), (96, 11 * 6), (1, 11), (0, 0)])
 def test_the_last_step_of_an_epoch_is_a_whole_one(train, steps):
     assert num_steps(work(train=train)) == steps
@@ -78,6 +83,8 @@ def test_the_last_step_of_an_epoch_is_a_whole_one(train, steps):
         (work(), 6 * 112 / 50, 8 * 112 / 50 + 3 * 112 / 10),
         (work(select=30), 6 * 122 / 50, 8 * 122 / 50 + 3 * 122 / 10),
         (work(parents=("pooled",), has_start=True), 400 / 30 + 6 * 112 / 50, 400 / 30 + 8 * 112 / 50 + 3 * 112 / 10),
+        (work(has_start=True, is_judged=True), 800 / 30 + 6 * 112 / 50, 800 / 30 + 8 * 112 / 50 + 3 * 112 / 10),
+        (work(has_task=True), 6 * 112 / 50, 2 * (8 * 112 / 50 + 3 * 112 / 10)),
         (work(is_normality=True), 0, 0),
     ],
 )
@@ -86,12 +93,18 @@ def test_a_run_takes_its_images_at_the_rate_of_each_cut(run, low, high):
     assert run_seconds(run, rates=RATES, is_low=False) == pytest.approx(RUN_S + high)
 
 
-def test_a_head_is_fitted_at_every_strength_and_again_with_select_out_of_fold():
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ({}, HEAD_FITS * 400 + 4 * 30),  # every strength, and again with select out of fold
+        ({"has_replay": True}, 2 * (HEAD_FITS * 400 + 4 * 30)),
+        ({"is_judged": True}, HEAD_FITS * 400 + 4 * 30 + 2 * 4 * len(STRENGTHS) * 430),
+    ],
+)
+def test_replay_doubles_a_head_and_a_donor_is_judged_by_heads_of_four_folds_of_five_on_either_side(given, rows):
     rates = Rates(trunk=1, augment=1, steps={}, head=1000)
-    rows = HEAD_FITS * 400 + 4 * 30
-    assert run_seconds(work(recipe=FROZEN, select=30), rates=rates, is_low=True) == pytest.approx(
-        RUN_S + rows * 3 / 1000
-    )
+    found = run_seconds(work(recipe=FROZEN, select=30, **given), rates=rates, is_low=True)
+    assert found == pytest.approx(RUN_S + rows * 3 / 1000)
 
 
 @pytest.mark.parametrize(
