@@ -27,6 +27,7 @@ from cluster.settings import Settings
 from cluster.storage import PlantFiles, Store
 from jobs import probe
 from jobs.estimate import NOTHING, START_S, Cost, Inputs, Rates, Work, check_caps, check_room, cost
+from jobs.fit import known_plants
 from jobs.leave_out import LeftOut
 from jobs.material import Material
 from jobs.plan import Plan, RunSpec
@@ -168,11 +169,13 @@ def _boxes(plant: Plant, environment: str, width: int, height: int) -> np.ndarra
 
 
 def work_of(run: RunSpec, *, plan: Plan, material: Material, inputs: dict[str, Inputs], is_shared: bool) -> Work:
-    """A run in numbers. inputs: of every plant that it learns from."""
+    """A run in numbers. inputs: of every plant that it learns from, and maybe of others."""
     out = run.left_out
     own = {name: inputs_of(name, material=material, left_out=out) for name in run.plants if out and out.plant == name}
     learned = [own.get(name, inputs[name]) for name in run.plants]
     recipe, has_start = Recipe.model_validate(run.recipe), bool(run.sources or run.start)
+    before = known_plants(run, fleet=material.fleet, plan=plan)
+    known = [inputs.get(name) or inputs_of(name, material=material) for name in before]
     return Work(
         run_id=run.run_id,
         recipe=recipe,
@@ -182,7 +185,8 @@ def work_of(run: RunSpec, *, plan: Plan, material: Material, inputs: dict[str, I
         parents=run.sources,
         has_start=has_start,
         is_judged=bool(run.parent) and not (run.parents or run.start),
-        has_replay=bool(run.parent and recipe.replay),
+        known_train=sum(item.train for item in known),
+        known_select=sum(item.select for item in known),
         has_task=bool(recipe.tasks) and any(stage.epochs for stage in recipe.stages) and out is None,
         is_shared=is_shared,
         is_normality=run.kind == "normality",

@@ -63,8 +63,10 @@ class Work:
     """Whether it begins with features of other weights than the trunk's."""
     is_judged: bool = False
     """Whether these are judged against the trunk's first."""
-    has_replay: bool = False
-    """Whether its head learns as many rows again of plants that its parent knew."""
+    known_train: int = 0
+    """Rows to learn from of the plants that its parent knew and it does not, which it may replay."""
+    known_select: int = 0
+    """Rows of theirs on which it is measured what it forgot."""
     has_task: bool = False
     """Whether it is trained once more with a task beside the class, where enough rows have its labels."""
     is_shared: bool = False
@@ -172,12 +174,11 @@ def cost(
         wall_seconds(works, seconds={w.run_id: run_seconds(w, rates=rates, is_low=is_low) for w in works}, lanes=lanes)
         for is_low in (True, False)
     )
-    steps = {work.run_id: num_steps(work) for work in works}
     return Cost(
         runs=len(works),
         lanes=lanes,
-        steps=sum(steps.values()),
-        images=sum(steps[work.run_id] * work.recipe.batch for work in works),
+        steps=sum(num_steps(work) for work in works),
+        images=round(sum(num_epochs(work) * epoch_images(work) for work in works)),
         trunk_passes=sum(item.passes for item in inputs),
         seconds_low=start_s + prepare_s + low,
         seconds_high=start_s + prepare_s + high,
@@ -201,9 +202,14 @@ def epochs(recipe: Recipe, *, is_low: bool) -> list[int]:
     return [min(n, recipe.patience + 1) for n in most[:1]] if is_low else most
 
 
+def num_epochs(work: Work) -> int:
+    """Of all stages, at most."""
+    return (1 + work.has_task) * sum(epochs(work.recipe, is_low=False))
+
+
 def num_steps(work: Work) -> int:
     """Optimiser steps at most."""
-    return (1 + work.has_task) * sum(epochs(work.recipe, is_low=False)) * math.ceil(work.train / work.recipe.batch)
+    return num_epochs(work) * math.ceil(work.train / work.recipe.batch)
 
 
 def run_seconds(work: Work, *, rates: Rates, is_low: bool) -> float:
@@ -211,17 +217,24 @@ def run_seconds(work: Work, *, rates: Rates, is_low: bool) -> float:
     if work.is_normality:
         return RUN_S
     recipe, rows = work.recipe, work.train * work.recipe.views
-    fits = (1 + work.has_replay) * (HEAD_FITS * rows + (1 + begin.FOLDS) * work.select)
+    replayed = work.known_train if recipe.replay else 0
+    fits = HEAD_FITS * (rows + replayed) + (1 + begin.FOLDS) * work.select
     fits += work.is_judged * JUDGE_FITS * (rows + work.select)
     total = fits * work.num_leaves / rates.head
     if work.has_start and rates.steps:
         slowest = min(rates.steps[stage.cut] for stage in recipe.stages) if recipe.stages else min(rates.steps.values())
-        passes = 1 + work.is_judged + work.has_replay
-        total += passes * (rows + work.select) / (FORWARD * slowest)
+        passes = (1 + work.is_judged) * (rows + work.select) + replayed + 2 * work.known_select
+        total += passes / (FORWARD * slowest)
     for stage, num in zip(recipe.stages, epochs(recipe, is_low=is_low), strict=False):
-        images = math.ceil(work.train / recipe.batch) * recipe.batch
-        total += num * (images + work.select / FORWARD) / rates.steps[stage.cut]
+        judged = (1 + recipe.average_epochs) * work.select / FORWARD
+        total += num * (epoch_images(work) + judged) / rates.steps[stage.cut]
     return RUN_S + total * (1 + (work.has_task and not is_low))
+
+
+def epoch_images(work: Work) -> float:
+    """Images forward and backward in an epoch: the last step of it is a whole one, replayed rows come beside."""
+    own = math.ceil(work.train / work.recipe.batch) * work.recipe.batch
+    return own / (1 - work.recipe.replay) if work.known_train else own
 
 
 def spread(seconds: Sequence[float], *, lanes: int) -> float:

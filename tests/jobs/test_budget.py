@@ -79,20 +79,23 @@ def test_a_plan_on_a_cold_cache_costs_its_trunk_passes_and_one_that_is_done_noth
     ("given", "expected"),
     [
         ({}, (False, False, False, False)),
-        ({"parent": "pooled-s0"}, (True, True, False, False)),
-        ({"parent": "pooled-s0", "start": "plan/own-essen-s0"}, (True, False, False, False)),
-        ({"parents": ("own-essen-s0", "own-brno-s0")}, (True, False, False, False)),
-        ({"parent": "pooled-s0", "recipe": {"replay": 0.5}}, (True, True, True, False)),
+        ({"parent": "pooled"}, (True, True, True, False)),
+        ({"parent": "alone"}, (True, True, False, False)),
+        ({"start": "plan/own"}, (True, False, False, False)),
+        ({"parents": ("alone", "pooled")}, (True, False, False, False)),
         ({"recipe": {"replay": 0.5, "tasks": {"severity": 0.3}}}, (False, False, False, True)),
         ({"recipe": {"tasks": {"severity": 0.3}, "stages": []}}, (False, False, False, False)),
     ],
 )
-def test_a_run_costs_what_its_start_its_donor_its_replay_and_its_task_take(material, given, expected):
-    run = RunSpec("own-essen-s0", "own", (TILED,), 0, **{"recipe": {}, **given})
-    plan = Plan("f", "d", runs=(run,), data={})
+def test_a_run_costs_what_its_start_its_donor_what_that_knew_and_its_task_take(material, given, expected):
+    run = RunSpec("own", "own", (TILED,), 0, **{"recipe": {}, **given})
+    donors = [RunSpec("pooled", "pooled", (TILED, "essen"), 0, {}), RunSpec("alone", "own", (TILED,), 0, {})]
+    plan = Plan("f", "d", runs=(*donors, run), data={})
     inputs = {TILED: budget.inputs_of(TILED, material=material)}
     work = budget.work_of(run, plan=plan, material=material, inputs=inputs, is_shared=False)
-    assert (work.has_start, work.is_judged, work.has_replay, work.has_task) == expected
+    assert (work.has_start, work.is_judged, work.known_train > 0, work.has_task) == expected
+    essen = budget.inputs_of("essen", material=material)
+    assert (work.known_train, work.known_select) in {(0, 0), (essen.train, essen.select)}
 
 
 def test_what_remains_of_a_plant_is_counted_apart_and_its_activations_are_not(

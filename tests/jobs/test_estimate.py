@@ -19,6 +19,7 @@ from jobs.estimate import (
     check_caps,
     check_room,
     cost,
+    epoch_images,
     epochs,
     model_bytes,
     num_steps,
@@ -36,6 +37,8 @@ RATES = Rates(trunk=100, augment=1000, steps={1: 50, 2: 10}, head=math.inf, deco
 SIZES = Sizes(activations={0: 10, 1: 90}, input=1000, branches={0: 0, 1: 4000, 2: 9000}, head=100)
 TWO = Recipe(stages=(Stage(cut=1, epochs=8), Stage(cut=2, epochs=3)), views=4, batch=16, patience=5)
 FROZEN = Recipe(stages=(), views=4)
+MEAN = TWO.model_copy(update={"average_epochs": True})
+REPLAY = FROZEN.model_copy(update={"replay": 0.6})
 
 
 def work(run_id: str = "own", *, recipe: Recipe = TWO, train: int = 100, select: int = 0, **more) -> Work:
@@ -71,6 +74,12 @@ def test_a_run_with_a_task_has_twice_the_steps():
     assert num_steps(work(has_task=True)) == 2 * num_steps(work())
 
 
+def test_replay_adds_images_to_every_step_where_there_are_rows_to_replay():
+    recipe = TWO.model_copy(update={"replay": 0.6})
+    assert epoch_images(work(recipe=recipe)) == epoch_images(work(known_train=50)) == 112
+    assert epoch_images(work(recipe=recipe, known_train=50)) == pytest.approx(112 / 0.4)
+
+
 @pytest.mark.parametrize(("train", "steps"), [(100, 11 * 7), (96, 11 * 6), (1, 11), (0, 0)])
 def test_the_last_step_of_an_epoch_is_a_whole_one(train, steps):
     assert num_steps(work(train=train)) == steps
@@ -84,6 +93,12 @@ def test_the_last_step_of_an_epoch_is_a_whole_one(train, steps):
         (work(select=30), 6 * 122 / 50, 8 * 122 / 50 + 3 * 122 / 10),
         (work(parents=("pooled",), has_start=True), 400 / 30 + 6 * 112 / 50, 400 / 30 + 8 * 112 / 50 + 3 * 112 / 10),
         (work(has_start=True, is_judged=True), 800 / 30 + 6 * 112 / 50, 800 / 30 + 8 * 112 / 50 + 3 * 112 / 10),
+        (
+            work(parents=("pooled",), has_start=True, known_train=50, known_select=30),
+            460 / 30 + 6 * 112 / 50,
+            460 / 30 + 8 * 112 / 50 + 3 * 112 / 10,
+        ),
+        (work(recipe=MEAN, select=30), 6 * 132 / 50, 8 * 132 / 50 + 3 * 132 / 10),
         (work(has_task=True), 6 * 112 / 50, 2 * (8 * 112 / 50 + 3 * 112 / 10)),
         (work(is_normality=True), 0, 0),
     ],
@@ -97,13 +112,16 @@ def test_a_run_takes_its_images_at_the_rate_of_each_cut(run, low, high):
     ("given", "rows"),
     [
         ({}, HEAD_FITS * 400 + 4 * 30),  # every strength, and again with select out of fold
-        ({"has_replay": True}, 2 * (HEAD_FITS * 400 + 4 * 30)),
+        ({"recipe": REPLAY, "known_train": 50}, HEAD_FITS * 450 + 4 * 30),
+        ({"known_train": 50, "known_select": 20}, HEAD_FITS * 400 + 4 * 30),
         ({"is_judged": True}, HEAD_FITS * 400 + 4 * 30 + 2 * 4 * len(STRENGTHS) * 430),
     ],
 )
-def test_replay_doubles_a_head_and_a_donor_is_judged_by_heads_of_four_folds_of_five_on_either_side(given, rows):
+def test_a_head_learns_replayed_rows_too_and_a_donor_is_judged_by_heads_of_four_folds_of_five_on_either_side(
+    given, rows
+):
     rates = Rates(trunk=1, augment=1, steps={}, head=1000)
-    found = run_seconds(work(recipe=FROZEN, select=30, **given), rates=rates, is_low=True)
+    found = run_seconds(work(**{"recipe": FROZEN, "select": 30, **given}), rates=rates, is_low=True)
     assert found == pytest.approx(RUN_S + rows * 3 / 1000)
 
 
