@@ -111,9 +111,19 @@ def test_as_many_slow_bundles_as_there_are_loaders_hold_the_rest_up_and_one_less
     until(lambda: len(rig.router.table.loading) == NUM_LOADERS - 1)
     rig.routes["mill"] = Target("a", "p", 1)
     until(lambda: rig.served() == {"mill": "a"}, seconds=2)
+    rig.gates["last"] = threading.Event()
+    rig.routes["last"] = Target("last", "p", 1)
+    until(lambda: len(rig.router.table.loading) == NUM_LOADERS)
+    rig.routes["foundry"] = Target("b", "p", 1)
+    until(lambda: "foundry" in rig.router.table.loading)
+    polls = rig.router.table.polls
+    until(lambda: rig.router.table.polls > polls + 3)
+    assert rig.served() == {"mill": "a"}
+    rig.gates["last"].set()
+    until(lambda: rig.served() == {"mill": "a", "last": "last", "foundry": "b"}, seconds=2)
     for gate in rig.gates.values():
         gate.set()
-    until(lambda: len(rig.served()) == NUM_LOADERS)
+    until(lambda: len(rig.served()) == NUM_LOADERS + 2)
     rig.router.close()
 
 
