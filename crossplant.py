@@ -195,7 +195,11 @@ def train(
     max_hours: MaxHours = None,
     max_gb: MaxGb = None,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Go on with what was decided for, on old and new rows.")
+        bool,
+        typer.Option(
+            "--refresh",
+            help="Go on with what was decided for, on old and new rows: heads alone while at most a fifth is new.",
+        ),
     ] = False,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also nets from random weights and hand-made features: never chosen.")
