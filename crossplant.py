@@ -36,7 +36,7 @@ MaxHours = Annotated[float | None, typer.Option(min=0, help="Refuse a plan that 
 MaxGb = Annotated[float | None, typer.Option(min=0, help="Refuse a plan that may write more, in 10^9 bytes.")]
 FLEET = Path("fleet.yaml")
 DEMO_EPOCHS = 5
-"""Epochs a stage in the demo; a recipe's own default is 8."""
+"""Epochs a stage in the demo; a recipe's own default is 20."""
 UNCERTIFIED = "plants got no certificate on this host"
 WITHDRAWN = "decisions were withdrawn by the sealed test"
 

@@ -218,6 +218,7 @@ def build_shard(
     """
     pixels: list[Pixels] = []
     boxes: list[Indices] = []
+    digests: list[Pixels] = []
     num_views: list[int] = []
     failed: list[Failure] = []
     names = views_names(frames, plant=plant, size_px=size_px, interpolation=interpolation) if older else {}
@@ -227,6 +228,7 @@ def build_shard(
         if frame in known:
             pixels.append(known[frame][0])
             boxes.append(known[frame][1])
+            digests.append(known[frame][2])
             num_views.append(len(boxes[-1]))
             continue
         _, data = next(fresh)
@@ -238,15 +240,19 @@ def build_shard(
             continue
         pixels.append(found.pixels)
         boxes.append(found.boxes)
+        digests.append(view_digests(found.pixels))
         num_views.append(len(found.pixels))
-    empty = np.empty((0, size_px, size_px, 3), np.uint8), np.empty((0, 4), np.int32)
-    whole = np.concatenate([empty[0], *pixels])
-    return Shard(whole, np.concatenate([empty[1], *boxes]), view_digests(whole), num_views, failed)
+    whole = np.concatenate([np.empty((0, size_px, size_px, 3), np.uint8), *pixels])
+    of_all = (
+        np.concatenate([np.empty((0, 4), np.int32), *boxes]),
+        np.concatenate([np.empty((0, 16), np.uint8), *digests]),
+    )
+    return Shard(whole, *of_all, num_views, failed)
 
 
-def _known(names: Mapping[Frame, str], *, older: Sequence[Pack]) -> dict[Frame, tuple[Pixels, Indices]]:
-    """Pixels and boxes of the frames that an older pack holds undamaged."""
-    found: dict[Frame, tuple[Pixels, Indices]] = {}
+def _known(names: Mapping[Frame, str], *, older: Sequence[Pack]) -> dict[Frame, tuple[Pixels, Indices, Pixels]]:
+    """Pixels, boxes and digests of the frames that an older pack holds undamaged."""
+    found: dict[Frame, tuple[Pixels, Indices, Pixels]] = {}
     for pack in older:
         for frame, name in names.items():
             at = pack.index.get(name)
@@ -254,7 +260,7 @@ def _known(names: Mapping[Frame, str], *, older: Sequence[Pack]) -> dict[Frame, 
                 continue
             rows = np.arange(pack.starts[at], pack.starts[at + 1])
             try:
-                found[frame] = pack.take(rows), pack.tile_boxes[rows]
+                found[frame] = pack.take(rows), pack.tile_boxes[rows], pack.digests[rows]
             except InputError as fault:
                 warnings.warn(Notice(f"{fault.detail}: {pack.path}; its frames are decoded again"), stacklevel=2)
                 break

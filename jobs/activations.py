@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from jobs.stream import DRAWS, Stream
 from plants.plant import Plant, is_ok
@@ -24,6 +25,10 @@ TILES_PER_GOOD_FRAME = 5
 """Good tiles kept for training from one tiled frame; tiles that show a defect are all kept."""
 TILE_HIT = 0.5
 """Share of a defect's box that a tile must hold to carry the defect's label; any less, and the tile is left out."""
+
+
+READ = ("frame", "part_id", "lot", "environment", "class", "role", "severity", "box", "width_px", "height_px")
+"""Columns of label rows; turning their times too into rows of Python's took half as long as a pass of the trunk."""
 
 
 class Layout(Protocol):
@@ -46,8 +51,10 @@ class Trunk(Protocol):
     """The frozen lower part, whatever computes it."""
 
     weights_digest: str
+    device: torch.device
+    """Where it computes."""
 
-    def activations(self, images: np.ndarray) -> Mapping[int, np.ndarray]:
+    def activations(self, images: Tensor) -> Mapping[int, Tensor]:
         """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]."""
 
 
@@ -75,8 +82,11 @@ class PlantData:
         """Where a view of the rows lies at a cut; of train rows alone but for the plain view, 0."""
         return self.folder / f"cut{cut}.view{view}.npy"
 
-    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Activations float32 [len(ids), ...] at a cut, each row in the view asked for (0 is the plain image)."""
+    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> Tensor:
+        """Activations float32 [len(ids), ...] at a cut, each row in the view asked for (0 is the plain image).
+
+        They are on the CPU, or where the trunk is that computes them.
+        """
         if self.stream and cut in self.stream.cuts:
             return self.stream.fetch(cut, ids=ids, views=views)
         out: np.ndarray | None = None
@@ -88,7 +98,7 @@ class PlantData:
             out[at] = part
         if out is None:
             raise ValueError("no rows were asked for")
-        return out
+        return torch.from_numpy(out)
 
 
 _MAPS: dict[Path, np.ndarray] = {}
@@ -111,7 +121,7 @@ def training_rows(plant: Plant, *, labels: pd.DataFrame, pack: Layout, seed: int
     A tile carries its frame's defect when it holds enough of the defect's box, `ok` when it holds none of it. In a
     part of several frames the boxes say which frames show the defect; without boxes every frame carries the label.
     """
-    by_frame = labels.set_index("frame").to_dict("index")
+    by_frame = labels[[name for name in READ if name in labels]].set_index("frame").to_dict("index")
     boxed_parts = set(labels.loc[labels["box"].map(_has_box), "part_id"])
     frames = list(pack.frames)
     good = plant.ok[0] if plant.ok else None
@@ -218,21 +228,23 @@ class RunData:
             return np.concatenate([np.full(len(d.rows), d.plant.name, dtype=object) for d in self.plants])
         return np.concatenate([data.rows[name].to_numpy(dtype=object) for data in self.plants])
 
-    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray | None = None) -> torch.Tensor:
-        """Activations float32 [len(ids), ...], rows in the order of ids."""
+    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray | None = None) -> Tensor:
+        """Activations float32 [len(ids), ...], rows in the order of ids, where `PlantData.fetch` has them."""
         views = np.zeros(len(ids), dtype=np.int64) if views is None else views
         starts = self.offsets
         owner = np.searchsorted(starts, ids, side="right") - 1
-        out: np.ndarray | None = None
+        out: Tensor | None = None
         for i in np.unique(owner):
             at = np.flatnonzero(owner == i)
             part = self.plants[i].fetch(cut, ids=ids[at] - starts[i], views=views[at])
+            if len(at) == len(ids):
+                return part
             if out is None:
-                out = np.empty((len(ids), *part.shape[1:]), dtype=np.float32)
-            out[at] = part
+                out = part.new_empty((len(ids), *part.shape[1:]))
+            out[torch.from_numpy(at).to(part.device)] = part
         if out is None:
             raise ValueError("no rows were asked for")
-        return torch.from_numpy(out)
+        return out
 
 
 def ok_mask(leaves: Sequence[str]) -> np.ndarray:

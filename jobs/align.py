@@ -58,7 +58,7 @@ class Moments:
 def moments(data: PlantData, *, cut: int, most: int = MOST_INPUTS) -> Moments:
     """Of a plant's learning rows in their plain view, whatever their labels."""
     ids = np.unique(np.linspace(0, len(data.rows) - 1, min(most, len(data.rows))).round().astype(np.int64))
-    seen = torch.from_numpy(data.fetch(cut, ids=ids, views=np.zeros(len(ids), np.int64)))
+    seen = data.fetch(cut, ids=ids, views=np.zeros(len(ids), np.int64)).cpu()
     axes = [0, *range(2, seen.ndim)]
     mean, std = seen.mean(axes), seen.std(axes, correction=0).clamp_min(TINY)
     shape = (-1, *(1 for _ in range(seen.ndim - 2)))
@@ -89,7 +89,7 @@ class AlignedData(RunData):
         seen = super().fetch(cut, ids=ids, views=views)
         onto = [one.onto(self.common(cut)) for one in self.of_plants(cut)]
         owner = torch.from_numpy(np.searchsorted(self.offsets, ids, side="right") - 1)
-        scale, offset = (torch.stack(part)[owner] for part in zip(*onto, strict=True))
+        scale, offset = (torch.stack(part)[owner].to(seen.device) for part in zip(*onto, strict=True))
         return seen * scale + offset
 
 

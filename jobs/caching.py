@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cluster import blocks
 from cluster.blocks import KEY_BYTES, Block
@@ -29,7 +30,7 @@ from cluster.eviction import hold, make_room
 from cluster.retention import RECORD, as_old_as, record
 from cluster.storage import LocalStore
 from jobs.activations import Layout, PackLike, PlantData, Trunk, forget
-from jobs.augment import augment
+from jobs.augment import WAY, augment
 from jobs.recipe import Augment
 from plants.errors import InputError, Notice
 from plants.plant import Plant
@@ -134,7 +135,7 @@ class RowNames:
         """Of images by the digests of their pixels, 16 bytes each."""
         words: dict[str, Any] = {"weights": self.weights_digest, "dtype": "float16", "view": self.view}
         if self.view:
-            words |= {"augment": self.policy.model_dump(mode="json"), "seed": self.seed}
+            words |= {"augment": self.policy.model_dump(mode="json"), "way": WAY, "seed": self.seed}
         way = json.dumps(words, sort_keys=True)
         prefixes = {f: f"{way}|{sorted(f) if self.view else ''}|".encode() for f in set(forbids)}
         pairs = zip(digests, forbids, strict=True)
@@ -188,15 +189,11 @@ class _View:
             forget(path)
 
     def _computed(self, at: np.ndarray, *, pack: PackLike, trunk: Trunk) -> Mapping[int, np.ndarray]:
-        images = pack.take(self.data.rows["input"].to_numpy(np.int64)[at])
+        images = torch.from_numpy(pack.take(self.data.rows["input"].to_numpy(np.int64)[at])).to(trunk.device)
         if self.number:
-            images = images.copy()
-            kinds = [self.forbids[i] for i in at]
-            for forbid in set(kinds):
-                here = np.flatnonzero([kind == forbid for kind in kinds])
-                seeds = self.name.seeds(self.digests[at[here]])
-                images[here] = augment(images[here], policy=self.name.policy, forbid=forbid, seed=seeds)
-        return {cut: values.astype(np.float16) for cut, values in trunk.activations(images).items()}
+            seeds, forbids = self.name.seeds(self.digests[at]), [self.forbids[i] for i in at]
+            images = augment(images, policy=self.name.policy, seeds=seeds, forbids=forbids)
+        return {cut: values.half().cpu().numpy() for cut, values in trunk.activations(images).items()}
 
     def known(self, cut: int) -> _Known:
         """Where the view's rows lie in the plant's other entries, the ones with most of them first."""

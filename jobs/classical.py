@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from jobs.activations import PlantData, RunData
 from jobs.caching import prepare
@@ -40,15 +41,19 @@ class HandMade:
 
     weights_digest = WAY
 
-    def activations(self, images: np.ndarray) -> Mapping[int, np.ndarray]:
+    device = torch.device("cpu")
+
+    def activations(self, images: Tensor) -> Mapping[int, Tensor]:
         """Features float32 [N, 212] and [N, 1976] of images uint8 [N, S, S, 3]."""
-        whole = np.array([_features(image) for image in images], dtype=np.float32).reshape(-1, NUM_TEXTURE + NUM_LAYOUT)
+        found = np.array([_features(image) for image in images.numpy()], dtype=np.float32)
+        whole = torch.from_numpy(found.reshape(-1, NUM_TEXTURE + NUM_LAYOUT))
         return {0: whole[:, :NUM_TEXTURE], 1: whole}
 
 
 def features(images: np.ndarray, *, num: int) -> np.ndarray:
     """The first `num` features float32 [N, num] of images uint8 [N, S, S, 3]: what a model of so many was fitted to."""
-    return next(found for found in HandMade().activations(images).values() if found.shape[1] == num)
+    made = HandMade().activations(torch.from_numpy(images)).values()
+    return next(found for found in made if found.shape[1] == num).numpy()
 
 
 def _features(image: np.ndarray) -> np.ndarray:
@@ -86,7 +91,7 @@ class _Chosen(PlantData):
 
     features: int = 0
 
-    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
+    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> Tensor:
         return super().fetch(self.features, ids=ids, views=views)
 
 

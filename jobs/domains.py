@@ -44,7 +44,7 @@ def _drawn(material: Material) -> dict[str, np.ndarray]:
     features, lots = [], []
     for step in range(NUM_IMAGES // BLOCK):
         batch = draw_batch(world, seed=SEED, step=step, num_images=BLOCK, size_px=size_px)
-        features.append(material.runner.activations(batch.images.numpy())[0])
+        features.append(material.runner.activations(batch.images)[0].cpu().numpy())
         lots.append(batch.texture.numpy())
     return {"features": np.concatenate(features), "lots": np.concatenate(lots)}
 

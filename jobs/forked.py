@@ -22,13 +22,10 @@ from plants.errors import CheckFailed, NoSpace
 if TYPE_CHECKING:
     from jobs.material import Material
 
-IMPORTED = ("jobs.forked", "jobs.fit", "onnxruntime")
-"""By the process that lanes are forked from."""
-
 
 def warm_up() -> None:
     """The process that lanes are forked from is there, and goes on importing while others work."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["jobs.imported"])
     forkserver.ensure_running()
 
 

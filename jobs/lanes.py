@@ -1,8 +1,8 @@
 """Lanes: the workers of one Ray Train run, each taking runs from the plan until none is left.
 
 The board knows what runs and what is next; the run ledger in storage, not the board, is what survives the driver.
-First the lanes prepare the plants, one each at a time; then all workers fit the runs together, by DDP, that are too
-long for one lane (`Plan.shared`); afterwards every worker is a lane.
+First the lanes prepare the plants, one each at a time; then, where there are runs that are too long for one lane
+(`Plan.shared`), all workers fit these together, by DDP; afterwards every worker is a lane.
 """
 
 from __future__ import annotations
@@ -82,12 +82,16 @@ class Board:
                 self.strike(record.run_id, f"its worker ({lane}) died: {deaths[lane]}", seconds=0.0)
 
     def prepare(self, lane: int) -> dict[str, Any]:
-        """The next plant for a lane: {"do": "prepare", "plant": ...}, or "wait" for the others, or "go"."""
+        """The next plant for a lane: {"do": "prepare", "plant": ...}, or "go".
+
+        Where runs are fitted `together`, which is the same for all lanes, it is to "wait" for the others first.
+        """
         if self.unprepared:
             name = self.unprepared.pop(0)
             self.preparing[name] = lane
             return {"do": "prepare", "plant": name}
-        return {"do": "wait" if self.preparing else "go"}
+        together = any(not self.records[run_id].is_over for run_id in self.together)
+        return {"do": "wait"} if together and self.preparing else {"do": "go", "together": together}
 
     def prepared(self, plant: str, *, rows: int, seconds: float, num_made: int = 0, error: str | None = None) -> None:
         """A plant's inputs are in the cache, or cannot be had: then its runs will fail one by one with the cause.
@@ -129,13 +133,14 @@ class Board:
         self._say("started", run_id, lane=lane, attempts=record.attempts)
 
     def take(self, lane: int) -> dict[str, Any]:
-        """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent, or "stop"."""
+        """The next run for a lane: {"do": "run", "run_id": ...}, or "wait" for a parent or a plant, or "stop"."""
         if self.halted:
             return {"do": "stop"}
         self._close_orphans()
         parents = {parent for run in self.plan.runs for parent in run.sources}
         free = [run for run in self.plan.runs if run.run_id not in self.together and self._is_free(run.run_id)]
         ready = [run for run in free if all(self.records[parent].is_over for parent in run.sources)]
+        ready = [run for run in ready if not self.preparing.keys() & set(self.plan.learned_from([run.run_id]))]
 
         def rank(run: RunSpec) -> tuple[bool, bool, int]:
             return run.run_id not in parents, run.kind != "scratch", -sum(self.sizes.get(p, 0) for p in run.plants)
@@ -253,7 +258,7 @@ def lane_of(
             time.sleep(0.05)
         else:
             _prepare(answer["plant"], material=material, call=call)
-    while shared := _agreed(call("shared") if rank == 0 else None, size=size):
+    while answer["together"] and (shared := _agreed(call("shared") if rank == 0 else None, size=size)):
         for run_id in shared:
             if rank == 0:
                 call("start", run_id, lane=ALL_LANES)

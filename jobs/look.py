@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cluster.catalog import labels_key
 from cluster.retention import enforce, record
@@ -153,8 +154,8 @@ def frame_features(material: Material, *, plant: Plant, rows: pd.DataFrame) -> n
     """Pooled features of the fleet's trunk [len(rows), F], the mean over a frame's tiles, in the order of `rows`."""
     pack = material.pack(plant, rows=rows)
     runner, num = material.runner, len(pack.pixels)
-    blocks = [runner.activations(pack.take(np.arange(i, min(i + BLOCK, num))))[0] for i in range(0, num, BLOCK)]
-    found = np.concatenate(blocks)
+    pixels = (torch.from_numpy(pack.take(np.arange(i, min(i + BLOCK, num)))) for i in range(0, num, BLOCK))
+    found = np.concatenate([runner.activations(block)[0].cpu().numpy() for block in pixels])
     sums = np.add.reduceat(found, pack.starts[:-1], axis=0)
     means = sums / np.diff(pack.starts)[:, None]
     at = {frame: i for i, frame in enumerate(pack.frames)}

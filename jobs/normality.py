@@ -42,7 +42,7 @@ def fit_normality(spec: RunSpec, *, material: Material) -> tuple[Fitted, Normali
     rows = rows.iloc[ids]
     found = Normalities.fit(
         name,
-        data.fetch(0, ids=ids, views=np.zeros(len(ids), dtype=np.int64)) if len(ids) else np.zeros((0, 1)),
+        data.fetch(0, ids=ids, views=np.zeros(len(ids), dtype=np.int64)).numpy() if len(ids) else np.zeros((0, 1)),
         environments=rows["environment"].to_numpy(dtype=object),
         lots=rows["lot"].to_numpy(dtype=object),
         num_blocks=num_blocks(material.trunk),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from jobs import measured
-from jobs.augment import augment
+from jobs.augment import WAY, augment
 from jobs.compute import stepping
 from jobs.estimate import Rates, Sizes
 from jobs.head import HeadFit, Lesson
@@ -36,15 +36,18 @@ def per_second(
 
     Where a batch alone would take longer than the budget, fewer images are timed.
     """
-    clock = clock or measured.clock()
+    clock, wait = clock or measured.clock(), torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work(1)
+    wait()
     begun = clock()
     work(1)
+    wait()
     first = max(clock() - begun, 1e-9)
     size = min(batch, max(1, int(budget_s / first)))
     num, begun = 0, clock()
     while num == 0 or clock() - begun < budget_s:
         work(size)
+        wait()
         num += size
     return num / max(clock() - begun, 1e-9)
 
@@ -58,15 +61,16 @@ def rates(material: Material, *, threads: int, cuts: Collection[int] = ()) -> Ra
     torch.set_num_threads(threads)
     try:
         size, rng = model.spec.size_px, np.random.default_rng(0)
-        images = rng.integers(0, 256, (64, size, size, 3), dtype=np.uint8)
+        images = torch.from_numpy(rng.integers(0, 256, (64, size, size, 3), dtype=np.uint8)).to(material.runner.device)
+        seeds = [b"%d" % i for i in range(len(images))]
         trunk = known(
             {**about, "what": "trunk"},
             lambda: per_second(lambda n: material.runner.activations(images[:n]), batch=len(images)),
         )
         policy = recipe.augment
         augmented = known(
-            {**about, "what": "augment", "policy": policy.model_dump(mode="json")},
-            lambda: per_second(lambda n: augment(images[:n], policy=policy, forbid=frozenset(), seed=0), batch=64),
+            {**about, "what": "augment", "policy": policy.model_dump(mode="json"), "way": WAY},
+            lambda: per_second(lambda n: augment(images[:n], policy=policy, seeds=seeds[:n]), batch=len(images)),
         )
         steps = {
             cut: known(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,17 +81,19 @@ class Normalised:
     """In the place of a trunk: what crosses the deepest cut, which no weight has touched."""
 
     normalise: Callable[[Tensor], Tensor]
+    device: torch.device
 
-    def activations(self, images: np.ndarray, *, cut: int) -> Mapping[int, np.ndarray]:
+    def activations(self, images: Tensor, *, cut: int) -> Mapping[int, Tensor]:
         """Images float32 [N, 3, S, S] of uint8 [N, S, S, 3]."""
-        return {cut: self.normalise(torch.from_numpy(images)).numpy()}
+        return {cut: self.normalise(images)}
 
 
 def pixels(name: str, *, material: Material, recipe: Recipe) -> PlantData:
     """The plant's learning rows as images, without any of the trunk's activations."""
     source, cut = material.source(name), recipe.stages[0].cut
     plant, rows = source["plant"], source["rows"]
-    trunk = Normalised(material.model.trunk.normalise)
+    below = material.learner.trunk
+    trunk = Normalised(below.normalise, below.scale.device)
     return PlantData(
         plant=plant,
         rows=rows,

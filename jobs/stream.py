@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from jobs.augment import augment
 from jobs.recipe import Augment
@@ -30,9 +32,11 @@ class Pixels(Protocol):
 
 
 class Below(Protocol):
-    """What computes the trunk."""
+    """What computes the trunk, and where."""
 
-    def activations(self, images: np.ndarray, *, cut: int) -> Mapping[int, np.ndarray]:
+    device: torch.device
+
+    def activations(self, images: Tensor, *, cut: int) -> Mapping[int, Tensor]:
         """Activations float32 [N, ...] at a cut of images uint8 [N, S, S, 3]."""
 
 
@@ -48,16 +52,19 @@ class Stream:
     policy: Augment
     cuts: frozenset[int]
 
-    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Activations float32 [len(ids), ...] at a cut; view 0 is the plain image, any other an augmentation's seed."""
-        images = self.pixels.take(self.rows["input"].to_numpy()[ids]).copy()
-        forbids = [self._forbidden(name) for name in self.rows["environment"].to_numpy()[ids]]
-        for forbid in set(forbids):
-            at = np.flatnonzero([one == forbid and view > 0 for one, view in zip(forbids, views, strict=True)])
-            if len(at):
-                seeds = [b"%d" % view for view in views[at]]
-                images[at] = augment(images[at], policy=self.policy, forbid=forbid, seed=seeds)
-        return np.asarray(self.trunk.activations(images, cut=cut)[cut], dtype=np.float32)
+    def fetch(self, cut: int, *, ids: np.ndarray, views: np.ndarray) -> Tensor:
+        """Activations float32 [len(ids), ...] at a cut, where the trunk is.
+
+        View 0 is the plain image, any other an augmentation's seed.
+        """
+        images = torch.from_numpy(self.pixels.take(self.rows["input"].to_numpy()[ids])).to(self.trunk.device)
+        at = np.flatnonzero(views)
+        if len(at):
+            forbids = [self._forbidden(name) for name in self.rows["environment"].to_numpy()[ids[at]]]
+            seeds = [b"%d" % view for view in views[at]]
+            here = torch.from_numpy(at).to(images.device)
+            images[here] = augment(images[here], policy=self.policy, seeds=seeds, forbids=forbids)
+        return self.trunk.activations(images, cut=cut)[cut]
 
     def _forbidden(self, environment: str) -> frozenset[str]:
         known = self.plant.environments.get(environment)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx.utils
 import torch
+from torch import Tensor
 
 from jobs.compress import Evaluator
 from jobs.compute import PLAIN
@@ -41,18 +42,21 @@ class TrunkRunner:
         self._in_torch = compute is not None
         self.weights_digest = self._model.weights_digest + (f"|{compute}" if compute else "")
 
-    def activations(self, images: np.ndarray, *, cut: int | None = None) -> Mapping[int, np.ndarray]:
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and activations are."""
+        return self._model.trunk.scale.device
+
+    @torch.no_grad()
+    def activations(self, images: Tensor, *, cut: int | None = None) -> Mapping[int, Tensor]:
         """Activations float32 [N, ...] by cut of images uint8 [N, S, S, 3]: at all cuts, or at the one asked for."""
+        trunk, images = self._model.trunk, images.to(self.device)
         if cut and cut == self._model.max_cut:
-            return {cut: self._normalised(images)}
+            return {cut: trunk.normalise(images)}
         if not self._in_torch:
-            return self._exported(images, cut=cut)
-        trunk, found = self._model.trunk, []
-        with torch.inference_mode():
-            for start in range(0, max(len(images), 1), 2 * self.BLOCK):
-                found.append(trunk(torch.from_numpy(images[start : start + 2 * self.BLOCK]).to(trunk.scale.device)))
-        wanted = found[0] if cut is None else (cut,)
-        return {at: torch.cat([block[at] for block in found]).cpu().numpy() for at in wanted}
+            return {at: torch.from_numpy(found) for at, found in self._exported(images.numpy(), cut=cut).items()}
+        found = [trunk(block) for block in images.split(2 * self.BLOCK)]
+        return {at: torch.cat([block[at] for block in found]) for at in (found[0] if cut is None else (cut,))}
 
     def _exported(self, images: np.ndarray, *, cut: int | None = None) -> Mapping[int, np.ndarray]:
         """By the exported file, or by the part of it below a cut: the runtime computes all that a file holds."""
@@ -64,8 +68,3 @@ class TrunkRunner:
                 os.replace(part, path)
             self._parts[cut] = Evaluator(path)
         return (self._parts[cut] if cut else self._onnx).activations(images, batch=self.BLOCK)
-
-    @torch.inference_mode()
-    def _normalised(self, images: np.ndarray) -> np.ndarray:
-        trunk = self._model.trunk
-        return trunk.normalise(torch.from_numpy(images).to(trunk.scale.device)).cpu().numpy()

@@ -106,14 +106,12 @@ def _ridge(features: Wide, truth: Wide, weights: Wide) -> tuple[Wide, Wide]:
     scale = np.sqrt(weights @ (features - mean) ** 2)
     scale = np.where(scale > 1e-6 * max(float(scale.max(initial=0.0)), 1e-12), scale, np.inf)
     rows = (features - mean) / scale * np.sqrt(weights)[:, None]
-    towards = rows.T @ (np.sqrt(weights) * (truth - level))
-    if len(rows) > rows.shape[1]:
-        values, vectors = np.linalg.eigh(rows.T @ rows)
-    else:
-        _, singular, across = np.linalg.svd(rows, full_matrices=False)
-        values, vectors = singular**2, across.T
-    along = vectors.T @ towards
-    path = np.stack([vectors @ (along / (np.maximum(values, 0) + strength)) for strength in STRENGTHS]) / scale
+    towards = np.sqrt(weights) * (truth - level)
+    is_long = len(rows) > rows.shape[1]
+    values, vectors = np.linalg.eigh(rows.T @ rows if is_long else rows @ rows.T)
+    along = vectors.T @ (rows.T @ towards if is_long else towards)
+    found = [vectors @ (along / (np.maximum(values, 0) + strength)) for strength in STRENGTHS]
+    path = np.stack([one if is_long else rows.T @ one for one in found]) / scale
     return path, level - path @ mean
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from jobs.plan import BASELINES
@@ -154,7 +155,7 @@ def _features(fleet: Any, *, settings: Any, plant: Any, roles: tuple[str, ...]) 
     changed = fleet.model_copy(update={"plants": tuple(plant if p.name == plant.name else p for p in fleet.plants)})
     material = Material(changed, cache=settings.cache, recipe=Recipe(stages=(), views=1))
     pixels, frames = _pixels(material, plant=plant, roles=roles)
-    return material.runner.activations(pixels)[0], frames
+    return material.runner.activations(torch.from_numpy(pixels))[0].numpy(), frames
 
 
 def _pixels(material: Any, *, plant: Any, roles: tuple[str, ...]) -> tuple[np.ndarray, Any]:

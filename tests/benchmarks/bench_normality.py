@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from bench_real import fleet as real_fleet
 from measuring import ROOT, machine, mean, note
 from PIL import Image
@@ -142,7 +143,8 @@ def look(material: Material, plant: Plant) -> Seen:
     labels = labels[labels["class"].isin(plant.annotated)]
     pack = material.pack(plant, rows=labels)
     blocks = range(0, len(pack.pixels), 64)
-    features = [material.runner.activations(np.ascontiguousarray(pack.pixels[i : i + 64]))[0] for i in blocks]
+    pixels = (torch.from_numpy(np.array(pack.pixels[i : i + 64])) for i in blocks)
+    features = [material.runner.activations(block)[0].numpy() for block in pixels]
     rows = labels.set_index("frame").loc[[pack.frames[i] for i in pack.frame_index]].reset_index()
     note(f"{plant.name}: {labels['part_id'].nunique()} parts, {len(rows)} views")
     return Seen(plant, np.concatenate(features).astype(np.float32), rows, labels, pack, material.trunk)

@@ -125,9 +125,9 @@ class _Inputs(RoleInputs):
     @cached_property
     def seen(self) -> Mapping[int, np.ndarray]:
         """Activations by cut, of the exported trunk."""
-        pixels = self.pack.take(self.inputs)
-        blocks = [self.exports.material.runner.activations(pixels[i : i + 64]) for i in range(0, len(pixels), 64)]
-        return {cut: np.concatenate([block[cut] for block in blocks]) for cut in blocks[0]}
+        pixels = torch.from_numpy(self.pack.take(self.inputs))
+        blocks = [self.exports.material.runner.activations(block) for block in pixels.split(64)]
+        return {cut: torch.cat([block[cut] for block in blocks]).numpy() for cut in blocks[0]}
 
 
 def fleet_classes(plant: Plant) -> set[str]:

@@ -163,9 +163,9 @@ class Views(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         source, row = self.at[index]
         forbid = self.forbid[source][self.environments[source][row]]
-        seed = int(torch.randint(1 << 31, ()))
-        image = augment(self.sources[source].pixels[row : row + 1], policy=self.policy, forbid=forbid, seed=seed)[0]
-        return torch.from_numpy(image), self.ids[index]
+        seed = b"%d" % int(torch.randint(1 << 31, ()))
+        image = torch.from_numpy(np.array(self.sources[source].pixels[row : row + 1]))
+        return augment(image, policy=self.policy, seeds=[seed], forbids=[forbid])[0], self.ids[index]
 
 
 class Fit(NamedTuple):

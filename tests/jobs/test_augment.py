@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from jobs.augment import augment
+from jobs import augment as module
 from jobs.recipe import Augment
 
 ALL = frozenset({"flip", "rotate", "brightness", "contrast", "noise"})
 STRONG = Augment(strength=1.0, rotate_deg=25, brightness=0.5, contrast=0.5, noise=0.1)
+
+
+def augment(pixels: np.ndarray, *, policy: Augment, forbid: frozenset[str], seed: int) -> np.ndarray:
+    """The views as an array; all images have the same forbidden."""
+    given = {"seeds": [f"{seed}|{i}".encode() for i in range(len(pixels))], "forbids": [forbid] * len(pixels)}
+    return module.augment(torch.from_numpy(pixels), policy=policy, **given).numpy()
 
 
 def images(n: int = 12, *, size: int = 32, seed: int = 0) -> np.ndarray:
@@ -94,3 +101,35 @@ def test_noise_has_the_strength_that_was_asked_for_on_images_larger_than_its_fie
     noisy = augment(grey, policy=STRONG, forbid=ALL - {"noise"}, seed=0).astype(float)
     assert 5 < noisy.std((1, 2, 3)).max() <= 26.5
     assert np.array_equal(noisy[..., 0], noisy[..., 1])
+
+
+def test_a_view_is_the_same_whatever_its_company_and_only_its_own_is_forbidden():
+    pixels, seeds = torch.from_numpy(images(40)), [b"%d" % i for i in range(40)]
+    free, bound = frozenset(), frozenset({"rotate", "noise"})
+    forbids = [bound if i % 3 else free for i in range(40)]
+    together = module.augment(pixels, policy=STRONG, seeds=seeds, forbids=forbids)
+    for i in (0, 1, 2, 17, 39):
+        given = {"seeds": seeds[i : i + 1], "forbids": forbids[i : i + 1]}
+        torch.testing.assert_close(together[i : i + 1], module.augment(pixels[i : i + 1], policy=STRONG, **given))
+    unbound = module.augment(pixels, policy=STRONG, seeds=seeds)
+    assert [bool((one == other).all()) for one, other in zip(together, unbound, strict=True)] == [
+        forbid is free for forbid in forbids
+    ]
+
+
+def test_a_view_is_what_pillow_would_make_of_it():
+    """The same turn, as Pillow draws it, is at most two levels away: it counts in steps of a 65,536th of a pixel."""
+    from PIL import Image
+
+    size, angle = 64, 25 * float(module._draws([b"3"])[0][0, 2])
+    radians = np.deg2rad(angle)
+    zoom = 1 / (np.cos(radians) + abs(np.sin(radians)))
+    a, b, centre = np.cos(radians) * zoom, np.sin(radians) * zoom, size / 2
+    matrix = (a, b, centre - a * centre - b * centre, -b, a, centre + b * centre - a * centre)
+    y, x = np.mgrid[:size, :size]
+    image = np.repeat((127 + 60 * np.sin(x / 7) + 60 * np.cos(y / 5))[..., None], 3, -1).astype(np.uint8)
+    drawn = Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    given = {"seeds": [b"3"], "forbids": [ALL - {"rotate"}]}
+    found = module.augment(torch.from_numpy(image[None]), policy=STRONG, **given)[0].numpy()
+    assert abs(angle) > 1
+    assert np.abs(found[2:-2, 2:-2].astype(int) - np.asarray(drawn)[2:-2, 2:-2]).max() <= 2

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from cluster.packs import view_digests
 from cluster.retention import sweep
@@ -35,15 +37,16 @@ class MeanTrunk:
     """Activations are the mean colour; remembers the images it saw."""
 
     weights_digest: str = "w"
+    device = torch.device("cpu")
     images: list[np.ndarray] = field(default_factory=list)
 
     @property
     def seen(self) -> int:
         return len(self.images)
 
-    def activations(self, images: np.ndarray) -> dict[int, np.ndarray]:
-        self.images += list(images)
-        return {0: images.mean((1, 2)).astype(np.float32), 1: images.transpose(0, 3, 1, 2).astype(np.float32)}
+    def activations(self, images: Tensor) -> dict[int, Tensor]:
+        self.images += list(images.numpy())
+        return {0: images.float().mean((1, 2)), 1: images.permute(0, 3, 1, 2).float()}
 
 
 def prepared(
@@ -287,7 +290,7 @@ MANY = [f"n{i:04d}" for i in range(300)]
 class Killed(MeanTrunk):
     """Ends its process at the second block of images."""
 
-    def activations(self, images: np.ndarray) -> dict[int, np.ndarray]:
+    def activations(self, images: Tensor) -> dict[int, Tensor]:
         if self.seen:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().activations(images)

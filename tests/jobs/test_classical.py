@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.classical import NUM_LAYOUT, NUM_TEXTURE, HandMade, features
 from jobs.fit import fit_run
@@ -52,10 +53,10 @@ def test_colours_are_told_apart():
 
 @pytest.mark.parametrize("size_px", [32, 45, 100])
 def test_every_size_of_input_gives_as_many_finite_features(size_px: int):
-    images = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), dtype=np.uint8)
+    images = torch.randint(256, (2, size_px, size_px, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = HandMade().activations(images)
-    assert {cut: value.shape for cut, value in found.items()} == {0: (2, NUM_TEXTURE), 1: (2, WHOLE)}
-    assert all(np.isfinite(value).all() and value.dtype == np.float32 for value in found.values())
+    assert {cut: tuple(value.shape) for cut, value in found.items()} == {0: (2, NUM_TEXTURE), 1: (2, WHOLE)}
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in found.values())
     assert HandMade().activations(images[:0])[1].shape == (0, WHOLE)
 
 

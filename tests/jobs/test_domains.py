@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from jobs import domains
 from jobs.domains import PRETRAINING, distances_html, pretraining_look
@@ -18,9 +19,9 @@ class Runner:
     def __init__(self) -> None:
         self.num_seen = 0
 
-    def activations(self, images: np.ndarray) -> dict[int, np.ndarray]:
+    def activations(self, images: Tensor) -> dict[int, Tensor]:
         self.num_seen += len(images)
-        return {0: images.mean(axis=(1, 2)).astype(np.float32)}
+        return {0: images.float().mean((1, 2))}
 
 
 def material(folder: Path, *, weights: str = "embedded") -> SimpleNamespace:

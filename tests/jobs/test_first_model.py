@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from cluster.registry import Bundles
@@ -107,7 +108,7 @@ def test_normality_evens_the_means_and_the_maxima_of_a_trunks_features(works):
     assert (num_blocks(material.trunk), num_blocks(Trunk(backbone="resnet18"))) == (2, 1)
     size = material.trunk.size_px
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
-    features = np.asarray(material.runner.activations(images)[0])
+    features = material.runner.activations(torch.from_numpy(images))[0].numpy()
     half = features.shape[1] // 2
     assert (features[:, half:] >= features[:, :half] - 1e-5).all(), "means come first"
     (name,) = (plant.name for plant in works.fleet.plants)

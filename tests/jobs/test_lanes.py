@@ -283,6 +283,21 @@ def test_the_time_that_activations_took_is_on_record_and_what_lay_in_the_cache_i
     assert at.ledger.preparations() == {"north": 2.0}
 
 
+def test_a_run_begins_as_soon_as_its_own_plants_are_prepared_where_none_is_fitted_together(store_uri):
+    at = Board(PLAN.to_json(), store_uri)
+    assert [at.prepare(lane)["plant"] for lane in (0, 1)] == ["north", "south"]
+    at.prepared("south", rows=5, seconds=1.0)
+    assert at.prepare(1) == {"do": "go", "together": False}
+    assert at.take(1) == {"do": "wait"}, "every run of the plan has learned from north"
+    at.prepared("north", rows=9, seconds=2.0)
+    assert [at.take(lane)["run_id"] for lane in (1, 0)] == ["pooled", "own"]
+    other = Board(Plan("toys", "e", (spec("a"), spec("b", plants=("south",)))).to_json(), store_uri)
+    assert [other.prepare(lane)["plant"] for lane in (0, 1)] == ["north", "south"]
+    other.prepared("south", rows=5, seconds=1.0)
+    assert other.take(1)["run_id"] == "b"
+    assert other.take(1) == {"do": "wait"}
+
+
 def test_plants_are_prepared_one_a_lane_and_all_lanes_wait_for_the_last(store_uri):
     at = board(store_uri)
     for lane in (0, 1):
@@ -292,7 +307,7 @@ def test_plants_are_prepared_one_a_lane_and_all_lanes_wait_for_the_last(store_ur
     at.prepared("north", rows=5, seconds=1.0)
     assert at.prepare(0) == {"do": "wait"}
     at.prepared("south", rows=0, seconds=1.0, error="InputError: no frame")
-    assert at.prepare(0) == at.prepare(1) == {"do": "go"}
+    assert at.prepare(0) == at.prepare(1) == {"do": "go", "together": True}
     assert [(e["plant"], e["error"]) for e in at.events(0)] == [("north", None), ("south", "InputError: no frame")]
 
 
@@ -305,7 +320,7 @@ def test_the_plant_of_a_dead_worker_is_prepared_by_another_once_and_then_left_to
         assert at.prepare(0) == {"do": "prepare", "plant": "north"}
         at.blame({0: "out of memory"})
     at.enter(0, token="2", num_lanes=MANY)
-    assert at.prepare(0) == {"do": "go"}
+    assert at.prepare(0) == {"do": "go", "together": True}
 
 
 def test_the_plants_of_a_finished_plan_are_not_prepared_again(store_uri):
@@ -313,7 +328,7 @@ def test_the_plants_of_a_finished_plan_are_not_prepared_again(store_uri):
     for run in PLAN.runs:
         first.start(run.run_id, lane="0")
         finish(first, run.run_id)
-    assert board(store_uri).prepare(0) == {"do": "go"}
+    assert board(store_uri).prepare(0) == {"do": "go", "together": False}
 
 
 def test_where_a_disk_is_full_nothing_more_is_taken_and_no_run_is_blamed(store_uri, monkeypatch):
@@ -327,7 +342,8 @@ def test_where_a_disk_is_full_nothing_more_is_taken_and_no_run_is_blamed(store_u
     monkeypatch.setattr("jobs.fit.fit_run", failing)
     call = lambda method, *a, **k: getattr(at, method)(*a, **k)  # noqa: E731
     _work(PLAN.run("own"), material=Nothing(), plan=PLAN, call=call, world=World())
-    assert (at.take(0), at.take(1), at.prepare(0), at.shared()) == ({"do": "stop"}, {"do": "stop"}, {"do": "go"}, [])
+    assert (at.take(0), at.take(1), at.shared()) == ({"do": "stop"}, {"do": "stop"}, [])
+    assert at.prepare(0) == {"do": "go", "together": True}
     assert at.why_halted() == "file cache: the disk is full"
     assert {record.strikes for record in at.records.values()} == {0}
     later = board(store_uri)
