@@ -11,10 +11,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.registry import Route
 from cluster.settings import Settings
+
+if TYPE_CHECKING:
+    from cluster.registry import Route
 
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

@@ -222,6 +222,7 @@ def lane_loop(config: dict[str, Any]) -> None:
     import ray
     import ray.train
 
+    import jobs.imported  # noqa: F401
     from jobs.material import Material
 
     context = ray.train.get_context()

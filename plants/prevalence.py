@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtrit
-from scipy.stats import beta
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from plants.errors import InputError
 from plants.plant import Costs
@@ -116,6 +115,6 @@ def _design_effect(hits: Mask, counts: Floats, *, lot: npt.NDArray[np.intp], lev
 
 def _exact(hits: float, of: float, *, level: float = 0.95) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low = float(beta.ppf(tail, hits, of - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, of - hits)) if hits < of else 1.0
+    low = float(betaincinv(hits, of - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, of - hits, 1 - tail)) if hits < of else 1.0
     return low, high

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+import pandas as pd
 
 from plants.errors import InputError
 from plants.normality import Place
@@ -134,7 +134,7 @@ def figures(truth: Wide, said: Wide, *, trivially: Wide, lots: npt.NDArray[Any],
     above 0. Ranks are those among all these parts.
     """
     errors = np.abs(said - truth), np.abs(trivially - truth)
-    ranks = rankdata(said), rankdata(truth)
+    ranks = pd.Series(said).rank().to_numpy(), pd.Series(truth).rank().to_numpy()
 
     def mean(values: Wide) -> Any:
         return lambda draws: draws @ values / draws.sum(1)

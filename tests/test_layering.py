@@ -258,6 +258,12 @@ def test_a_fresh_interpreter_that_opens_the_front_door_has_loaded_no_room_and_no
 
 
 @pytest.mark.slow
+def test_a_lane_has_loaded_nothing_heavy_that_it_has_no_use_for():
+    idle = {"scipy.stats", "sklearn", "sqlalchemy", "mlflow", "optuna", "matplotlib"}
+    assert sorted(loaded_after(["jobs.imported"]) & idle) == []
+
+
+@pytest.mark.slow
 def test_what_the_rooms_import_is_installed_because_pyproject_asks_for_it():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     wanted = closure_of(declared)
