@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -110,6 +111,15 @@ def require(demand: Resources, *, copies: int = 1, timeout_s: float = 0.0) -> No
     while shortage(demand, nodes(), copies=copies) and time.monotonic() < deadline:
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
     check(demand, nodes(), copies=copies)
+
+
+def resources() -> dict[str, float]:
+    """What all living nodes have in all; nothing while there is no Ray."""
+    if "ray" not in sys.modules:  # half a second to import
+        return {}
+    import ray
+
+    return dict(ray.cluster_resources()) if ray.is_initialized() else {}
 
 
 def nodes() -> list[dict[str, float]]:

@@ -28,6 +28,7 @@ from cluster.storage import PlantFiles, Store
 from jobs import probe
 from jobs.estimate import NOTHING, START_S, Cost, Inputs, Rates, Work, check_caps, check_room, cost
 from jobs.fit import known_plants
+from jobs.forked import is_forked
 from jobs.leave_out import LeftOut
 from jobs.material import Material
 from jobs.plan import Plan, RunSpec
@@ -85,7 +86,7 @@ def _foreseen(
         sizes=probe.sizes(material, cuts=cuts),
         lanes=lanes,
         trunk_lanes=trunk_lanes,
-        start_s=FORK_S if plan.base and settings.is_embedded else START_S,
+        start_s=FORK_S if is_forked(plan, settings=settings) else START_S,
     )
 
 

@@ -1,6 +1,6 @@
 """A plan is carried out: what it costs is said and held against caps, it is recorded, and what is not over is done.
 
-How it is done, in lanes of Ray or in forks of this process, is the caller's (`jobs.fleet`, `jobs.refresh`).
+How it is done, in lanes of Ray or in forks of this process, is the caller's (`jobs.fleet.run_plan`).
 """
 
 from __future__ import annotations
@@ -151,10 +151,9 @@ def _record(plan: Plan, *, ledger: RunLedger, again: Sequence[RunRecord]) -> Non
 
 def lanes_of(plan: Plan, *, settings: Settings) -> tuple[int, float]:
     """How many workers fit the plan's runs side by side, and the share of a GPU that each has."""
-    import ray
     import torch
 
     here = {"CPU": settings.slots, "GPU": torch.cuda.device_count()}
-    there = ray.cluster_resources() if ray.is_initialized() else here
+    there = session.resources() or here
     lanes = max(1, min(settings.slots, len(plan.runs), int(there.get("CPU", 1))))
     return lanes, math.floor(1e4 * min(1.0, there.get("GPU", 0) / lanes)) / 1e4

@@ -1,18 +1,19 @@
-"""Trains a fleet: all runs of the plan in the lanes of one Ray Train run, which prepare the plants first."""
+"""Trains a fleet: all runs of the plan in lanes, which prepare the plants first.
+
+On a cluster, and where all lanes fit a run together, they are the workers of one Ray Train run; on one machine forks of
+this process (`jobs.forked`), which take a tenth of the time to start.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
-import importlib
 import json
 import os
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,13 @@ from cluster import session
 from cluster.catalog import Catalog
 from cluster.retention import enforce
 from cluster.settings import Settings
-from cluster.storage import Store
 from jobs.carry_out import Caps, Say, Trained, carried_out, lanes_of
 from jobs.cautions import cautions, check_money
+from jobs.forked import is_forked, run_forked, warm_up
 from jobs.leave_out import named
 from jobs.plan import Plan, make_plan, strategies
 from jobs.recipe import Recipe
-from jobs.tracking import Tracker
+from jobs.watch import Events, Watch
 from plants.balance import labelled_defects
 from plants.errors import CheckFailed, InputError, NoSpace
 from plants.plant import Fleet
@@ -34,8 +35,6 @@ from plants.plant import Fleet
 if TYPE_CHECKING:
     from jobs.material import Material
 
-Events = Sequence[list[dict[str, Any]]]
-"""What a board has logged, and how far runs are."""
 COMPARED = "reports/compare.json"
 GROUP_START_TIMEOUT_S = 120
 GROUP_STARTS = 3
@@ -74,7 +73,7 @@ def train_fleet(
     enforce(fleet, cache=settings.cache, home=settings.home, now=datetime.now(UTC))
     Catalog.of(fleet).require([plant.name for plant in fleet.plants])
     if settings.is_embedded and not is_estimate:
-        _start_at_once(settings)
+        warm_up()
     from jobs.lora import check_adapters
     from jobs.material import Material
 
@@ -87,15 +86,11 @@ def train_fleet(
     material.recipe = plan.deepest
     notes = [*cautions(recipe), *(strategies(plan, labelled=labelled) if labelled is not None else [])]
 
-    def work() -> None:
-        session.start(settings, num_slots=settings.slots)
-        run_lanes(plan, material=material, settings=settings, say=say)
-
     return carried_out(
         plan,
         material=material,
         settings=settings,
-        work=work,
+        work=lambda: run_plan(plan, material=material, settings=settings, say=say),
         retry_failed=retry_failed,
         caps=caps,
         is_estimate=is_estimate,
@@ -103,14 +98,6 @@ def train_fleet(
         began=start,
         say=say,
     )
-
-
-def _start_at_once(settings: Settings) -> None:
-    """An embedded Ray starts, for which this process only waits, while what needs torch and timm is imported."""
-    with ThreadPoolExecutor(1) as beside:
-        imported = beside.submit(lambda: importlib.import_module("jobs.material"))
-        session.start(settings, num_slots=settings.slots)
-        imported.result()
 
 
 def planned(
@@ -191,8 +178,20 @@ def _check_recipe(recipe: Recipe, *, fleet: Fleet, allowed: Sequence[int]) -> No
             raise InputError(f"the recipe unfreezes down to cut {stage.cut}", field="stages", remedy=remedy)
 
 
+def run_plan(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
+    """All runs of the plan are over, in lanes forked here or in those of one Ray Train run.
+
+    Raises CheckFailed where lanes cannot be kept at work, NoSpace where a disk is full.
+    """
+    if is_forked(plan, settings=settings):
+        run_forked(plan, material=material, settings=settings, say=say)
+    else:
+        session.start(settings, num_slots=settings.slots)
+        run_lanes(plan, material=material, settings=settings, say=say)
+
+
 def run_lanes(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
-    """All runs of the plan are over.
+    """All runs of the plan are over, as one Ray Train run.
 
     A worker that dies in mid-lane is replaced by Ray Train; one that dies while its group forms ends Ray Train's
     controller, so that a new one is started, at most `GROUP_STARTS` in all. Raises CheckFailed when none came up.
@@ -266,41 +265,3 @@ def _environment(settings: Settings) -> Iterator[None]:
 def _train_folder(store: str, *, settings: Settings) -> str:
     """Ray Train's own folder: beside the store on a cluster, under home otherwise. Our state is not in it."""
     return f"{store}/ray" if "://" in store else str(settings.home / "ray_train")
-
-
-class Watch:
-    """Polls the board while others work: progress to the terminal, metrics to MLflow."""
-
-    def __init__(
-        self, events: Callable[[int], Events], *, plan: Plan, settings: Settings, store: Store, say: Say
-    ) -> None:
-        """events: what the board has logged since an event's number, and how far runs are within their epochs."""
-        self.events, self.plan, self.settings, self.store, self.say = events, plan, settings, store, say
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._loop, name="watch", daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self.stop.set()
-        self.thread.join(timeout=60)
-
-    def words(self, run_id: str) -> dict[str, Any]:
-        """What a finished run says of itself."""
-        found: dict[str, Any] = self.store.read_json(f"runs/{self.plan.plan_id}/{run_id}/model.json")
-        return found
-
-    def _loop(self) -> None:
-        tracker = Tracker(self.settings, plan=self.plan, words=self.words)
-        seen, is_last = 0, False
-        while not is_last:
-            is_last = self.stop.wait(0.5)
-            try:
-                events, parts = self.events(seen)
-            except Exception:
-                continue
-            seen += len(events)
-            for event in [*events, *parts]:
-                self.say(event)
-            tracker.log(events)

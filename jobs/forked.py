@@ -1,4 +1,4 @@
-"""The lanes of a small plan as forks of this process, where starting Ray's workers would take longer than its runs.
+"""A plan's lanes on one machine as forks, where starting Ray's workers takes longer than most plans' runs.
 
 They are forked from a process that does nothing but import what they need, as one that has trained cannot be forked
 (autograd's threads). The board stays here and answers over pipes; a lane whose pipe is closed, as this process was
@@ -8,15 +8,18 @@ killed, ends. Not for a cluster, nor for runs that all lanes fit together.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from cluster.settings import Settings
-from jobs.carry_out import Say
-from jobs.fleet import Events, Watch
+from jobs.carry_out import Say, lanes_of
 from jobs.lanes import Board, lane_of
 from jobs.plan import Plan
+from jobs.watch import Events, Watch
 from plants.errors import CheckFailed, NoSpace
 
 if TYPE_CHECKING:
@@ -29,6 +32,12 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
+def is_forked(plan: Plan, *, settings: Settings) -> bool:
+    """Whether the plan's lanes are forked here: on one machine, if they fit no run together. A refresh's never do."""
+    lanes, _ = lanes_of(plan, settings=settings)
+    return settings.is_embedded and (bool(plan.base) or not plan.shared(lanes=lanes))
+
+
 def run_forked(plan: Plan, *, material: Material, settings: Settings, say: Say) -> None:
     """All runs of the plan are over. A lane that dies is begun again; what it was at counts a strike.
 
@@ -38,12 +47,13 @@ def run_forked(plan: Plan, *, material: Material, settings: Settings, say: Say) 
     board = Board(plan.to_json(), material.fleet.store, order)
     context = multiprocessing.get_context("forkserver")
     config = {**material.to_config(), "plan": plan.to_json(), "threads": settings.threads}
-    num_lanes = max(1, min(settings.slots, len(plan.runs)))
+    num_lanes, _ = lanes_of(plan, settings=settings)
     lanes: dict[Connection, tuple[int, Any]] = {}
 
     def start(rank: int) -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_lane, args=(theirs, rank, num_lanes, config), name=f"lane-{rank}")
+        given = (theirs, rank, num_lanes, config, dict(os.environ))
+        process = context.Process(target=_lane, args=given, name=f"lane-{rank}")
         process.start()
         theirs.close()
         lanes[ours] = (rank, process)
@@ -95,7 +105,10 @@ def _check_deaths(count: int, *, plan: Plan, cause: str) -> None:
         raise CheckFailed(f"lanes could not be kept at work: {cause}. The same command goes on where this one was")
 
 
-def _lane(pipe: Connection, rank: int, num_lanes: int, config: dict[str, Any]) -> None:
+def _lane(pipe: Connection, rank: int, num_lanes: int, config: dict[str, Any], environment: Mapping[str, str]) -> None:
+    """environment: of the process whose lane this is, now, not when `warm_up` was called."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's processes: that one ends this one
+    os.environ.update(environment)
     import torch
 
     from jobs.material import Material

@@ -4,8 +4,7 @@ A refresh is a plan of its own. Its runs are those that the last comparison deci
 frozen baseline beside them, fitted anew as the floor; where nothing was compared, all of them. A run starts where the
 run of that name in the latest plan left off: its head is fitted again, from the one it had. Where much is new, the
 stages that had won are trained on for a few epochs too, kept only when they win on `select` as always. What cannot go
-on (a new plant, another trunk, other plants in a pool) is trained in full. On one machine its lanes are forked
-(`jobs.forked`), without Ray.
+on (a new plant, another trunk, other plants in a pool) is trained in full.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cluster import session
 from cluster.catalog import Catalog
 from cluster.ledger import RunLedger
 from cluster.retention import enforce
 from cluster.settings import Settings
 from cluster.storage import Store, open_store
 from jobs.carry_out import Say, Trained, carried_out, latest_plan
-from jobs.fleet import COMPARED, planned, run_lanes
-from jobs.forked import run_forked, warm_up
+from jobs.fleet import COMPARED, planned, run_plan
+from jobs.forked import warm_up
 from jobs.plan import Plan, RunSpec
 from jobs.recipe import Recipe
 from plants.balance import labelled_defects
@@ -77,12 +75,7 @@ def refresh_fleet(
     material.recipe = recipe.model_copy(update={"stages": tuple(s for s in recipe.stages if s.cut in cuts)})
 
     def work() -> None:
-        material.export_trunk_once()
-        if settings.is_embedded:
-            run_forked(plan, material=material, settings=settings, say=say)
-        else:
-            session.start(settings)
-            run_lanes(plan, material=material, settings=settings, say=say)
+        run_plan(plan, material=material, settings=settings, say=say)
 
     given = {"retry_failed": retry_failed, "notes": _words(plan), "began": start, "say": say, **terms}
     return carried_out(plan, material=material, settings=settings, work=work, **given)

@@ -183,7 +183,7 @@ def _phases(events: list[dict[str, Any]], *, begun: float, ended: float) -> dict
     last = max(e["at"] for e in prepared)
     done = max(e["at"] for e in events if e["kind"] == "done")
     marks = [begun, planned_at, first, last, done, ended]
-    names = ("import_start_ray_and_plan", "export_and_start_trainer", "prepare", "lanes", "end_trainer")
+    names = ("import_and_plan", "export_and_start_lanes", "prepare", "lanes", "end_lanes")
     return {name: b - a for name, a, b in zip(names, marks, marks[1:], strict=False)}
 
 
