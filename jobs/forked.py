@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -114,8 +115,11 @@ def _lane(pipe: Connection, rank: int, num_lanes: int, config: dict[str, Any], e
     from jobs.material import Material
 
     def call(method: str, *args: Any, **more: Any) -> Any:
-        pipe.send((method, args, more))
-        is_said, answer = pipe.recv()
+        try:
+            pipe.send((method, args, more))
+            is_said, answer = pipe.recv()
+        except (EOFError, OSError):  # that process is gone, and with it the board
+            sys.exit(1)
         if not is_said:
             raise answer
         return answer

@@ -1,4 +1,4 @@
-"""Lanes: the workers of one Ray Train run, each taking runs from the plan until none is left.
+"""Lanes: workers of one Ray Train run, or forks (`jobs.forked`), each taking runs from the plan until none is left.
 
 The board knows what runs and what is next; the run ledger in storage, not the board, is what survives the driver.
 First the lanes prepare the plants, one each at a time; then, where there are runs that are too long for one lane
@@ -28,7 +28,7 @@ ALL_LANES = "all"
 
 
 class Board:
-    """Which run is next for which lane. One actor; the only writer of the run ledger."""
+    """Which run is next for which lane. There is one; it alone writes the run ledger."""
 
     def __init__(self, plan: dict[str, Any], store_uri: str, order: Sequence[str] = ()) -> None:
         """order: plants in the order in which they are to be prepared, the others after them."""
@@ -218,7 +218,7 @@ class Board:
 
 
 def lane_loop(config: dict[str, Any]) -> None:
-    """The train function of every worker: a lane of the board that the config names."""
+    """The train function of every worker of Ray Train: a lane of the board that the config names."""
     import ray
     import ray.train
 

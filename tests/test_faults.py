@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,11 @@ from jobs.material import Material
 from jobs.recipe import Recipe, Stage, save_recipe
 from plants.plant import load_fleet
 from tests.fleets import imported, small_fleet
+from tests.ray_head import Node, descendants, started
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+TOKEN = "a-token-of-forty-characters-for-this-test"
 POISONED = "brno"
 POISONED_RUNS = {"frozen-brno-s0", "own-brno-s0"}
 
@@ -43,14 +45,14 @@ NORMALITY = "normality-brno-s0"
 
 def recipe_of_long_runs() -> Recipe:
     """Runs of some seconds, so that there is a middle to kill them in."""
-    return Recipe(stages=(Stage(cut=1, epochs=24),), views=2, patience=24, batch=8)
+    return Recipe(stages=(Stage(cut=1, epochs=48),), views=2, patience=48, batch=8)
 
 
 class Driver:
     """`crossplant train` in a process of its own, with a home of its own."""
 
-    def __init__(self, works: Path, *, recipe: Recipe) -> None:
-        self.works = works
+    def __init__(self, works: Path, *, recipe: Recipe, cluster: Node | None = None) -> None:
+        self.works, self.cluster = works, cluster
         self.fleet = load_fleet(works / "fleet.yaml")
         save_recipe(recipe, works / "recipe.yaml")
         self.store = open_store(self.fleet.store)
@@ -62,16 +64,25 @@ class Driver:
             "CROSSPLANT_SLOTS": "2",
             "CROSSPLANT_OBJECT_STORE_MB": "160",
             "HOME": str(self.works),
-            "RAY_AUTH_MODE": "disabled",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
             "OMP_NUM_THREADS": "1",
         }
+        if self.cluster:
+            env |= {"CROSSPLANT_RAY_ADDRESS": self.cluster.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         words = ["train", "--fleet", str(self.works / "fleet.yaml"), "--recipe", str(self.works / "recipe.yaml")]
         words += ["--json", str(self.works / "train.json")]
         with (self.works / "printed.txt").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "crossplant", *words], cwd=ROOT, env=env, stdout=log, stderr=log
             )
+
+    def workers(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """The processes that are its lanes: Ray Train's workers on a cluster, forks of one of its own here."""
+        if self.cluster:
+            return [pid for pid in descendants(self.cluster.pid) if "RayTrainWorker" in cmdline(pid)]
+        return [
+            pid for server in descendants(process.pid) if "forkserver" in cmdline(server) for pid in descendants(server)
+        ]
 
     def finished(self, process: subprocess.Popen[bytes]) -> int:
         """Its exit code; one that hangs fails the test."""
@@ -116,31 +127,14 @@ class Driver:
 
 
 def kill_driver(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of a driver. Its workers end by themselves within seconds; Ray's agents, which take a minute, here."""
-    children = {pid: cmdline(pid) for pid in below(process.pid)}
+    """kill -9 of a driver. What it has started ends by itself within seconds."""
+    children = {pid: cmdline(pid) for pid in descendants(process.pid)}
     process.kill()
     process.wait()
     begun = time.monotonic()
     while left := [pid for pid, name in children.items() if name and cmdline(pid) == name]:
-        if all(children[pid].rstrip().endswith("Agent") for pid in left):
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
         assert time.monotonic() - begun < 30, [children[pid] for pid in left]
         time.sleep(0.1)
-
-
-def below(root: int) -> list[int]:
-    """Every process that this one has started, directly or not."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    found, grew = {root}, True
-    while grew:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= more
-        grew = bool(more)
-    return sorted(found - {root})
 
 
 def cmdline(pid: int) -> str:
@@ -189,9 +183,9 @@ def undisturbed(poisoned: tuple[Path, str], tmp_path_factory: pytest.TempPathFac
     return driver
 
 
-def copy_of(fleet: Path, folder: Path) -> Driver:
+def copy_of(fleet: Path, folder: Path, *, cluster: Node | None = None) -> Driver:
     shutil.copytree(fleet, folder)
-    return Driver(folder, recipe=recipe_of_long_runs())
+    return Driver(folder, recipe=recipe_of_long_runs(), cluster=cluster)
 
 
 @dataclass(frozen=True)
@@ -207,17 +201,31 @@ class Killed:
     """What the last command printed."""
 
 
-@pytest.fixture(scope="module")
-def killed(poisoned: tuple[Path, str], undisturbed: Driver, tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    driver = copy_of(poisoned[0], tmp_path_factory.mktemp("killed") / "works")
-    shutil.copytree(undisturbed.works / "home" / "cache", driver.works / "home" / "cache")
+@pytest.fixture(scope="module", params=["here", "on a cluster"])
+def killed(
+    request: pytest.FixtureRequest,
+    poisoned: tuple[Path, str],
+    undisturbed: Driver,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Killed]:
+    with started(token=TOKEN) if request.param == "on a cluster" else contextlib.nullcontext() as cluster:
+        yield killed_twice(poisoned[0], tmp_path_factory.mktemp("killed"), cluster=cluster, like=undisturbed)
+
+
+def killed_twice(fleet: Path, folder: Path, *, cluster: Node | None, like: Driver) -> Killed:
+    driver = copy_of(fleet, folder / "works", cluster=cluster)
+    shutil.copytree(like.works / "home" / "cache", driver.works / "home" / "cache")
     process = driver.start()
     assert driver.wait_until(lambda rs: bool(done(rs)) and len(alone(rs)) == 2, of=process), driver.printed
     struck = set(alone(driver.records()))
-    os.kill(next(pid for pid in below(process.pid) if "RayTrainWorker" in cmdline(pid)), signal.SIGKILL)
+    os.kill(driver.workers(process)[0], signal.SIGKILL)
     finished = [snapshot(driver)]
-    again = lambda rs: any(rs[r].attempts == 2 and rs[r].state == "running" for r in struck)  # noqa: E731
-    assert driver.wait_until(lambda rs: bool(done(rs)) and again(rs), of=process), driver.printed
+
+    def is_at_it_again(records: dict[str, RunRecord]) -> bool:
+        again = [r for r in struck if records[r].attempts == 2 and records[r].state == "running"]
+        return bool(done(records)) and bool(again) and "died: " in driver.printed
+
+    assert driver.wait_until(is_at_it_again, of=process), driver.printed
     assert kept(driver, finished[0])
     kill_driver(process)
     finished.append(snapshot(driver))
@@ -286,5 +294,5 @@ def test_a_plant_without_labels_fails_alone_with_its_cause_and_all_others_finish
         assert frame in runs[name]["error"]
     assert frame in said
     assert "Traceback" not in killed.driver.printed
-    assert "recipe: patience 24 is above 10: expect wasted epochs" in said
+    assert "recipe: patience 48 is above 10: expect wasted epochs" in said
     assert "check failed: 2 runs failed" in said

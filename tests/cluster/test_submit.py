@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -17,6 +12,7 @@ import pytest
 from cluster import submit as module
 from cluster.submit import Submission, entrypoint, submit, token_of
 from plants.errors import InputError
+from tests.ray_head import free_ports, started
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-forty-characters-for-this-test"
@@ -46,97 +42,13 @@ class Head:
     code: Path
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
-def descendants(pid: int) -> list[int]:
-    """Process ids below a process, from /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-def end(process: subprocess.Popen[bytes], *, folder: Path) -> None:
-    """The head and what it started are gone, by their own process ids; nothing else is touched."""
-    ours = descendants(process.pid)
-    process.terminate()
-    try:
-        process.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(timeout=15)
-    for pid in ours:
-        try:
-            if str(folder).encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                os.kill(pid, signal.SIGKILL)
-        except OSError:
-            continue
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A real head node with token authentication, its own HOME, ports and temporary folder."""
-    import requests
-
+    """A real head node with token authentication, and the code that is sent there."""
     code = tmp_path_factory.mktemp("code")
     (code / "crossplant.py").write_text(PROGRAM, "utf-8")
-    names = [
-        "port",
-        "dashboard-port",
-        "dashboard-agent-listen-port",
-        "dashboard-agent-grpc-port",
-        "runtime-env-agent-port",
-        "metrics-export-port",
-        "node-manager-port",
-        "object-manager-port",
-        "ray-client-server-port",
-    ]
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    with tempfile.TemporaryDirectory(prefix="cps-", ignore_cleanup_errors=True) as short:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CROSSPLANT_"))}
-        env |= {"HOME": short, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
-        env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
-        env |= {"RAY_max_grpc_message_size": str(LIMIT)}
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
-        command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", "--object-store-memory=100000000"]
-        command += [f"--temp-dir={short}/ray", *(f"--{name}={port}" for name, port in ports.items())]
-        log = Path(short) / "start.log"
-        address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, env=env, cwd=short, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            deadline = time.monotonic() + 90
-            headers = {"Authorization": f"Bearer {TOKEN}"}
-            while True:
-                assert process.poll() is None, log.read_text("utf-8", "replace")[-3000:]
-                assert time.monotonic() < deadline, "ray start --head took more than 90 s"
-                try:
-                    if requests.get(f"{address}/api/jobs/", headers=headers, timeout=5).status_code == 200:
-                        break
-                except requests.RequestException:
-                    pass
-                time.sleep(0.2)
-            yield Head(address, code)
-        finally:
-            end(process, folder=Path(short))
+    with started(token=TOKEN, variables={"RAY_max_grpc_message_size": str(LIMIT)}) as node:
+        yield Head(node.dashboard, code)
 
 
 @pytest.mark.slow
