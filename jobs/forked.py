@@ -1,21 +1,26 @@
-"""A plan's lanes on one machine as forks, where starting Ray's workers takes longer than most plans' runs.
+"""Work on one machine in forks, where starting Ray's workers takes longer than most plans' runs.
 
 They are forked from a process that does nothing but import what they need, as one that has trained cannot be forked
-(autograd's threads). The board stays here and answers over pipes; a lane whose pipe is closed, as this process was
-killed, ends. Not for a cluster, nor for runs that all lanes fit together.
+(autograd's threads). Of a plan's lanes the board stays here and answers over pipes; a lane whose pipe is closed, as
+this process was killed, ends. Not for a cluster, nor for runs that all lanes fit together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from cluster import session
+from cluster.packs import MapTasks
 from cluster.settings import Settings
 from jobs.carry_out import Say, lanes_of
 from jobs.lanes import Board, lane_of
@@ -27,10 +32,30 @@ if TYPE_CHECKING:
     from jobs.material import Material
 
 
-def warm_up() -> None:
-    """The process that lanes are forked from is there, and goes on importing while others work."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["jobs.imported"])
+def warm_up(*modules: str) -> None:
+    """The process that others are forked from is there, and goes on importing, these too, while this one works."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["jobs.imported", *modules])
     forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def mapping(settings: Settings) -> Iterator[MapTasks]:
+    """For the length of a block, what maps a function over items: forks on one machine, Ray's tasks on a cluster.
+
+    Raises CheckFailed where a fork is killed.
+    """
+    if not settings.is_embedded:
+        session.start(settings)
+        yield session.map_tasks
+        return
+    context = multiprocessing.get_context("forkserver")
+    given: dict[str, Any] = {"mp_context": context, "initializer": _begin, "initargs": (dict(os.environ), False)}
+    with ProcessPoolExecutor(settings.slots, **given) as pool:
+        try:
+            yield pool.map
+        except BrokenProcessPool:
+            why = "one of the processes that share the work was ended from outside, as for want of memory"
+            raise CheckFailed(f"{why}. Run the same command again, with fewer CROSSPLANT_SLOTS") from None
 
 
 def is_forked(plan: Plan, *, settings: Settings) -> bool:
@@ -106,10 +131,17 @@ def _check_deaths(count: int, *, plan: Plan, cause: str) -> None:
         raise CheckFailed(f"lanes could not be kept at work: {cause}. The same command goes on where this one was")
 
 
-def _lane(pipe: Connection, rank: int, num_lanes: int, config: dict[str, Any], environment: Mapping[str, str]) -> None:
-    """environment: of the process whose lane this is, now, not when `warm_up` was called."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's processes: that one ends this one
+def _begin(environment: Mapping[str, str], is_left: bool) -> None:
+    """A fork has the environment that its command has now, not when `warm_up` was called.
+
+    is_left: by Ctrl-C, which goes to all processes of a terminal, to its command, which ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN if is_left else signal.SIG_DFL)
     os.environ.update(environment)
+
+
+def _lane(pipe: Connection, rank: int, num_lanes: int, config: dict[str, Any], environment: Mapping[str, str]) -> None:
+    _begin(environment, is_left=True)
     import torch
 
     from jobs.material import Material

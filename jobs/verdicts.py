@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cluster import session
 from cluster.ledger import RunLedger
 from cluster.retention import enforce
 from cluster.settings import Settings
@@ -17,8 +16,8 @@ from cluster.storage import Store, open_store
 from jobs.alarms import is_lost
 from jobs.carry_out import latest_plan
 from jobs.fleet import COMPARED
+from jobs.forked import mapping, warm_up
 from jobs.incumbent_section import AGAINST
-from jobs.material import Material
 from jobs.plan import Plan
 from jobs.tables import show_matrix, span
 from jobs.verbs import new_table, who
@@ -26,6 +25,9 @@ from plants.arrival import MARGIN
 from plants.errors import InputError
 from plants.plant import Fleet
 from plants.verdict import amount
+
+if TYPE_CHECKING:
+    from jobs.material import Material
 
 EVALUATED = "reports/evaluate.json"
 BUNDLE_SCORES = "scores/{bundle}/{plant}.parquet"
@@ -43,6 +45,7 @@ def compared(store: Store) -> dict[str, Any]:
 
 def exports_of(fleet: Fleet, *, settings: Settings, plan: Plan) -> Any:
     """The exported trunk and branches of a plan."""
+    from jobs.material import Material
     from jobs.scoring import Exports
 
     material = Material(fleet, cache=settings.cache, cache_gb=settings.cache_gb, recipe=plan.deepest, trunk=plan.trunk)
@@ -62,6 +65,8 @@ def compare(
 
     is_robust: whether the chosen models are judged on corrupted parts too.
     """
+    if settings.is_embedded:
+        warm_up("jobs.compare")
     from jobs.compare import SCORES, compare_fleet
     from jobs.package import publish_decision
     from jobs.provenance import provenance
@@ -78,19 +83,19 @@ def compare(
     if plan.data and exports.material.catalog.data_digest(list(plan.data)) != plan.data_digest.partition("|")[0]:
         show.print("note: rows to learn from changed since the plan was trained: `crossplant train` learns from them")
     seed = min(run.seed for run in plan.runs)
-    session.start(settings)
-    document = compare_fleet(
-        fleet,
-        plan=plan,
-        exports=exports,
-        done=done,
-        refused=[run_id for run_id, record in records.items() if record.state == "refused"],
-        seed=seed,
-        floor_margin=floor_margin,
-        say=lambda text: show.print(text, markup=False),
-        map_tasks=session.map_tasks,
-        is_robust=is_robust,
-    )
+    with mapping(settings) as map_tasks:
+        document = compare_fleet(
+            fleet,
+            plan=plan,
+            exports=exports,
+            done=done,
+            refused=[run_id for run_id, record in records.items() if record.state == "refused"],
+            seed=seed,
+            floor_margin=floor_margin,
+            say=lambda text: show.print(text, markup=False),
+            map_tasks=map_tasks,
+            is_robust=is_robust,
+        )
     prepared = RunLedger(store, plan.plan_id).preparations()
     document["transfer"] = with_seconds(document["transfer"], plan=plan, records=records, prepared=prepared)
     finished = {run_id: record.finished_at for run_id, record in records.items()}

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import requests
 
+from tests.processes import descendants
+
 PORTS = (
     "port",
     "dashboard-port",
@@ -83,23 +85,6 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
-
-
-def descendants(pid: int) -> list[int]:
-    """Process ids below a process, from /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
 
 
 def end(process: subprocess.Popen[bytes], *, folder: Path) -> None:

@@ -31,7 +31,8 @@ from jobs.material import Material
 from jobs.recipe import Recipe, Stage, save_recipe
 from plants.plant import load_fleet
 from tests.fleets import imported, small_fleet
-from tests.ray_head import Node, descendants, started
+from tests.processes import cmdline, descendants, kill_driver
+from tests.ray_head import Node, started
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,25 +125,6 @@ class Driver:
         """All that the runs have left, what others start from included, by run and name."""
         paths = Path(self.store.uri, "runs", self.plan).glob("*/*.safetensors")
         return {f"{path.parent.name}/{path.stem}": path for path in paths}
-
-
-def kill_driver(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of a driver. What it has started ends by itself within seconds."""
-    children = {pid: cmdline(pid) for pid in descendants(process.pid)}
-    process.kill()
-    process.wait()
-    begun = time.monotonic()
-    while left := [pid for pid, name in children.items() if name and cmdline(pid) == name]:
-        assert time.monotonic() - begun < 30, [children[pid] for pid in left]
-        time.sleep(0.1)
-
-
-def cmdline(pid: int) -> str:
-    """What the process calls itself; nothing once it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from jobs.tune import EPOCHS, FINALISTS, SEEDS, STRENGTHS, _finalists, rank_valu
 from plants.errors import CheckFailed, InputError
 from plants.plant import Fleet, load_fleet
 from tests.fleets import console, imported, small_fleet
-from tests.test_faults import kill_driver
+from tests.processes import kill_driver
 
 ROOT = Path(__file__).resolve().parents[2]
 UNREADABLE = b"no answer"

@@ -16,9 +16,9 @@ from serving.gaps import Gap, gaps
 from serving.segments import Index, load_index
 from serving.spool import waiting_on_disk
 from serving.wiring import Tiers
+from tests.processes import cmdline, descendants
 from tests.serving.steady import Answers, Asked
 from tests.serving.toys import LEAVES, Works, make_trunk, plant_view
-from tests.test_faults import below, cmdline
 
 FLEET = "toys"
 
@@ -114,4 +114,4 @@ def deploy(works: Cluster, *, tiers: Tiers, max_waiting: int) -> None:
 
 def replica_processes() -> list[int]:
     """The replicas that this process has started."""
-    return [pid for pid in below(os.getpid()) if "ServeReplica" in cmdline(pid)]
+    return [pid for pid in descendants(os.getpid()) if "ServeReplica" in cmdline(pid)]

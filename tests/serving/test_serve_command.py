@@ -14,8 +14,8 @@ import pytest
 
 from serving.client import Client
 from tests.fleets import drawn_fleet
+from tests.processes import kill_driver
 from tests.serving.toys import RED, Works, png
-from tests.test_faults import kill_driver
 
 ROOT = Path(__file__).parents[2]
 
