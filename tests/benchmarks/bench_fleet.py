@@ -93,6 +93,7 @@ def _turn(base: dict[str, Any], *, folder: Path, compute: dict[str, Any], given:
     """Every side once, on a store and a cache that hold nothing but the imported labels."""
     sides = {"ours": _side("ours", base, folder=folder), "plain": _side("plain", base, folder=folder, compute=compute)}
     sides["pure"] = _side("pure", base, folder=folder)
+    sides["pure_at_once"] = _at_once("pure", base, folder=folder, num=given.slots)
     if given.full:
         sides["full"] = _side("full", base, folder=folder, compute=compute)
     if given.trainers:
@@ -104,10 +105,21 @@ def _turn(base: dict[str, Any], *, folder: Path, compute: dict[str, Any], given:
 
 
 def _side(role: str, base: dict[str, Any], *, folder: Path, **more: Any) -> dict[str, Any]:
+    return _begun(role, base, folder=folder, **more).result(timeout_s=SIDE_TIMEOUT_S)
+
+
+def _begun(role: str, base: dict[str, Any], *, folder: Path, **more: Any) -> Child:
     store = folder / f"{role}-store"
     shutil.copytree(base["fleet"]["store"], store)
     task = {**base, **more, "fleet": {**base["fleet"], "store": str(store)}, "home": str(folder / f"{role}-home")}
-    return Child(__file__, role, task, folder=folder).result(timeout_s=SIDE_TIMEOUT_S)
+    return Child(__file__, role, task, folder=folder)
+
+
+def _at_once(role: str, base: dict[str, Any], *, folder: Path, num: int) -> dict[str, Any]:
+    """The mean of so many processes that each do all of a side's work, at once: what these cores can do together."""
+    children = [_begun(role, base, folder=folder / f"at-once-{i}") for i in range(num)]
+    found = [child.result(timeout_s=SIDE_TIMEOUT_S) for child in children]
+    return {key: mean([one[key] for one in found]) for key in found[0]}
 
 
 # --- the sides, each in its own process
@@ -429,6 +441,11 @@ def figures(
             **_summary(turns, side="pure", keys=("seconds", "compute_s", "export_s")),
             "wall_over_pure": round(total("ours") / (total("pure", "compute_s") / lanes), 3),
             "steady_over_pure": round(total("ours", "steady_s") / (total("pure", "compute_s") / lanes), 3),
+            "at_once": {
+                "what": f"{lanes} such processes at once, each with all the work: of what these cores can do together",
+                **_summary(turns, side="pure_at_once", keys=("compute_s",)),
+                "steady_over_pure": round(total("ours", "steady_s") / (total("pure_at_once", "compute_s") / lanes), 3),
+            },
         },
         "is_smoke_run": given.quick,
         "runs": turns[0]["ours"]["num_runs"],
